@@ -1,1 +1,45 @@
-//! SDK.
+//! What every Rust accelerator for CrewAI needs, whoever publishes it.
+//!
+//! | module | for |
+//! |---|---|
+//! | [`passport`](mod@passport) | `__build_info__`: which build of which crate a Python process has loaded |
+//! | [`error`] | Rust error chains and panics as the Python exceptions that fit |
+//! | [`gil`] | releasing the GIL, and taking locks without dead-locking on it |
+//!
+//! An accelerator's `#[pymodule]` starts like this:
+//!
+//! ```
+//! use pyo3::prelude::*;
+//!
+//! #[pymodule]
+//! fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+//!     crewai_native_sdk::passport!(module)
+//! }
+//! ```
+//!
+//! and its functions like this:
+//!
+//! ```
+//! use anyhow::Context;
+//! use crewai_native_sdk::gil::detached;
+//! use pyo3::prelude::*;
+//!
+//! /// Returns the size of a file in bytes.
+//! #[pyfunction]
+//! fn size_of(py: Python<'_>, path: std::path::PathBuf) -> PyResult<u64> {
+//!     detached(py, || {
+//!         let found = std::fs::metadata(&path)
+//!             .with_context(|| format!("looking at {}", path.display()))?;
+//!         anyhow::Ok(found.len())
+//!     })
+//! }
+//! ```
+//!
+//! A missing file raises `FileNotFoundError` with `errno` set and the whole chain in its message;
+//! a panic raises `RuntimeError`; other Python threads run meanwhile.
+
+pub mod error;
+pub mod gil;
+pub mod passport;
+
+pub use error::{Error, HasKind, Kind, ResultExt};

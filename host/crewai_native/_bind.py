@@ -1,0 +1,136 @@
+"""Changes to CrewAI that can be taken back exactly.
+
+A :class:`Binding` records each change of one slot and undoes them in reverse order. It replaces
+attributes of existing modules and classes, never a class itself: a class is known by name in
+dozens of modules, and instances, ``isinstance`` and pickles must keep meaning the same one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from crewai_native._watch import Watch
+
+_logger = logging.getLogger("crewai_native")
+_ABSENT: Final = object()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Change:
+    owner: Any
+    name: str
+    before: Any
+    after: Any
+
+    def in_force(self) -> bool:
+        return vars(self.owner).get(self.name) is self.after
+
+    def undo(self) -> None:
+        if not self.in_force():
+            where = getattr(self.owner, "__qualname__", self.owner.__name__)
+            _logger.warning(
+                "%s.%s was replaced by other code after crewai-native had set it; left as it is",
+                where,
+                self.name,
+            )
+        elif self.before is _ABSENT:
+            delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, self.before)
+
+
+class Binding:
+    """The changes that serve one slot.
+
+    Attributes:
+        watch: Counts and times the slot's calls, and reverts the slot when it keeps failing.
+        notes: What the user should know about how the slot was bound.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.notes: list[str] = []
+        self._changes: list[_Change] = []
+        self._undo: list[Callable[[], None]] = []
+
+    def replace(self, owner: Any, name: str, value: Any) -> Any:
+        """Set an attribute of a module or class and return what stood there.
+
+        Args:
+            owner: The module or class.
+            name: The attribute. On a class it is replaced in that class's own ``__dict__``, so an
+                inherited one is left as it is and shows again after :meth:`undo`.
+            value: What stands there from now on.
+        """
+        # A class's raw entry, not getattr: a staticmethod must come back as a staticmethod.
+        before = vars(owner).get(name, _ABSENT)
+        original = getattr(owner, name)
+        setattr(owner, name, value)
+        change = _Change(owner, name, before, vars(owner)[name])
+        self._changes.append(change)
+        self._undo.append(change.undo)
+        return original
+
+    def wrap(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+        """Replace a function by what ``make`` returns for the original."""
+        self.replace(owner, name, make(getattr(owner, name)))
+
+    def replace_function(self, function: Any, value: Any, package: str = "crewai") -> None:
+        """Replace a module-level function under every name that imported modules know it by.
+
+        ``from module import function`` copies the reference; modules of ``package`` loaded so far
+        are searched for it. Modules loaded later copy it from the defining module, which has the
+        replacement by then.
+        """
+        prefix = f"{package}."
+        for module_name, module in list(sys.modules.items()):
+            if module_name != package and not module_name.startswith(prefix):
+                continue
+            for name, attribute in list(vars(module).items()) if module else ():
+                if attribute is function:
+                    self.replace(module, name, value)
+
+    def meter_methods(self, cls: type, names: Iterable[str]) -> None:
+        """Count and time methods of a provider's class while the slot is bound.
+
+        Methods that the class inherits are metered on the class itself. A class that takes no new
+        attributes, as extension types do not, stays uncounted and a note says so.
+        """
+        for name in names:
+            try:
+                self.wrap(cls, name, self.watch.meter)
+            except TypeError:
+                self.notes.append(f"calls are not counted ({cls.__qualname__} is immutable)")
+                return
+
+    def on_undo(self, callback: Callable[[], None]) -> None:
+        """Call something when the slot is unbound."""
+        self._undo.append(callback)
+
+    def in_force(self) -> bool:
+        """Return whether everything that was set still stands."""
+        return all(change.in_force() for change in self._changes)
+
+    def undo(self) -> None:
+        """Take every change back, the last first.
+
+        What somebody else has put over ours since then is theirs and stays; a warning says so.
+
+        Raises:
+            ExceptionGroup: Callbacks failed; every other change was still undone.
+        """
+        errors = []
+        while self._undo:
+            try:
+                self._undo.pop()()
+            except Exception as error:  # noqa: BLE001 - collected and raised below
+                errors.append(error)
+        self._changes.clear()
+        if errors:
+            raise ExceptionGroup("undoing a binding", errors)

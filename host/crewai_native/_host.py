@@ -1,0 +1,471 @@
+"""The host: negotiates each slot, binds the winners into CrewAI, and takes it all back.
+
+There is one host per process, :data:`HOST`. Its public face is in :mod:`crewai_native`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import logging
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+import importlib_metadata
+
+from crewai_native import _discovery, _probe, _settings, _targets, slots
+from crewai_native._bind import Binding
+from crewai_native._errors import (
+    ConfigurationError,
+    CrewAINativeError,
+    Declined,
+    Shadowed,
+    StrictError,
+)
+from crewai_native._negotiate import Screening
+from crewai_native._plugins import Plugin, Plugins
+from crewai_native._types import STOCK, Candidate, SlotStatus, State, Status
+from crewai_native._watch import Metrics, Watch
+from crewai_native.slots._base import Provider
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from crewai_native._discovery import Offer
+    from crewai_native._settings import Settings
+    from crewai_native.slots._base import Slot
+
+_logger = logging.getLogger("crewai_native")
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Bound:
+    """A slot that is served: by whom, and how to take it back."""
+
+    slot: Slot
+    offer: Offer
+    binding: Binding
+    reason: str
+
+
+class Host:
+    """Wires plug-ins into CrewAI, slot by slot. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._plugins = Plugins()
+        self._settings: Settings | None = None
+        self._overrides: list[Mapping[str, str]] = []
+        self._bound: dict[str, _Bound] = {}
+        self._offers: dict[str, list[Offer]] = {}
+        self._strangers: list[Candidate] = []
+        self._stock_reasons: dict[str, str] = {}
+        self._configured: set[tuple[str, str]] = set()
+        self._verdicts: dict[str, _probe.Verdict] = {}
+        self._crewai = ""
+        self._busy = False
+        self._reason = "not activated"
+        self._warnings: list[str] = []
+
+    # --- activation -----------------------------------------------------------------------
+
+    @property
+    def active(self) -> bool:
+        """Whether the host is wired into CrewAI."""
+        return self._settings is not None
+
+    def activate(self, settings: Settings, reason: str) -> None:
+        """Negotiate and bind every slot; change only what differs if already active.
+
+        Raises:
+            ConfigurationError: CrewAI is not installed, or a setting means nothing.
+            StrictError: ``strict`` is set and a slot that should be bound is not.
+        """
+        with self._lock:
+            if self._settings == settings:
+                return
+            self._reset()
+            if not settings.enabled:
+                self._reason = f"switched off ({settings.source('enabled')})"
+                return
+            self._busy = True
+            try:
+                self._import_crewai()
+                self._settings = settings
+                self._reason = reason
+                self._discover()
+                self._rebind(slots.SLOT_NAMES)
+                self._check_strict()
+            except BaseException:
+                self._reset()
+                raise
+            finally:
+                self._busy = False
+            _otel_export(self)
+
+    def activate_on_import(self) -> None:
+        """Activate because a program has imported CrewAI.
+
+        Settings that mean nothing, and ``strict``, are errors of that import: nobody may believe
+        to run accelerated who does not. Anything else that goes wrong here is ours, is logged and
+        shown by ``status``, and leaves the program on stock CrewAI.
+        """
+        with self._lock:
+            if self._busy or self.active:
+                return
+            try:
+                self.activate(_settings.load(), "CrewAI was imported")
+            except CrewAINativeError:
+                raise
+            except Exception as error:
+                _logger.exception("crewai-native could not be activated; CrewAI runs as it is")
+                self._reason = f"activation failed: {error!r}"
+
+    def deactivate(self) -> None:
+        """Restore CrewAI exactly."""
+        with self._lock:
+            self._reset()
+            self._reason = "deactivated"
+
+    @contextlib.contextmanager
+    def using(self, chosen: Mapping[str, str]) -> Iterator[Status]:
+        """Serve some slots by other providers for a block; process-wide.
+
+        Args:
+            chosen: Provider per slot: a distribution's name, or ``stock``.
+
+        Raises:
+            ConfigurationError: There is no such slot or provider.
+        """
+        with self._lock:
+            was_active = self.active
+            if not was_active:
+                self.activate(_settings.load(), "using()")
+            if self._settings is None:
+                raise ConfigurationError(f"using() needs an active host; {self._reason}")
+            self._settings.override(chosen)  # checks the names before anything is changed
+            self._overrides.append(chosen)
+            try:
+                self._rebind(chosen)
+            except BaseException:
+                self._overrides.pop()
+                self._rebind(chosen)
+                raise
+        try:
+            yield self.status()
+        finally:
+            with self._lock:
+                if any(override is chosen for override in self._overrides):
+                    self._overrides = [o for o in self._overrides if o is not chosen]
+                    if was_active:
+                        self._rebind(chosen)
+                    else:
+                        self.deactivate()
+
+    def _import_crewai(self) -> None:
+        try:
+            self._crewai = importlib_metadata.version("crewai")
+            importlib.import_module("crewai")
+        except importlib_metadata.PackageNotFoundError as error:
+            raise ConfigurationError("CrewAI is not installed; pip install crewai") from error
+
+    def _discover(self) -> None:
+        self._offers, self._strangers = _discovery.offers()
+        for stranger in self._strangers:
+            self._warnings.append(
+                f"{stranger.distribution} {stranger.version}: {stranger.slot}: {stranger.reason}"
+            )
+
+    def _reset(self) -> None:
+        self._unbind(list(self._bound))
+        for plugin in self._plugins if self._configured else ():
+            try:
+                plugin.call("crewai_native_unconfigure")
+            except Exception:
+                _logger.exception("%s failed to unconfigure", plugin.distribution)
+        self._configured.clear()
+        self._settings = None
+        self._overrides.clear()
+        self._offers = {}
+        self._strangers = []
+        self._stock_reasons.clear()
+        self._verdicts.clear()
+        self._warnings.clear()
+
+    # --- slots ----------------------------------------------------------------------------
+
+    def _effective(self) -> Settings:
+        assert self._settings is not None
+        settings = self._settings
+        for override in self._overrides:
+            settings = settings.override(override)
+        return settings
+
+    def _rebind(self, names: Any) -> None:
+        """Negotiate slots afresh and bind the winners."""
+        settings = self._effective()
+        names = [name for name in slots.SLOT_NAMES if name in names]
+        self._unbind(names)
+        screening = Screening(settings, self._crewai)
+        eligible = {}
+        for name in names:
+            for offer in self._offers[name]:
+                _forget(offer.candidate)
+            eligible[name] = screening.eligible(name, self._offers[name])
+        # One child process tries everybody's first choice; a later choice is rarely needed.
+        self._try_first([ranked[0] for ranked in eligible.values() if ranked], settings)
+        for name in names:
+            self._stock_reasons.pop(name, None)
+            if eligible[name]:
+                self._serve(slots.load(name), eligible[name], settings)
+
+    def _try_first(self, offers: list[Offer], settings: Settings) -> None:
+        unseen = [offer for offer in offers if offer.value not in self._verdicts]
+        if unseen:
+            self._verdicts.update(_probe.verdicts(unseen, settings))
+
+    def _serve(self, slot: Slot, ranked: list[Offer], settings: Settings) -> None:
+        problems = _targets.problems(slot.targets)
+        if problems:
+            for offer in ranked:
+                offer.candidate.failed("target", State.TARGET_CHANGED, "; ".join(problems))
+            return
+        for offer in ranked:
+            offer.candidate.passed("target", f"{len(slot.targets)} targets are as they were tested")
+        for offer in ranked:
+            bound = self._bound.get(slot.name)
+            if bound is None:
+                provider = self._provider(slot, offer, settings)
+                if provider is not None:
+                    self._bind(slot, offer, provider, settings)
+            elif slot.shared:
+                provider = self._provider(slot, offer, settings)
+                if provider is not None:
+                    self._join(bound, offer, provider)
+            else:
+                offer.candidate.failed(
+                    "bind",
+                    State.SHADOWED,
+                    f"by {bound.offer.candidate.distribution} ({bound.reason})",
+                )
+
+    def _provider(self, slot: Slot, offer: Offer, settings: Settings) -> Provider | None:
+        """Load a candidate's plug-in and ask what it can do; None where it drops out."""
+        candidate = offer.candidate
+        self._try_first([offer], settings)
+        verdict = self._verdicts[offer.value]
+        if verdict.problem is not None:
+            remembered = "" if verdict.fresh else " (remembered; `crewai-native doctor` tries again)"
+            candidate.failed("first-import", State.BROKEN, verdict.problem + remembered)
+            return None
+        candidate.passed("first-import", "tried now" if verdict.fresh else "remembered as sound")
+        try:
+            plugin = self._plugins.load(offer)
+            if slot.hook not in plugin.hooks:
+                candidate.failed("bind", State.BROKEN, f"{offer.value} implements no {slot.hook}")
+                return None
+            self._configure(plugin, _settings.component_of(slot.name), settings)
+            features = plugin.call("crewai_native_features", {}).get(slot.name, ())
+            candidate.features = frozenset(features)
+        except Declined as declined:
+            candidate.failed("bind", State.DECLINED, str(declined))
+            return None
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            _logger.debug("%s could not be loaded", offer.value, exc_info=True)
+            candidate.failed("bind", State.BROKEN, _one_line(error))
+            return None
+        missing = settings.require.get(slot.name, frozenset()) - candidate.features
+        if missing:
+            candidate.failed(
+                "features",
+                State.INCOMPATIBLE,
+                f"lacks {', '.join(sorted(missing))}, required by "
+                f"{settings.source(f'require.{slot.name}')}; it has: "
+                f"{', '.join(sorted(candidate.features)) or 'none'}",
+            )
+            return None
+        candidate.passed("features", ", ".join(sorted(candidate.features)) or "none stated")
+        return Provider(
+            slot.name,
+            candidate.distribution,
+            candidate.version,
+            candidate.features,
+            plugin.hooks[slot.hook],
+        )
+
+    def _configure(self, plugin: Plugin, component: str, settings: Settings) -> None:
+        if (plugin.value, component) not in self._configured:
+            options = settings.options.get(component, {})
+            plugin.call("crewai_native_configure", options=options)
+            self._configured.add((plugin.value, component))
+
+    def _bind(self, slot: Slot, offer: Offer, provider: Provider, settings: Settings) -> None:
+        candidate = offer.candidate
+        binding = Binding(Watch(slot.name, settings.verify))
+        try:
+            slot.bind(binding, provider)
+            for repair in slot.repairs:
+                self._repair(binding, repair, provider)
+        except Exception as error:
+            binding.undo()
+            if isinstance(error, Shadowed):
+                candidate.failed("bind", State.SHADOWED, str(error))
+            elif isinstance(error, Declined):
+                candidate.failed("bind", State.DECLINED, str(error))
+            else:
+                _logger.debug("%s could not be bound to %s", offer.value, slot.name, exc_info=True)
+                candidate.failed("bind", State.BROKEN, _one_line(error))
+            return
+        rule = next(step.detail for step in candidate.steps if step.name == "order")
+        candidate.passed("bind", slot.how)
+        candidate.state = State.BOUND
+        candidate.reason = "; ".join([rule, *binding.notes])
+        self._bound[slot.name] = _Bound(slot, offer, binding, rule)
+
+    def _join(self, bound: _Bound, offer: Offer, provider: Provider) -> None:
+        try:
+            bound.slot.join(bound.binding, provider)
+        except Exception as error:
+            offer.candidate.failed("bind", State.BROKEN, _one_line(error))
+            return
+        offer.candidate.passed("bind", "beside the first, by name")
+        offer.candidate.state = State.BOUND
+        offer.candidate.reason = "available by name"
+
+    @staticmethod
+    def _repair(binding: Binding, repair: Any, provider: Provider) -> None:
+        if repair.feature not in provider.features:
+            binding.notes.append(f"without repair {repair.name} (needs {repair.feature})")
+        elif problems := _targets.problems(repair.targets):
+            binding.notes.append(f"without repair {repair.name} ({'; '.join(problems)})")
+        else:
+            repair.bind(binding, provider)
+
+    def _unbind(self, names: Any) -> None:
+        for name in reversed([name for name in self._bound if name in names]):
+            self._bound.pop(name).binding.undo()
+
+    def _check_strict(self) -> None:
+        settings = self._effective()
+        if not settings.strict:
+            return
+        unbound = [
+            f"{name} ({candidates[0].candidate.distribution}: {candidates[0].candidate.reason})"
+            for name, candidates in self._offers.items()
+            if candidates and name not in self._bound and settings.switched_off(name) is None
+        ]
+        unbound += [
+            f"{name} (no plug-in offers it, and {settings.source(f'require.{name}')} requires one)"
+            for name in settings.require
+            if not self._offers[name]
+        ]
+        if unbound:
+            raise StrictError(
+                f"strict ({settings.source('strict')}): not bound: {', '.join(unbound)}"
+            )
+
+    # --- watching -------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        """Return the state of every slot and candidate."""
+        with self._lock:
+            return Status(
+                active=self.active,
+                reason=self._reason,
+                crewai=self._crewai or _crewai_version(),
+                slots=[self._slot_status(name) for name in slots.SLOT_NAMES],
+                strangers=[dataclasses.replace(stranger) for stranger in self._strangers],
+                warnings=list(self._warnings),
+            )
+
+    def metrics(self) -> list[Metrics]:
+        """Return what each bound slot has done."""
+        with self._lock:
+            watches = [bound.binding.watch for bound in self._bound.values()]
+        return [watch.metrics() for watch in watches]
+
+    def plugins(self) -> list[Plugin]:
+        """Return the plug-ins that were loaded."""
+        with self._lock:
+            return list(self._plugins)
+
+    def offers(self) -> list[Offer]:
+        """Return every offer found at activation."""
+        with self._lock:
+            return [offer for ranked in self._offers.values() for offer in ranked]
+
+    def _slot_status(self, name: str) -> SlotStatus:
+        slot = slots.load(name)
+        candidates = [
+            dataclasses.replace(offer.candidate, steps=list(offer.candidate.steps))
+            for offer in self._offers.get(name, ())
+        ]
+        bound = self._bound.get(name)
+        status = SlotStatus(
+            slot=name,
+            summary=slot.summary,
+            state=State.STOCK,
+            provider=STOCK,
+            version=self._crewai or _crewai_version(),
+            how="",
+            reason=self._stock_reason(name, candidates),
+            candidates=candidates,
+        )
+        if bound is None:
+            return status
+        mine = next(c for c in candidates if c.distribution == bound.offer.candidate.distribution)
+        if bound.binding.watch.reverted is not None:
+            mine.state, mine.reason = State.BROKEN, f"reverted: {bound.binding.watch.reverted}"
+        elif not bound.binding.in_force():
+            mine.state, mine.reason = State.SHADOWED, "by other code, which replaced it since"
+        else:
+            status.state, status.provider = State.BOUND, mine.distribution
+            status.version, status.how = mine.version, slot.how
+        status.reason = mine.reason
+        return status
+
+    def _stock_reason(self, name: str, candidates: list[Candidate]) -> str:
+        if not self.active:
+            return self._reason
+        off = self._effective().switched_off(name)
+        if off is not None:
+            return off
+        if not candidates:
+            return "no accelerator installed"
+        first = candidates[0]
+        return f"{first.distribution} is {first.state}: {first.reason}"
+
+
+HOST: Final = Host()
+
+
+def activate_on_import() -> None:
+    """Called by the import hook once CrewAI has been imported."""
+    HOST.activate_on_import()
+
+
+def _forget(candidate: Candidate) -> None:
+    """Clear what an earlier negotiation left on a candidate, but for its discovery."""
+    candidate.steps = [step for step in candidate.steps if step.name == "discover"]
+    candidate.state, candidate.reason, candidate.features = State.SHADOWED, "", frozenset()
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _crewai_version() -> str:
+    try:
+        return importlib_metadata.version("crewai")
+    except importlib_metadata.PackageNotFoundError:
+        return ""
+
+
+def _otel_export(host: Host) -> None:
+    from crewai_native import _otel
+
+    _otel.export(host)

@@ -1,0 +1,128 @@
+"""Who may serve a slot, and in which order: the steps that need no plug-in's code.
+
+Each step leaves on the candidate what it looked at, so that ``explain`` can retell it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from crewai_native import _trust
+from crewai_native._errors import ConfigurationError
+from crewai_native._types import STOCK, State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from crewai_native._discovery import Offer
+    from crewai_native._settings import Settings
+
+
+class Screening:
+    """Screens and orders the offers for slots under given settings.
+
+    Raises:
+        ConfigurationError: The settings ask for a lock file that cannot be read.
+    """
+
+    def __init__(self, settings: Settings, crewai: str) -> None:
+        self._settings = settings
+        self._crewai = crewai
+        self._pins: Mapping[str, Mapping[str, Any]] = {}
+        if settings.trust == "locked" or (settings.trust == "listed" and settings.lock.exists()):
+            self._pins = _trust.read(settings.lock)
+
+    def eligible(self, slot: str, offers: list[Offer]) -> list[Offer]:
+        """Return the offers that may serve a slot, in the order in which to try them.
+
+        The others are left with the state and the reason that they dropped out for.
+
+        Raises:
+            ConfigurationError: The provider that the settings choose does not offer the slot.
+        """
+        self._check_choice(slot, offers)
+        passed = [
+            offer
+            for offer in offers
+            if self._allowed(slot, offer) and self._trusted(offer) and self._compatible(offer)
+        ]
+        return self._order(slot, passed)
+
+    def _check_choice(self, slot: str, offers: list[Offer]) -> None:
+        choice = self._settings.slots.get(slot, STOCK)
+        names = [offer.name for offer in offers]
+        if choice not in {STOCK, *names}:
+            source = self._settings.source(f"slots.{slot}")
+            raise ConfigurationError(
+                f"{source} chooses {choice!r} for {slot}, which no installed distribution of that "
+                f"name offers; there are: {', '.join([*sorted(names), STOCK])}"
+            )
+
+    def _allowed(self, slot: str, offer: Offer) -> bool:
+        settings = self._settings
+        reason = settings.switched_off(slot)
+        if reason is None and offer.name in settings.deny:
+            reason = f"on the deny-list ({settings.source('deny')})"
+        if reason is None and settings.plugins is not None and offer.name not in settings.plugins:
+            reason = f"not on the allow-list ({settings.source('plugins')})"
+        if reason is not None:
+            offer.candidate.failed("settings", State.DISABLED, reason)
+            return False
+        offer.candidate.passed("settings", "nothing turns it off")
+        return True
+
+    def _trusted(self, offer: Offer) -> bool:
+        settings = self._settings
+        reason = None
+        if settings.trust == "locked":
+            reason = _trust.mismatch(self._pins, offer, settings.lock)
+        elif settings.trust == "listed":
+            named = {*(settings.plugins or ()), *settings.slots.values(), *self._pins}
+            if offer.name not in named:
+                reason = f"named in no list, and trust is 'listed' ({settings.source('trust')})"
+        if reason is not None:
+            offer.candidate.failed("trust", State.UNTRUSTED, reason)
+            return False
+        offer.candidate.passed("trust", f"trust level {settings.trust}")
+        return True
+
+    def _compatible(self, offer: Offer) -> bool:
+        if offer.accelerates is None:
+            offer.candidate.passed("compatibility", "states no CrewAI range")
+            return True
+        try:
+            fits = SpecifierSet(offer.accelerates).contains(Version(self._crewai), prereleases=True)
+        except (InvalidSpecifier, InvalidVersion) as error:
+            offer.candidate.failed("compatibility", State.INCOMPATIBLE, f"states {error}")
+            return False
+        detail = f"accelerates crewai {offer.accelerates}, installed is {self._crewai}"
+        if not fits:
+            offer.candidate.failed("compatibility", State.INCOMPATIBLE, detail)
+            return False
+        offer.candidate.passed("compatibility", detail)
+        return True
+
+    def _order(self, slot: str, offers: list[Offer]) -> list[Offer]:
+        choice = self._settings.slots.get(slot)
+        ordered = sorted(offers, key=lambda o: (o.name != choice, o.ours, o.name))
+        strangers = [offer for offer in offers if not offer.ours]
+        for offer in ordered:
+            if offer.name == choice:
+                rule = f"chosen by {self._settings.source(f'slots.{slot}')}"
+            elif len(ordered) == 1:
+                rule = "the only candidate"
+            elif offer.ours:
+                rule = "a third party's goes before it"
+            elif len(strangers) == 1:
+                rule = "a third party's goes before this project's own"
+            else:
+                rule = (
+                    f"ambiguous: {len(strangers)} third-party candidates, taken by name; choose "
+                    f'with [tool.crewai-native.slots] "{slot}" = "…"'
+                )
+            offer.candidate.passed("order", rule)
+        return ordered

@@ -1,0 +1,100 @@
+"""Loads plug-ins and calls their hooks one by one, so that one failing takes no other with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from crewai_native import hookspecs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crewai_native._discovery import Offer
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Plugin:
+    """An imported, validated plug-in.
+
+    Attributes:
+        distribution: The distribution that it came from.
+        version: Its version.
+        value: Its entry-point value.
+        hooks: Its implementations by hook name, each taking keyword arguments.
+    """
+
+    distribution: str
+    version: str
+    value: str
+    hooks: dict[str, Callable[..., Any]]
+
+    def call(self, hook: str, default: Any = None, **arguments: Any) -> Any:
+        """Call one of its hooks, or return ``default`` where it does not implement it."""
+        implementation = self.hooks.get(hook)
+        return default if implementation is None else implementation(**arguments)
+
+
+class Plugins:
+    """The plug-ins loaded so far, by entry-point value."""
+
+    def __init__(self) -> None:
+        self._manager = pluggy.PluginManager("crewai_native")
+        self._manager.add_hookspecs(hookspecs)
+        self._loaded: dict[str, Plugin] = {}
+
+    def __iter__(self) -> Any:
+        return iter(list(self._loaded.values()))
+
+    def load(self, offer: Offer) -> Plugin:
+        """Import and register a plug-in, once.
+
+        Raises:
+            pluggy.PluginValidationError: A hook does not fit its specification.
+            Exception: Whatever the import raised.
+        """
+        if offer.value not in self._loaded:
+            module, _, attribute = offer.value.partition(":")
+            found: Any = importlib.import_module(module)
+            for name in attribute.split(".") if attribute else ():
+                found = getattr(found, name)
+            self._manager.register(found, name=offer.value)
+            try:
+                hooks = self._implementations(found)
+            except pluggy.PluginValidationError:
+                self._manager.unregister(found)
+                raise
+            self._loaded[offer.value] = Plugin(
+                offer.candidate.distribution, offer.candidate.version, offer.value, hooks
+            )
+        return self._loaded[offer.value]
+
+    def _implementations(self, plugin: object) -> dict[str, Callable[..., Any]]:
+        found = {}
+        for caller in self._manager.get_hookcallers(plugin) or ():
+            for implementation in caller.get_hookimpls():
+                if implementation.plugin is not plugin:
+                    continue
+                if caller.spec is None and not implementation.optionalhook:
+                    raise pluggy.PluginValidationError(
+                        plugin, f"{caller.name} is no hook of this host's contract"
+                    )
+                if caller.spec is not None:
+                    found[caller.name] = _by_keyword(implementation, caller.spec.argnames)
+        return found
+
+
+def _by_keyword(implementation: pluggy.HookImpl, offered: tuple[str, ...]) -> Callable[..., Any]:
+    """Return the function itself, or one that drops the arguments it does not take."""
+    function: Callable[..., Any] = implementation.function
+    accepted = implementation.argnames
+    if set(offered) <= set(accepted):
+        return function
+
+    def fitting(**arguments: Any) -> Any:
+        return function(**{name: arguments[name] for name in accepted})
+
+    return fitting

@@ -1,0 +1,208 @@
+"""The first import of a plug-in, in a child process.
+
+Native code can end a process in ways that no ``try`` catches: an illegal instruction on an older
+CPU, an abort in a static initialiser, a missing library, a deadlock. A plug-in that was not yet
+seen is therefore imported in a child first, and the verdict kept until the plug-in's files, the
+interpreter or the CPU change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import platformdirs
+
+from crewai_native._discovery import content_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from crewai_native._discovery import Offer
+    from crewai_native._settings import Settings
+
+_logger = logging.getLogger("crewai_native")
+
+# Reads one module name after the other and answers each with a line once it has been imported. The answers go
+# to a duplicate of standard output, so that what a plug-in prints cannot be taken for one.
+_CHILD: Final = """
+import importlib, json, os, sys
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+sys.path[:] = json.loads(sys.stdin.readline())
+for line in sys.stdin:
+    module, _, attribute = line.strip().partition(":")
+    try:
+        found = importlib.import_module(module)
+        for name in attribute.split(".") if attribute else ():
+            found = getattr(found, name)
+        problem = None
+    except BaseException as error:
+        problem = f"{type(error).__name__}: {error}"
+    answers.write(json.dumps([line.strip(), problem]) + "\\n")
+    answers.flush()
+# Exit handlers of what was imported are the plug-in's business in a real run, not in a trial.
+os._exit(0)
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a plug-in's first import.
+
+    Attributes:
+        problem: Why the plug-in must not be imported here, or None.
+        fresh: Whether it was tried just now, rather than remembered.
+    """
+
+    problem: str | None
+    fresh: bool
+
+
+def verdicts(offers: Iterable[Offer], settings: Settings, *, again: bool = False) -> dict[str, Verdict]:
+    """Return the verdict on each plug-in, trying those that were not yet seen.
+
+    Args:
+        offers: The plug-ins' entry points.
+        settings: For the time limit and the cache's place.
+        again: Try all of them, whatever is remembered.
+
+    Returns:
+        Verdicts by entry-point value.
+    """
+    keys = {offer.value: _key(offer) for offer in offers}
+    path = cache_file(settings)
+    remembered = _read(path)
+    found: dict[str, Verdict] = {}
+    unseen = []
+    for value, key in keys.items():
+        if not again and key in remembered:
+            found[value] = Verdict(remembered[key], fresh=False)
+        else:
+            unseen.append(value)
+    if unseen:
+        tried = _try_all(unseen, settings.probe_timeout)
+        found.update({value: Verdict(problem, fresh=True) for value, problem in tried.items()})
+        _write(path, {**remembered, **{keys[value]: problem for value, problem in tried.items()}})
+    return found
+
+
+def cache_file(settings: Settings) -> Path:
+    """Return the file that holds the verdicts."""
+    folder = settings.cache_dir or Path(platformdirs.user_cache_dir("crewai-native"))
+    return folder / "first-imports.json"
+
+
+def _try_all(values: list[str], limit: float) -> dict[str, str | None]:
+    """Import plug-ins in as few children as possible: one more for each that ends its child."""
+    found: dict[str, str | None] = {}
+    while len(found) < len(values):
+        left = [value for value in values if value not in found]
+        answered, ending = _try(left, limit)
+        found.update(answered)
+        culprit = next((value for value in left if value not in answered), None)
+        if culprit is not None:
+            found[culprit] = ending
+    return found
+
+
+def _try(values: list[str], limit: float) -> tuple[dict[str, str | None], str]:
+    """Import plug-ins in one child.
+
+    Returns:
+        What it answered, and how it ended: the fate of the first one it did not answer for.
+    """
+    if not sys.executable:
+        raise RuntimeError("sys.executable is unknown; plug-ins cannot be tried in a child process")
+    lines = "\n".join([json.dumps(sys.path), *values]) + "\n"
+    # The child must not wire itself into CrewAI, nor try plug-ins in turn.
+    environment = {**os.environ, "CREWAI_NATIVE": "0"}
+    with tempfile.TemporaryFile() as answers:
+        child = subprocess.Popen(
+            [sys.executable, "-c", _CHILD],
+            stdin=subprocess.PIPE,
+            stdout=answers,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            child.communicate(lines.encode(), timeout=limit)
+            ending = _ending(child.returncode)
+        except subprocess.TimeoutExpired:
+            ending = f"its import did not end within {limit:g} s"
+        finally:
+            _kill(child)
+        answers.seek(0)
+        return dict(json.loads(line) for line in answers if line.endswith(b"\n")), ending
+
+
+def _ending(code: int) -> str:
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return f"its import ended the process with {name}"
+    return f"its import ended the process with exit status {code}"
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End the child and whatever its plug-ins started."""
+    if hasattr(os, "killpg"):
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it and its group have ended
+        except PermissionError:
+            child.kill()  # macOS answers this for a group of zombies
+    else:
+        child.kill()
+    child.wait()
+
+
+def _key(offer: Offer) -> str:
+    parts = (offer.name, offer.candidate.version, offer.value, content_hash(offer), *_machine())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _machine() -> tuple[str, ...]:
+    flags = ""
+    try:
+        with Path("/proc/cpuinfo").open() as lines:
+            flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        flags = platform.processor()  # no such file outside Linux
+    return (sys.executable, sys.version, platform.machine(), flags)
+
+
+def _read(path: Path) -> dict[str, str | None]:
+    try:
+        remembered = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        _logger.warning("verdicts in %s cannot be read and are made anew: %s", path, error)
+        return {}
+    return remembered if isinstance(remembered, dict) else {}
+
+
+def _write(path: Path, verdicts: dict[str, str | None]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(verdicts, file, indent=1)
+        Path(file.name).replace(path)
+    except OSError as error:
+        # Nothing is lost but time: the next start tries the plug-ins once more.
+        _logger.info("verdicts cannot be kept in %s: %s", path, error)
