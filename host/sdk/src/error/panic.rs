@@ -112,7 +112,7 @@ mod tests {
             // Like a panic of another thread, passed on: no hook runs.
             panic::resume_unwind(Box::new("outer"))
         });
-        assert_eq!(caught.map(|()| ()).unwrap_err().to_string(), "panic: outer");
+        assert_eq!(caught.unwrap_err().to_string(), "panic: outer");
     }
 
     #[test]
