@@ -1,0 +1,86 @@
+# `make demo` and `make test` set up everything they need: Python 3.11+, a Rust toolchain and make
+# are what they expect to find.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The distributions built from Rust, each in the folder of its name.
+WHEELS := native_memory
+# Offline, quiet and without telemetry, for whatever runs CrewAI here.
+export CREWAI_DISABLE_TELEMETRY := true
+export OTEL_SDK_DISABLED := true
+export CREWAI_TRACING_ENABLED := false
+export CREWAI_DISABLE_VERSION_CHECK := true
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find host/sdk native_memory -name '*.rs' -o -name Cargo.toml)
+WHEEL_SOURCES := $(RUST_SOURCES) $(shell find $(WHEELS) -name '*.py' -o -name '*.pyi' -o -name pyproject.toml)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup develop demo test test-python test-rust test-matrix check format bench dist lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(VENV)/requirements.stamp: requirements/dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements/dev.txt
+	touch $@
+
+# The wheels are what users install, so they are what demo and tests run: a release build.
+$(VENV)/wheels.stamp: $(VENV)/requirements.stamp $(WHEEL_SOURCES)
+	for wheel in $(WHEELS); do $(BIN)/maturin build --quiet --release --manifest-path $$wheel/Cargo.toml --out $(VENV)/wheels || exit 1; done
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall $(VENV)/wheels/*.whl
+	touch $@
+
+# The host is installed in place: an edited file is in force at once.
+$(VENV)/host.stamp: $(VENV)/requirements.stamp pyproject.toml hatch_build.py host/crewai_native.pth
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+setup: $(VENV)/host.stamp $(VENV)/wheels.stamp ## Create .venv with everything built and installed
+
+develop: $(VENV)/host.stamp ## Install the Rust wheels in place, built quickly and without optimisation
+	for wheel in $(WHEELS); do $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable $$wheel || exit 1; done
+	touch $(VENV)/wheels.stamp
+
+demo: setup ## Run a crew on stock CrewAI, then accelerated, and compare
+	$(BIN)/python -m crewai_native.demo $(ARGS)
+
+test: test-rust test-python ## Run every test
+
+test-rust: $(VENV)/requirements.stamp
+	cargo test --workspace --quiet
+
+test-python: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+test-matrix: setup ## Run what must hold on every supported CrewAI on the oldest ones too
+	scripts/test-matrix 1.14.7 1.15.3
+
+check: setup ## Formatting, lints, types and stubs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	cargo fmt --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	$(BIN)/python -m mypy.stubtest crewai_native_memory._native --ignore-missing-stub
+
+format: $(VENV)/requirements.stamp ## Format Python and Rust
+	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
+	cargo fmt
+
+bench: setup ## Measure what each slot gains on this machine
+	$(BIN)/crewai-native bench $(ARGS)
+
+dist: $(VENV)/requirements.stamp ## Build every wheel for publication into dist/
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	for wheel in $(WHEELS); do $(BIN)/maturin build --quiet --profile dist --manifest-path $$wheel/Cargo.toml --out dist || exit 1; done
+
+lock: $(VENV)/requirements.stamp ## Resolve requirements/*.in anew
+	$(BIN)/python -m pip install --quiet uv
+	for in in requirements/*.in; do $(BIN)/uv pip compile --quiet --universal --no-header --no-annotate --python-version 3.11 $$in --output-file $${in%.in}.txt || exit 1; done
+
+clean: ## Remove what was built
+	rm -rf $(VENV) target dist
