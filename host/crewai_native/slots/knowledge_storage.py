@@ -1,0 +1,28 @@
+"""``knowledge.storage``: passages of Knowledge."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from crewai_native._errors import Declined
+from crewai_native.slots._base import Slot
+
+if TYPE_CHECKING:
+    from crewai_native._bind import Binding
+    from crewai_native.slots._base import Provider
+
+
+class KnowledgeStorage(Slot):
+    """Serves passages of Knowledge."""
+
+    name: ClassVar = "knowledge.storage"
+    summary: ClassVar = "passages of Knowledge"
+    how: ClassVar = "set_knowledge_storage_factory"
+    keeps_data: ClassVar = True
+
+    def bind(self, binding: Binding, provider: Provider) -> None:
+        """Leave the slot to CrewAI: its binding is not written yet."""
+        raise Declined("this host does not bind knowledge.storage yet")
+
+
+SLOT: Final = KnowledgeStorage()
