@@ -7,11 +7,15 @@
 //! 2. **Never call Python while holding a Rust lock.** Any Python call may run other threads, and
 //!    one of them may want the lock. Take out what is needed, let the lock go, then call. Dropping a
 //!    `Py` may run a destructor, which is a Python call, too.
+//!
+//! A third keeps it from crashing the interpreter's end: a thread that Python did not create enters
+//! Python by [`try_attach`] only, and does without when that returns `None`.
 
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use pyo3::prelude::*;
 use pyo3::sync::{MutexExt, RwLockExt};
 
+use crate::atexit;
 use crate::error::{Error, ResultExt, catch_panic};
 
 /// Runs `work` with the GIL released, and turns its error, or its panic, into an exception.
@@ -50,4 +54,17 @@ pub fn read_detached<'a, T>(py: Python<'_>, lock: &'a RwLock<T>) -> RwLockReadGu
 /// Locks `lock` for writing, as [`lock_detached`] does.
 pub fn write_detached<'a, T>(py: Python<'_>, lock: &'a RwLock<T>) -> RwLockWriteGuard<'a, T> {
     lock.write_py_attached(py)
+}
+
+/// Runs `work` with the GIL held, from a thread that Python did not create.
+///
+/// Returns `None`, without running `work`, when there is no interpreter or the process is exiting.
+/// Once `work` runs, the exit waits for it. `work` runs in an empty `contextvars` context: see
+/// [`Context`](crate::context::Context).
+///
+/// [`Python::try_attach`] alone is not enough: under the stable ABI it cannot see that the
+/// interpreter is being torn down, and a thread that asks for the GIL then never returns.
+pub fn try_attach<T>(work: impl FnOnce(Python<'_>) -> T) -> Option<T> {
+    let _pass = atexit::enter()?;
+    Python::try_attach(work)
 }

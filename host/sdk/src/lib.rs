@@ -4,7 +4,13 @@
 //! |---|---|
 //! | [`passport`](mod@passport) | `__build_info__`: which build of which crate a Python process has loaded |
 //! | [`error`] | Rust error chains and panics as the Python exceptions that fit |
-//! | [`gil`] | releasing the GIL, and taking locks without dead-locking on it |
+//! | [`gil`] | releasing the GIL, locks beside it, and entering Python from native threads |
+//! | [`json`] | JSON to and from Python objects, exact; canonical JSON for keys |
+//! | [`context`] | `contextvars` carried to other threads |
+//! | [`process`] | state that is built anew after a fork |
+//! | [`pool`] | a private thread pool for CPU kernels |
+//! | `runtime` | a private Tokio runtime (cargo feature `tokio`) |
+//! | [`atexit`] | what must be over before the interpreter is torn down |
 //!
 //! An accelerator's `#[pymodule]` starts like this:
 //!
@@ -38,8 +44,15 @@
 //! A missing file raises `FileNotFoundError` with `errno` set and the whole chain in its message;
 //! a panic raises `RuntimeError`; other Python threads run meanwhile.
 
+pub mod atexit;
+pub mod context;
 pub mod error;
 pub mod gil;
+pub mod json;
 pub mod passport;
+pub mod pool;
+pub mod process;
+#[cfg(feature = "tokio")]
+pub mod runtime;
 
 pub use error::{Error, HasKind, Kind, ResultExt};

@@ -28,6 +28,8 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::atexit;
+
 /// Major version of the host contract that this SDK serves.
 pub const CONTRACT: u32 = 1;
 
@@ -46,6 +48,9 @@ pub struct Passport {
 
 impl Passport {
     /// Adds `__build_info__` to `module` and returns the dict, for further entries.
+    ///
+    /// Also [installs](crate::atexit::install) the SDK's exit hook: it is registered when the
+    /// module is imported, so that it runs after the exit handlers of the program.
     pub fn add_to<'py>(self, module: &Bound<'py, PyModule>) -> PyResult<Bound<'py, PyDict>> {
         let info = PyDict::new(module.py());
         info.set_item("name", self.name)?;
@@ -58,6 +63,7 @@ impl Passport {
         info.set_item("contract", CONTRACT)?;
         info.set_item("sdk", env!("CARGO_PKG_VERSION"))?;
         module.add("__build_info__", &info)?;
+        atexit::install(module.py())?;
         Ok(info)
     }
 }
@@ -66,7 +72,8 @@ impl Passport {
 /// `passport!(module, "sqlite" => version)`.
 ///
 /// `module` is a `&Bound<PyModule>`; the value is a `PyResult<()>`. Name, version and profile are
-/// those of the crate in which the macro is written.
+/// those of the crate in which the macro is written. Also registers the SDK's
+/// [exit hook](crate::atexit).
 #[macro_export]
 macro_rules! passport {
     ($module:expr $(, $key:literal => $value:expr)* $(,)?) => {

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
-use std::{env, panic};
+use std::{env, mem, panic};
 
 use super::{HasKind, Kind};
 
@@ -53,10 +53,28 @@ pub fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
     LOCATION.set(None);
     let result = catch_unwind(AssertUnwindSafe(work));
     CATCHING.set(CATCHING.get() - 1);
-    result.map_err(|payload| Panic {
-        message: message_of(payload.as_ref()),
-        location: LOCATION.take(),
+    result.map_err(|payload| {
+        let location = LOCATION.take();
+        payload.downcast::<Panic>().map_or_else(
+            |payload| Panic {
+                location,
+                message: message_of(payload),
+            },
+            // Another thread's panic, passed on.
+            |panic| *panic,
+        )
     })
+}
+
+impl Panic {
+    /// Goes on with a panic that another thread had, as a panic of this thread.
+    pub(crate) fn resume(self) -> ! {
+        if CATCHING.get() > 0 {
+            panic::resume_unwind(Box::new(self));
+        }
+        // Nobody here would print it otherwise.
+        panic!("{self}")
+    }
 }
 
 /// Makes the panic hook note where a panic happened that is going to be caught here.
@@ -75,16 +93,19 @@ fn install_hook() {
     }));
 }
 
-fn message_of(payload: &(dyn Any + Send)) -> String {
-    if let Some(panic) = payload.downcast_ref::<Panic>() {
-        panic.to_string()
-    } else if let Some(text) = payload.downcast_ref::<String>() {
+fn message_of(payload: Box<dyn Any + Send>) -> String {
+    let message = if let Some(text) = payload.downcast_ref::<String>() {
         text.clone()
     } else if let Some(text) = payload.downcast_ref::<&str>() {
         (*text).to_owned()
     } else {
         "a payload that is not text".to_owned()
+    };
+    // A payload may even panic while it is dropped.
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        mem::forget(second);
     }
+    message
 }
 
 #[cfg(test)]
@@ -113,6 +134,18 @@ mod tests {
             panic::resume_unwind(Box::new("outer"))
         });
         assert_eq!(caught.unwrap_err().to_string(), "panic: outer");
+    }
+
+    #[test]
+    fn a_payload_that_panics_while_it_is_dropped_is_caught() {
+        struct Hostile;
+        impl Drop for Hostile {
+            fn drop(&mut self) {
+                panic!("again");
+            }
+        }
+        let caught = catch_panic(|| panic::panic_any(Hostile)).map(drop);
+        assert!(caught.unwrap_err().to_string().ends_with("not text"));
     }
 
     #[test]
