@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from crewai_native.slots._base import Slot, Target
+from crewai_native.slots.memory_repairs import REPAIRS
 
 if TYPE_CHECKING:
     from crewai_native._bind import Binding
@@ -41,6 +42,7 @@ class MemoryStorage(Slot):
         Target("crewai.memory.storage.factory:resolve_memory_storage", ("spec",)),
         Target("crewai.memory.storage.factory:_factory"),
     )
+    repairs: ClassVar = REPAIRS
 
     def bind(self, binding: Binding, provider: Provider) -> None:
         """Put the provider behind CrewAI's memory storage factory.

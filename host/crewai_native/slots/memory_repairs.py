@@ -1,0 +1,267 @@
+"""Defects of CrewAI above its memory store, mended while an isolated store serves it.
+
+A store can keep what it is asked to keep apart; these are the places where CrewAI asks for the
+wrong thing. "Isolated" is the feature that the repairs build on: the store matches scopes by
+whole components, and its ``delete`` is the conjunction of what it is given, so that
+``forget(record_ids=...)`` needs no wrap to stay inside ``root_scope``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import datetime
+import functools
+from typing import TYPE_CHECKING, Any, Final
+
+from crewai_native.slots._base import Repair, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from crewai_native._bind import Binding
+    from crewai_native.slots._base import Provider
+
+_MEMORY: Final = "crewai.memory.unified_memory:Memory"
+_ENCODING: Final = "crewai.memory.encoding_flow:EncodingFlow"
+_RECALL: Final = "crewai.memory.recall_flow:RecallFlow"
+_ASYNC_TWINS: Final = ("extract_memories", "remember", "remember_many", "recall")
+
+
+# --- Memory -----------------------------------------------------------------------------------
+
+
+def _forget_waits(binding: Binding, _provider: Provider) -> None:
+    from crewai.memory.unified_memory import Memory
+
+    def make(forget: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(forget)
+        def forget_after_saving(self: Any, *args: Any, **kwargs: Any) -> int:
+            # As reset() does. The lock, where this CrewAI has it, holds back saves that are
+            # submitted meanwhile. Not drain_writes(): in old releases it raises the error of a
+            # save that failed, and forgetting must not depend on that.
+            with getattr(self, "_reset_lock", contextlib.nullcontext()):
+                with self._pending_lock:
+                    pending = list(self._pending_saves)
+                concurrent.futures.wait(pending)
+                return forget(self, *args, **kwargs)
+
+        return forget_after_saving
+
+    binding.wrap(Memory, "forget", make)
+
+
+def _update_stays_inside(binding: Binding, _provider: Provider) -> None:
+    from crewai.memory.unified_memory import Memory
+    from crewai.memory.utils import join_scope_paths
+
+    def make(update: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(update)
+        def update_inside(
+            self: Any,
+            record_id: str,
+            content: str | None = None,
+            scope: str | None = None,
+            *args: Any,
+            **kwargs: Any,
+        ) -> Any:
+            if self.root_scope:
+                existing = self._storage.get_record(record_id)
+                if existing is not None and not _within(existing.scope, self.root_scope):
+                    # The same words as for a record that does not exist: another tenant's id
+                    # must not be told from an invented one.
+                    raise ValueError(f"Record not found: {record_id}")
+                if scope is not None:
+                    scope = join_scope_paths(self.root_scope, scope)
+            return update(self, record_id, content, scope, *args, **kwargs)
+
+        return update_inside
+
+    binding.wrap(Memory, "update", make)
+
+
+def _async_leaves_the_loop(binding: Binding, _provider: Provider) -> None:
+    from crewai.memory.unified_memory import Memory
+
+    for name in _ASYNC_TWINS:
+
+        def make(twin: Callable[..., Any], name: str = name) -> Callable[..., Any]:
+            @functools.wraps(twin)
+            async def in_thread(self: Any, *args: Any, **kwargs: Any) -> Any:
+                return await asyncio.to_thread(getattr(self, name), *args, **kwargs)
+
+            return in_thread
+
+        binding.wrap(Memory, f"a{name}", make)
+
+
+# --- saving: EncodingFlow ---------------------------------------------------------------------
+
+
+def _consolidation_keeps_apart(binding: Binding, _provider: Provider) -> None:
+    from crewai.memory.encoding_flow import EncodingFlow
+
+    def make_find(find: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(find)
+        def find_similar(self: Any) -> None:
+            find(self)
+            # Merging a private memory into a public one publishes it, and deleting a public one
+            # in favour of a private one hides it: only records seen by the same callers may meet.
+            for item in self.state.items:
+                similar = [r for r in item.similar_records if _audience(r) == _audience(item)]
+                item.similar_records = similar
+                if not similar:
+                    item.top_similarity = 0.0
+
+        return find_similar
+
+    def make_execute(execute: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(execute)
+        def execute_plans(self: Any) -> None:
+            found = {}
+            for item in self.state.items:
+                offered = {record.id: record for record in item.similar_records}
+                found.update(offered)
+                if item.plan is not None:
+                    # The plan is a model's answer to text that anybody may have written. It is
+                    # about the records that were put before the model and no others.
+                    item.plan.actions = [a for a in item.plan.actions if a.record_id in offered]
+            self._storage = _KeepsProvenance(self._storage, found)
+            execute(self)
+
+        return execute_plans
+
+    # A flow knows its steps by name and by the objects that the decorators made: the function
+    # inside is replaced, so that a step stays the object that it is.
+    binding.wrap(vars(EncodingFlow)["parallel_find_similar"], "_meth", make_find)
+    binding.wrap(vars(EncodingFlow)["execute_plans"], "_meth", make_execute)
+
+
+class _KeepsProvenance:
+    """A store as one save sees it: an updated record keeps the source and privacy it had."""
+
+    def __init__(self, storage: Any, found: Mapping[str, Any]) -> None:
+        self._storage = storage
+        self._found = found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def update(self, record: Any) -> None:
+        """Update a record that consolidation rebuilt from only some fields of the old one."""
+        old = self._found[record.id]
+        record.source, record.private = old.source, old.private
+        self._storage.update(record)
+
+
+# --- recalling: RecallFlow --------------------------------------------------------------------
+
+
+def _recall_stays_inside(binding: Binding, _provider: Provider) -> None:
+    from crewai.memory.recall_flow import RecallFlow
+    from crewai.memory.utils import normalize_scope_path
+
+    def make(filter_and_chunk: Callable[..., list[str]]) -> Callable[..., list[str]]:
+        @functools.wraps(filter_and_chunk)
+        def scopes_inside(self: Any) -> list[str]:
+            filter_and_chunk(self)
+            root = normalize_scope_path(self.state.scope or "/")
+            analysis = self.state.query_analysis
+            paths = (normalize_scope_path(path) for path in self.state.candidate_scopes)
+            inside = list(dict.fromkeys(path for path in paths if _within(path, root)))
+            narrowed = analysis is not None and any(analysis.suggested_scopes)
+            if root not in inside and not (narrowed and inside):
+                # The children that stock goes through, at most 20 of them, do not hold what was
+                # saved at the scope itself.
+                inside.insert(0, root)
+            self.state.candidate_scopes = inside
+            return inside
+
+        return scopes_inside
+
+    binding.wrap(vars(RecallFlow)["filter_and_chunk"], "_meth", make)
+
+
+def _time_filter_with_zone(binding: Binding, _provider: Provider) -> None:
+    from crewai.memory.recall_flow import RecallFlow
+
+    def make(analyze: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(analyze)
+        def analyze_query_step(self: Any) -> Any:
+            analysis = analyze(self)
+            cutoff = self.state.time_cutoff
+            if cutoff is not None and cutoff.tzinfo is not None:
+                # Records carry naive UTC; comparing the two raises, which the search takes for
+                # "nothing found".
+                self.state.time_cutoff = cutoff.astimezone(datetime.UTC).replace(tzinfo=None)
+            return analysis
+
+        return analyze_query_step
+
+    binding.wrap(vars(RecallFlow)["analyze_query_step"], "_meth", make)
+
+
+def _audience(item: Any) -> tuple[bool, str | None]:
+    """Return who may recall a record or an item to be saved, as something to compare."""
+    return (True, item.source) if item.private else (False, None)
+
+
+def _within(scope: str, root: str) -> bool:
+    from crewai.memory.utils import normalize_scope_path
+
+    inner, outer = normalize_scope_path(scope), normalize_scope_path(root)
+    return outer == "/" or inner == outer or inner.startswith(f"{outer}/")
+
+
+def _code(*paths: str) -> tuple[Target, ...]:
+    return tuple(Target(path, wrapped=True) for path in paths)
+
+
+REPAIRS: Final = (
+    Repair(
+        name="forget-waits",
+        summary="forget() overtakes pending background saves, and what was forgotten comes back",
+        targets=_code(f"{_MEMORY}.forget", f"{_MEMORY}._submit_save"),
+        feature="isolated",
+        bind=_forget_waits,
+    ),
+    Repair(
+        name="update-inside-root",
+        summary="update() changes records of other roots, and update(scope=) leaves root_scope",
+        targets=_code(f"{_MEMORY}.update"),
+        feature="isolated",
+        bind=_update_stays_inside,
+    ),
+    Repair(
+        name="consolidation",
+        summary="consolidation drops source and privacy, merges private records into public ones, "
+        "and deletes whatever ids the model names",
+        targets=_code(f"{_ENCODING}.parallel_find_similar", f"{_ENCODING}.execute_plans"),
+        feature="isolated",
+        bind=_consolidation_keeps_apart,
+    ),
+    Repair(
+        name="recall-inside-scope",
+        summary="deep recall searches scopes that the model suggests outside its own, and misses "
+        "records saved exactly at its scope or below the first 20 children",
+        targets=_code(f"{_RECALL}.filter_and_chunk", f"{_RECALL}._do_search"),
+        feature="isolated",
+        bind=_recall_stays_inside,
+    ),
+    Repair(
+        name="recall-time-zone",
+        summary="a time filter with a time zone finds nothing",
+        targets=_code(f"{_RECALL}.analyze_query_step"),
+        feature="isolated",
+        bind=_time_filter_with_zone,
+    ),
+    Repair(
+        name="async-off-loop",
+        summary="arecall(), aremember() and their like block the event loop",
+        targets=_code(*(f"{_MEMORY}.a{name}" for name in _ASYNC_TWINS)),
+        feature="isolated",
+        bind=_async_leaves_the_loop,
+    ),
+)
+"""What ``memory.storage`` mends, each on its own."""
