@@ -1,0 +1,91 @@
+//! The inner loops, one implementation per instruction set, chosen once at run time.
+//!
+//! Every implementation returns the same bits as [`scalar`]: the integer products are exact, and
+//! the f64 sums are defined with [`LANES`] partial sums that every instruction set can keep.
+
+use std::sync::OnceLock;
+
+use super::quantize::QueryCodes;
+
+#[cfg(target_arch = "aarch64")]
+mod arm;
+mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+/// Partial sums of an f64 reduction: component `i` is added to sum `i % LANES`, in order; then
+/// the upper half is added to the lower until one is left.
+pub const LANES: usize = 32;
+
+/// One implementation of the inner loops.
+pub struct Kernels {
+    /// The instruction set.
+    pub name: &'static str,
+    /// The exact products of the query with the given rows of `codes`: `out[i]` is that of row
+    /// `rows[i]`. Each row has [`QueryCodes::stride`] codes.
+    pub(crate) products: fn(&QueryCodes, &[i8], &[u32], &mut [i64]),
+    /// The inner product, in f64. The products of two f32 are exact in it.
+    pub dot: fn(&[f32], &[f32]) -> f64,
+    /// The squared Euclidean distance, in f64.
+    pub distance_sq: fn(&[f32], &[f32]) -> f64,
+}
+
+/// The fastest implementation for this CPU.
+pub fn kernels() -> &'static Kernels {
+    static CHOSEN: OnceLock<&'static Kernels> = OnceLock::new();
+    CHOSEN.get_or_init(|| available().next().unwrap_or(&scalar::KERNELS))
+}
+
+/// Every implementation that this CPU can run, the fastest first, [`scalar`] last.
+pub fn available() -> impl Iterator<Item = &'static Kernels> {
+    #[cfg(target_arch = "x86_64")]
+    let native = x86::available();
+    #[cfg(target_arch = "aarch64")]
+    let native = arm::available();
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let native = std::iter::empty();
+    native.chain([&scalar::KERNELS])
+}
+
+/// Splits the rows into fours, whose loops share the loads of the query, and the rest. Slicing
+/// checks here, once, that each row has all its codes.
+#[inline]
+fn for_rows(
+    query: &QueryCodes,
+    codes: &[i8],
+    rows: &[u32],
+    out: &mut [i64],
+    mut four: impl FnMut([&[i8]; 4]) -> [i64; 4],
+    mut one: impl FnMut(&[i8]) -> i64,
+) {
+    let stride = query.stride();
+    let row = |at: u32| &codes[at as usize * stride..][..stride];
+    let mut rows = rows.chunks_exact(4);
+    let mut out = out.chunks_exact_mut(4);
+    for (rows, out) in rows.by_ref().zip(out.by_ref()) {
+        out.copy_from_slice(&four([
+            row(rows[0]),
+            row(rows[1]),
+            row(rows[2]),
+            row(rows[3]),
+        ]));
+    }
+    for (&at, out) in rows.remainder().iter().zip(out.into_remainder()) {
+        *out = one(row(at));
+    }
+}
+
+/// The last step of an f64 reduction; see [`LANES`].
+fn fold(mut sums: [f64; LANES]) -> f64 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            sums[i] += sums[i + half];
+        }
+        half /= 2;
+    }
+    sums[0]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,58 @@
+//! The reference: plain loops, for every CPU, whose results all others are tested against.
+
+use super::{Kernels, LANES, QueryCodes, fold, for_rows};
+
+pub(super) static KERNELS: Kernels = Kernels {
+    name: "scalar",
+    products: |query, codes, rows, out| {
+        for_rows(
+            query,
+            codes,
+            rows,
+            out,
+            |four| four.map(|row| product(query, row)),
+            |row| product(query, row),
+        );
+    },
+    dot,
+    distance_sq,
+};
+
+/// One exact product of codes.
+fn product(query: &QueryCodes, row: &[i8]) -> i64 {
+    let pairs = query.wide.iter().zip(row);
+    pairs
+        .map(|(&x, &code)| i64::from(i32::from(x) * i32::from(code)))
+        .sum()
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    let mut sums = [0.0; LANES];
+    add_dot(&mut sums, a, b);
+    fold(sums)
+}
+
+fn distance_sq(a: &[f32], b: &[f32]) -> f64 {
+    let mut sums = [0.0; LANES];
+    add_distance_sq(&mut sums, a, b);
+    fold(sums)
+}
+
+/// Adds the products to the partial sums; `a` starts at a multiple of [`LANES`] components.
+pub(super) fn add_dot(sums: &mut [f64; LANES], a: &[f32], b: &[f32]) {
+    for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
+        for (sum, (&a, &b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *sum += f64::from(a) * f64::from(b);
+        }
+    }
+}
+
+/// Adds the squared differences to the partial sums, as [`add_dot`] does.
+pub(super) fn add_distance_sq(sums: &mut [f64; LANES], a: &[f32], b: &[f32]) {
+    for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
+        for (sum, (&a, &b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            let difference = f64::from(a) - f64::from(b);
+            *sum += difference * difference;
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! The search: codes first, float32 for the few rows that need it.
+//!
+//! [`Search::scan`] goes over the codes of the rows that a filter allows. It keeps the `k`-th best
+//! *lower* bound seen so far, and every row whose *upper* bound reaches it. [`Search::finish`]
+//! computes the true scores of those, best upper bound first, until the next upper bound cannot
+//! reach the `k`-th best true score. The result is that of computing every score.
+//!
+//! One thread calls [`Search::run`]. Several divide [`Search::chunks`] among them in any way, each
+//! with [`Candidates`] of its own; a bound that one finds helps the others at once.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering as Memory};
+
+use super::bitmap::{WORD, eligible};
+use super::kernels::kernels;
+use super::quantize::{Bounds, Query, VectorError};
+use super::segment::CodeBlock;
+
+/// Rows of a chunk: enough to make its overhead vanish, few enough to share work evenly.
+const CHUNK_ROWS: usize = 4096;
+
+/// Candidates that are kept before those that the limit has overtaken are dropped.
+const COMPACT_AT: usize = 4096;
+
+/// The rows of one block that a search may return.
+#[derive(Clone, Copy)]
+pub struct ScanBlock<'a> {
+    /// The rows.
+    pub block: CodeBlock<'a>,
+    /// The rows to consider, in words as [`super::Bitmap::words`] gives them; without one, all.
+    /// Rows beyond its end are not considered.
+    pub filter: Option<&'a [u64]>,
+    /// The rows that are deleted, in the same form. Rows beyond its end are not.
+    pub deleted: Option<&'a [u64]>,
+}
+
+impl ScanBlock<'_> {
+    fn eligible(&self, word: usize) -> u64 {
+        eligible(word, self.block.len(), self.filter, self.deleted)
+    }
+
+    fn words(&self) -> usize {
+        self.block.len().div_ceil(WORD)
+    }
+}
+
+/// A row: the position of its block in the search, and its number in the block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RowRef {
+    /// The block.
+    pub block: u32,
+    /// The row.
+    pub row: u32,
+}
+
+/// A row of the result.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hit {
+    /// The true score.
+    pub score: f64,
+    /// The row's id in its block.
+    pub id: i64,
+    /// Where it is.
+    pub at: RowRef,
+}
+
+/// The result of a search.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// At most `k` rows, best first.
+    pub hits: Vec<Hit>,
+    /// How many true scores had to be computed.
+    pub rescored: usize,
+}
+
+/// A part of a search.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    block: usize,
+    words: Range<usize>,
+}
+
+#[derive(Clone, Copy)]
+struct Candidate {
+    bounds: Bounds,
+    at: RowRef,
+}
+
+impl Candidate {
+    /// Whether the row cannot reach the limit. NaN out of damaged columns does not count as below:
+    /// then the true score decides.
+    fn is_below(&self, limit: f64) -> bool {
+        self.bounds.upper < limit
+    }
+}
+
+/// What one thread found.
+#[derive(Default)]
+pub struct Candidates {
+    rows: Vec<Candidate>,
+    compact_at: usize,
+    lower: Best,
+}
+
+/// The largest numbers pushed so far, at most `k` of them.
+#[derive(Default)]
+struct Best(BinaryHeap<Reverse<Total>>);
+
+impl Best {
+    /// Takes a number and returns the `k`-th largest, once there are `k`.
+    fn push(&mut self, number: f64, k: usize) -> Option<f64> {
+        if self.0.len() < k {
+            self.0.push(Reverse(Total(number)));
+        } else if let Some(mut least) = self.0.peek_mut()
+            && Total(number) > least.0
+        {
+            *least = Reverse(Total(number));
+        }
+        if self.0.len() < k {
+            None
+        } else {
+            self.0.peek().map(|least| least.0.0)
+        }
+    }
+}
+
+/// An f64 in the total order.
+struct Total(f64);
+
+impl Ord for Total {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+impl PartialOrd for Total {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl PartialEq for Total {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+impl Eq for Total {}
+
+/// One search over some blocks.
+pub struct Search<'a> {
+    blocks: &'a [ScanBlock<'a>],
+    query: &'a Query,
+    k: usize,
+    min_score: f64,
+    /// Whether more rows are eligible than asked for. If not, there is nothing to prune.
+    selective: bool,
+    /// The bits of the highest limit that any thread has found: see [`Query::limit_for_rank`].
+    limit: AtomicU64,
+}
+
+impl<'a> Search<'a> {
+    /// Prepares a search for the `k` best rows with at least `min_score`.
+    pub fn new(
+        blocks: &'a [ScanBlock<'a>],
+        query: &'a Query,
+        k: usize,
+        min_score: Option<f64>,
+    ) -> Result<Self, VectorError> {
+        for ScanBlock { block, .. } in blocks {
+            if block.dimension != query.dimension() {
+                let (expected, found) = (block.dimension, query.dimension());
+                return Err(VectorError::Dimension { expected, found });
+            }
+        }
+        let min_score = min_score.unwrap_or(f64::NEG_INFINITY);
+        Ok(Self {
+            blocks,
+            query,
+            k,
+            min_score,
+            selective: Self::more_than(blocks, k),
+            limit: AtomicU64::new(query.limit_for_score(min_score).to_bits()),
+        })
+    }
+
+    /// Whether more than `k` rows are eligible.
+    fn more_than(blocks: &[ScanBlock<'_>], k: usize) -> bool {
+        let words = blocks
+            .iter()
+            .flat_map(|block| (0..block.words()).map(|w| block.eligible(w)));
+        let mut left = k;
+        for word in words {
+            match left.checked_sub(word.count_ones() as usize) {
+                Some(rest) => left = rest,
+                None => return true,
+            }
+        }
+        false
+    }
+
+    /// The parts of the search, each to be passed to [`Search::scan`] once, in any order.
+    pub fn chunks(&self) -> Vec<Chunk> {
+        let mut chunks = Vec::new();
+        for (block, rows) in self.blocks.iter().enumerate() {
+            for start in (0..rows.words()).step_by(CHUNK_ROWS / WORD) {
+                let end = rows.words().min(start + CHUNK_ROWS / WORD);
+                chunks.push(Chunk {
+                    block,
+                    words: start..end,
+                });
+            }
+        }
+        chunks
+    }
+
+    /// Goes over the codes of one part and adds the rows that may be in the result.
+    pub fn scan(&self, chunk: &Chunk, found: &mut Candidates) {
+        if self.k == 0 {
+            return;
+        }
+        let source = &self.blocks[chunk.block];
+        let block = &source.block;
+        let mut rows = [0; WORD];
+        let mut products = [0; WORD];
+        for word in chunk.words.clone() {
+            let mut bits = source.eligible(word);
+            if bits == 0 {
+                continue;
+            }
+            let count = bits.count_ones() as usize;
+            let (rows, products) = (&mut rows[..count], &mut products[..count]);
+            for row in rows.iter_mut() {
+                *row = (word * WORD) as u32 + bits.trailing_zeros();
+                bits &= bits - 1;
+            }
+            (kernels().products)(self.query.codes(), block.codes, rows, products);
+            self.keep(chunk.block, block, rows, products, found);
+        }
+    }
+
+    /// Adds those of some rows whose upper bounds reach the limit, and raises the limit.
+    fn keep(
+        &self,
+        number: usize,
+        block: &CodeBlock<'_>,
+        rows: &[u32],
+        products: &[i64],
+        found: &mut Candidates,
+    ) {
+        let known = self.limit();
+        let mut limit = known;
+        for (&row, &product) in rows.iter().zip(products) {
+            let bounds = self.query.bounds(product, block.row_code(row as usize));
+            let at = RowRef {
+                block: number as u32,
+                row,
+            };
+            let candidate = Candidate { bounds, at };
+            if candidate.is_below(limit) {
+                continue;
+            }
+            found.rows.push(candidate);
+            if self.selective
+                && let Some(rank) = found.lower.push(bounds.lower, self.k)
+            {
+                limit = limit.max(self.query.limit_for_rank(rank));
+            }
+        }
+        if limit > known {
+            self.raise_limit(limit);
+        }
+        if found.rows.len() >= found.compact_at.max(COMPACT_AT) {
+            found.rows.retain(|candidate| !candidate.is_below(limit));
+            found.compact_at = 2 * found.rows.len();
+        }
+    }
+
+    fn limit(&self) -> f64 {
+        // Relaxed: the number guards no other memory, and an old one is only less sharp.
+        f64::from_bits(self.limit.load(Memory::Relaxed))
+    }
+
+    fn raise_limit(&self, limit: f64) {
+        let higher = |bits| (limit > f64::from_bits(bits)).then_some(limit.to_bits());
+        // An error says that another thread has found a higher one.
+        let _ = self
+            .limit
+            .fetch_update(Memory::Relaxed, Memory::Relaxed, higher);
+    }
+
+    /// Computes the true scores that are needed and returns the result.
+    ///
+    /// `found` is what all scans together left. `fetch` writes the vector of a row, given where
+    /// the row is and its id, for blocks that do not have the vectors themselves; its error ends
+    /// the search. Rows with the same score are ordered by `ties`.
+    pub fn finish<E>(
+        &self,
+        found: impl IntoIterator<Item = Candidates>,
+        mut fetch: impl FnMut(RowRef, i64, &mut [f32]) -> Result<(), E>,
+        mut ties: impl FnMut(&Hit, &Hit) -> Ordering,
+    ) -> Result<Found, E> {
+        let mut candidates = self.merge(found);
+        // What follows the first k in this order may not have to be computed. They do; in storage
+        // order they are read faster.
+        let first = candidates.len().min(self.k);
+        if first < candidates.len() {
+            candidates.sort_unstable_by(|a, b| {
+                b.bounds
+                    .upper
+                    .total_cmp(&a.bounds.upper)
+                    .then(a.at.cmp(&b.at))
+            });
+        }
+        candidates[..first].sort_unstable_by_key(|candidate| candidate.at);
+
+        let mut hits = Vec::with_capacity(first);
+        let mut best = Best::default();
+        let mut enough = None;
+        let mut rescored = 0;
+        let mut buffer = vec![0.0; self.query.dimension()];
+        for candidate in candidates {
+            if enough.is_some_and(|score| self.query.score_for_rank(candidate.bounds.upper) < score)
+            {
+                break;
+            }
+            let at = candidate.at;
+            let (block, row) = (&self.blocks[at.block as usize].block, at.row as usize);
+            let id = block.ids[row];
+            let vector = if let Some(vector) = block.vector(row) {
+                vector
+            } else {
+                fetch(at, id, &mut buffer)?;
+                &buffer
+            };
+            let score = self.query.score(vector, block.norms_sq[row]);
+            rescored += 1;
+            if score >= self.min_score && enough.is_none_or(|enough| score >= enough) {
+                hits.push(Hit { score, id, at });
+                enough = best.push(score, self.k);
+            }
+        }
+
+        let mut order = |a: &Hit, b: &Hit| b.score.total_cmp(&a.score).then_with(|| ties(a, b));
+        if hits.len() > self.k {
+            hits.select_nth_unstable_by(self.k, &mut order);
+            hits.truncate(self.k);
+        }
+        hits.sort_unstable_by(order);
+        Ok(Found { hits, rescored })
+    }
+
+    /// All candidates that the common limit leaves.
+    fn merge(&self, found: impl IntoIterator<Item = Candidates>) -> Vec<Candidate> {
+        let mut all: Vec<Candidate> = Vec::new();
+        for part in found {
+            if all.is_empty() {
+                all = part.rows;
+            } else {
+                all.extend(part.rows);
+            }
+        }
+        let mut limit = self.limit();
+        if 0 < self.k && self.k < all.len() {
+            let mut lower: Vec<f64> = all.iter().map(|candidate| candidate.bounds.lower).collect();
+            let (_, rank, _) = lower.select_nth_unstable_by(self.k - 1, |a, b| b.total_cmp(a));
+            limit = limit.max(self.query.limit_for_rank(*rank));
+        }
+        all.retain(|candidate| !candidate.is_below(limit));
+        all
+    }
+
+    /// The whole search, in this thread; see [`Search::finish`].
+    pub fn run<E>(
+        &self,
+        fetch: impl FnMut(RowRef, i64, &mut [f32]) -> Result<(), E>,
+        ties: impl FnMut(&Hit, &Hit) -> Ordering,
+    ) -> Result<Found, E> {
+        let mut found = Candidates::default();
+        for chunk in self.chunks() {
+            self.scan(&chunk, &mut found);
+        }
+        self.finish([found], fetch, ties)
+    }
+}
+
+#[cfg(test)]
+mod tests;

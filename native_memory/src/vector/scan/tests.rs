@@ -1,0 +1,330 @@
+//! The search against computing every score.
+
+use std::convert::Infallible;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::vector::quantize::Metric;
+use crate::vector::quantize::tests::hostile_vector;
+use crate::vector::segment::{SealSource, Segment, Tail};
+use crate::vector::{Bitmap, CodeBlock};
+
+/// Id, vector, allowed by the filter, deleted.
+type Row = (i64, Vec<f32>, bool, bool);
+type Rows = Vec<Row>;
+
+/// How a block keeps its vectors.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Tail { keep_vectors: bool },
+    Segment { keep_vectors: bool },
+}
+
+/// Blocks of rows of one dimension, with many equal and near vectors among them.
+fn blocks() -> impl Strategy<Value = (Vec<(Kind, Rows)>, Vec<f32>)> {
+    (1_usize..80).prop_flat_map(|dimension| {
+        prop::collection::vec(hostile_vector(dimension), 1..6).prop_flat_map(move |seeds| {
+            let last = seeds.len() - 1;
+            let vector = (0..=last, -1.0_f32..1.0, prop::bool::weighted(0.4)).prop_map({
+                let seeds = seeds.clone();
+                move |(seed, noise, equal)| {
+                    let mut vector = seeds[seed].clone();
+                    if !equal {
+                        vector[0] *= 1.0 + noise / 8.0;
+                        vector[0] = vector[0].clamp(f32::MIN, f32::MAX);
+                    }
+                    vector
+                }
+            });
+            let row = (
+                any::<i64>(),
+                vector.clone(),
+                any::<bool>(),
+                prop::bool::weighted(0.2),
+            );
+            let kind = any::<(bool, bool)>().prop_map(|(tail, keep_vectors)| {
+                if tail {
+                    Kind::Tail { keep_vectors }
+                } else {
+                    Kind::Segment { keep_vectors }
+                }
+            });
+            let block = (kind, prop::collection::vec(row, 0..150));
+            (prop::collection::vec(block, 0..4), vector)
+        })
+    })
+}
+
+fn by_id(a: &Hit, b: &Hit) -> Ordering {
+    a.id.cmp(&b.id).then(a.at.cmp(&b.at))
+}
+
+enum Stored {
+    Tail(Tail),
+    Segment(Segment),
+}
+
+impl Stored {
+    fn new(kind: Kind, rows: &Rows, dimension: usize, directory: &std::path::Path) -> Self {
+        let keep = matches!(kind, Kind::Tail { keep_vectors: true });
+        let mut tail = Tail::new(dimension, keep).unwrap();
+        for (id, vector, ..) in rows {
+            tail.append(*id, vector).unwrap();
+        }
+        match kind {
+            Kind::Tail { .. } => Self::Tail(tail),
+            Kind::Segment { keep_vectors } => {
+                let source = SealSource {
+                    block: tail.block(),
+                    deleted: None,
+                };
+                let mut next = rows.iter();
+                let fetch = |_, out: &mut [f32]| {
+                    out.copy_from_slice(&next.next().unwrap().1);
+                    Ok(())
+                };
+                let path = directory.join("x.seg");
+                Self::Segment(
+                    Segment::write(&path, dimension, &[source], keep_vectors, fetch).unwrap(),
+                )
+            }
+        }
+    }
+
+    fn block(&self) -> CodeBlock<'_> {
+        match self {
+            Self::Tail(tail) => tail.block(),
+            Self::Segment(segment) => segment.block(),
+        }
+    }
+}
+
+fn exhaustive(blocks: &[(Kind, Rows)], query: &Query, k: usize, min: Option<f64>) -> Vec<Hit> {
+    let mut hits = Vec::new();
+    for (number, (_, rows)) in blocks.iter().enumerate() {
+        for (row, (id, vector, allowed, deleted)) in rows.iter().enumerate() {
+            let norm_sq = (kernels().dot)(vector, vector);
+            let score = query.score(vector, norm_sq);
+            if *allowed && !*deleted && min.is_none_or(|min| score >= min) {
+                let at = RowRef {
+                    block: number as u32,
+                    row: row as u32,
+                };
+                hits.push(Hit { score, id: *id, at });
+            }
+        }
+    }
+    hits.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| by_id(a, b)));
+    hits.truncate(k);
+    hits
+}
+
+/// A minimum score: none, one between the scores, or exactly one of them.
+fn minimum(scores: &[Hit], pick: (u8, usize)) -> Option<f64> {
+    let score = scores.get(pick.1 % scores.len().max(1))?.score;
+    match pick.0 % 4 {
+        0 => Some(score),
+        1 => Some(score.next_up()),
+        2 => Some(score / 2.0),
+        _ => None,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn finds_what_an_exhaustive_search_finds(
+        (rows, vector) in blocks(),
+        k in prop_oneof![0_usize..20, Just(100_000)],
+        metric in prop::sample::select(vec![Metric::L2, Metric::Cosine, Metric::Dot]),
+        pick in any::<(u8, usize)>(),
+        filtered in any::<bool>(),
+        threads in 1_usize..4,
+    ) {
+        let mut rows = rows;
+        if !filtered {
+            rows.iter_mut().flat_map(|(_, rows)| rows).for_each(|row| row.2 = true);
+        }
+        let query = Query::new(&vector, metric).unwrap();
+        let min = minimum(&exhaustive(&rows, &query, usize::MAX, None), pick);
+        let expected = exhaustive(&rows, &query, k, min);
+
+        let directory = tempfile::tempdir().unwrap();
+        let mut stored = Vec::new();
+        for (i, (kind, rows)) in rows.iter().enumerate() {
+            let directory = directory.path().join(i.to_string());
+            std::fs::create_dir(&directory).unwrap();
+            stored.push(Stored::new(*kind, rows, vector.len(), &directory));
+        }
+        let set = |rows: &Rows, which: fn(&Row) -> bool| {
+            rows.iter().enumerate().filter(|(_, r)| which(r)).map(|(i, _)| i).collect::<Bitmap>()
+        };
+        let sets: Vec<_> = rows.iter().map(|(_, r)| (set(r, |r| r.2), set(r, |r| r.3))).collect();
+        let blocks: Vec<_> = stored.iter().zip(&sets).map(|(stored, (filter, deleted))| ScanBlock {
+            block: stored.block(),
+            filter: filtered.then(|| filter.words()),
+            deleted: Some(deleted.words()),
+        }).collect();
+
+        let search = Search::new(&blocks, &query, k, min).unwrap();
+        let mut found: Vec<_> = (0..threads).map(|_| Candidates::default()).collect();
+        for (i, chunk) in search.chunks().iter().rev().enumerate() {
+            search.scan(chunk, &mut found[i % threads]);
+        }
+        let fetch = |at: RowRef, id: i64, out: &mut [f32]| {
+            let row = &rows[at.block as usize].1[at.row as usize];
+            assert_eq!(row.0, id);
+            out.copy_from_slice(&row.1);
+            Ok::<_, Infallible>(())
+        };
+        let Ok(result) = search.finish(found, fetch, by_id);
+        prop_assert_eq!(&result.hits, &expected);
+
+        let Ok(result) = Search::new(&blocks, &query, k, min).unwrap().run(fetch, by_id);
+        prop_assert_eq!(&result.hits, &expected);
+    }
+}
+
+fn tail(vectors: impl IntoIterator<Item = Vec<f32>>, dimension: usize) -> Tail {
+    let mut tail = Tail::new(dimension, true).unwrap();
+    for (id, vector) in vectors.into_iter().enumerate() {
+        tail.append(id as i64, &vector).unwrap();
+    }
+    tail
+}
+
+fn no_fetch(_: RowRef, _: i64, _: &mut [f32]) -> Result<(), Infallible> {
+    panic!("the block has the vectors")
+}
+
+/// `n` numbers in `-1..1`, always the same ones.
+fn noise(seed: u64, n: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1_u32 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+#[test]
+fn rescores_few_of_many() {
+    let tail = tail((0..20_000).map(|i| noise(i, 32)), 32);
+    let blocks = [ScanBlock {
+        block: tail.block(),
+        filter: None,
+        deleted: None,
+    }];
+    let query = Query::new(&noise(7, 32), Metric::L2).unwrap();
+    let Ok(found) = Search::new(&blocks, &query, 10, None)
+        .unwrap()
+        .run(no_fetch, by_id);
+    assert_eq!(found.hits.len(), 10);
+    assert_eq!(found.hits[0].id, 7);
+    assert!(found.rescored < 100, "{}", found.rescored);
+}
+
+#[test]
+fn rows_that_get_better_and_better_do_not_pile_up() {
+    let n = 30_000_u16;
+    let tail = tail((0..n).map(|i| vec![f32::from(n - i), 1.0]), 2);
+    let blocks = [ScanBlock {
+        block: tail.block(),
+        filter: None,
+        deleted: None,
+    }];
+    let query = Query::new(&[0.0, 1.0], Metric::L2).unwrap();
+    let search = Search::new(&blocks, &query, 3, None).unwrap();
+    let mut found = Candidates::default();
+    for chunk in search.chunks() {
+        search.scan(&chunk, &mut found);
+    }
+    assert!(found.rows.len() <= 2 * COMPACT_AT, "{}", found.rows.len());
+    let Ok(found) = search.finish([found], no_fetch, by_id);
+    assert_eq!(
+        found.hits.iter().map(|hit| hit.id).collect::<Vec<_>>(),
+        [29_999, 29_998, 29_997]
+    );
+}
+
+#[test]
+fn as_many_as_there_are() {
+    let tail = tail((0..100_u8).map(|i| vec![f32::from(i)]), 1);
+    let all = Bitmap::all(100);
+    let blocks = [ScanBlock {
+        block: tail.block(),
+        filter: Some(all.words()),
+        deleted: None,
+    }];
+    let query = Query::new(&[0.0], Metric::L2).unwrap();
+    for k in [99, 100, 101, usize::MAX] {
+        let Ok(found) = Search::new(&blocks, &query, k, None)
+            .unwrap()
+            .run(no_fetch, by_id);
+        assert_eq!(found.hits.len(), k.min(100));
+        assert!(
+            found
+                .hits
+                .iter()
+                .enumerate()
+                .all(|(i, hit)| hit.id == i as i64)
+        );
+    }
+}
+
+#[test]
+fn the_error_of_a_fetch_ends_the_search() {
+    let mut tail = Tail::new(1, false).unwrap();
+    tail.append(5, &[1.0]).unwrap();
+    let blocks = [ScanBlock {
+        block: tail.block(),
+        filter: None,
+        deleted: None,
+    }];
+    let query = Query::new(&[0.0], Metric::L2).unwrap();
+    let search = Search::new(&blocks, &query, 1, None).unwrap();
+    assert_eq!(search.run(|_, id, _| Err(id), by_id), Err(5));
+}
+
+#[test]
+fn a_query_of_another_dimension_is_refused() {
+    let tail = Tail::new(3, true).unwrap();
+    let blocks = [ScanBlock {
+        block: tail.block(),
+        filter: None,
+        deleted: None,
+    }];
+    let query = Query::new(&[0.0], Metric::L2).unwrap();
+    let error = Search::new(&blocks, &query, 1, None).err();
+    assert_eq!(
+        error,
+        Some(VectorError::Dimension {
+            expected: 3,
+            found: 1
+        })
+    );
+}
+
+#[test]
+fn damaged_columns_cost_rows_but_never_a_crash() {
+    let tail = tail((0..200).map(|i| noise(i, 8)), 8);
+    let nan = vec![f32::NAN; 200];
+    let query = Query::new(&noise(7, 8), Metric::L2).unwrap();
+    let block = CodeBlock {
+        residuals: &nan,
+        ..tail.block()
+    };
+    let blocks = [ScanBlock {
+        block,
+        filter: None,
+        deleted: None,
+    }];
+    let Ok(found) = Search::new(&blocks, &query, 3, None)
+        .unwrap()
+        .run(no_fetch, by_id);
+    assert_eq!((found.hits[0].id, found.rescored), (7, 200));
+}

@@ -1,0 +1,648 @@
+//! Where codes live: sealed segment files, and the tail that has not been sealed yet.
+//!
+//! # The file
+//!
+//! A segment is written once, under a temporary name, flushed, and renamed: a file with a
+//! segment's name is complete and never changes, so that any number of processes can map it. It
+//! can be unlinked while it is mapped. All numbers are little-endian:
+//!
+//! | bytes | content |
+//! |---|---|
+//! | 0..8 | `CNMSEG\r\n` |
+//! | 8..12 | version, 1 |
+//! | 12..16 | dimension |
+//! | 16..24 | number of rows |
+//! | 24..28 | flags: 1 = has the vectors column |
+//! | 28..52 | CRC-32 of each column, in the order below; 0 for a column that is not there |
+//! | 52..60 | zero |
+//! | 60..64 | CRC-32 of bytes 0..60 |
+//!
+//! Then the columns, each starting at the next multiple of 64 bytes, with zeros between: row ids
+//! (i64), squared norms (f64), scales (f32), residuals (f32), codes (i8, rows padded with zeros to
+//! a multiple of 64), vectors (f32, rows not padded). The layout follows from dimension, number of
+//! rows and flags alone, and so does the length of the file. Nothing depends on the metric.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use memmap2::Mmap;
+
+use super::aligned::{LINE, Lines};
+use super::bitmap::{WORD, eligible};
+use super::quantize::{MAX_DIMENSION, RowCode, VectorError, quantize, stride};
+
+// The columns are read in place.
+#[cfg(target_endian = "big")]
+compile_error!("segment files are little-endian and are mapped as they are");
+
+const MAGIC: [u8; 8] = *b"CNMSEG\r\n";
+/// The newest format that this code reads, and the one it writes.
+pub const VERSION: u32 = 1;
+const HEADER: usize = 64;
+const HAS_VECTORS: u32 = 1;
+const COLUMNS: [&str; 6] = ["ids", "norms", "scales", "residuals", "codes", "vectors"];
+
+/// A segment file that cannot be written or used. Each message names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum SegmentError {
+    /// The operating system said no.
+    #[error("cannot {action} {path}", path = path.display())]
+    Io {
+        /// What was being done: "open", "write", ...
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// Another kind of file.
+    #[error("{path} is not a vector segment: it does not start with its signature", path = .0.display())]
+    NotASegment(PathBuf),
+    /// Written by a newer release.
+    #[error(
+        "{path} has segment format {found}, and this release reads up to {VERSION}: \
+         upgrade crewai-native-memory",
+        path = path.display()
+    )]
+    TooNew {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// Not the length that its header gives.
+    #[error("{path} should have {expected} bytes and has {found}", path = path.display())]
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// Bytes according to the header.
+        expected: u64,
+        /// Bytes there.
+        found: u64,
+    },
+    /// The bytes are not the ones that were written.
+    #[error("{path} is damaged: the checksum of its {part} does not match", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The header, or the column.
+        part: &'static str,
+    },
+    /// A valid checksum over values that no release writes.
+    #[error("{path} is damaged: {what}", path = path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// A row to be sealed could not be given.
+    #[error("cannot read row {id} to seal it in {path}: {reason}", path = path.display())]
+    Row {
+        /// The file being written.
+        path: PathBuf,
+        /// The row's id.
+        id: i64,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Rows with their codes, in columns: one view for a mapped file and for memory.
+#[derive(Clone, Copy)]
+pub struct CodeBlock<'a> {
+    /// Components of a vector.
+    pub dimension: usize,
+    /// The store's number of each row.
+    pub ids: &'a [i64],
+    /// Squared norms.
+    pub norms_sq: &'a [f64],
+    /// The value of one unit of the codes.
+    pub scales: &'a [f32],
+    /// Norms of what the codes leave out, rounded up.
+    pub residuals: &'a [f32],
+    /// Codes, row by row, [`stride`] bytes each.
+    pub codes: &'a [i8],
+    /// The vectors themselves, row by row, where they are kept here.
+    pub vectors: Option<&'a [f32]>,
+}
+
+impl<'a> CodeBlock<'a> {
+    /// The number of rows.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// The vector of a row, where vectors are kept here.
+    pub fn vector(&self, row: usize) -> Option<&'a [f32]> {
+        Some(&self.vectors?[row * self.dimension..][..self.dimension])
+    }
+
+    pub(crate) fn row_code(&self, row: usize) -> RowCode {
+        RowCode {
+            scale: self.scales[row],
+            residual: self.residuals[row],
+            norm_sq: self.norms_sq[row],
+        }
+    }
+}
+
+/// Rows in memory, in the order in which they came.
+pub struct Tail {
+    dimension: usize,
+    ids: Vec<i64>,
+    norms_sq: Vec<f64>,
+    scales: Vec<f32>,
+    residuals: Vec<f32>,
+    codes: Lines,
+    vectors: Option<Vec<f32>>,
+}
+
+impl Tail {
+    /// Creates an empty tail. With `keep_vectors` it also keeps the float32 values, so that a
+    /// search need not fetch them.
+    pub fn new(dimension: usize, keep_vectors: bool) -> Result<Self, VectorError> {
+        match dimension {
+            0 => Err(VectorError::Empty),
+            1..=MAX_DIMENSION => Ok(Self {
+                dimension,
+                ids: Vec::new(),
+                norms_sq: Vec::new(),
+                scales: Vec::new(),
+                residuals: Vec::new(),
+                codes: Lines::default(),
+                vectors: keep_vectors.then(Vec::new),
+            }),
+            _ => Err(VectorError::TooLong(dimension)),
+        }
+    }
+
+    /// Adds a row and returns its number. Nothing is added on an error.
+    pub fn append(&mut self, id: i64, vector: &[f32]) -> Result<usize, VectorError> {
+        if vector.len() != self.dimension {
+            let (expected, found) = (self.dimension, vector.len());
+            return Err(VectorError::Dimension { expected, found });
+        }
+        let before = self.ids.len() * stride(self.dimension);
+        let row = match quantize(vector, self.codes.grow(self.dimension)) {
+            Ok(row) => row,
+            Err(error) => {
+                self.codes.truncate(before);
+                return Err(error);
+            }
+        };
+        self.ids.push(id);
+        self.norms_sq.push(row.norm_sq);
+        self.scales.push(row.scale);
+        self.residuals.push(row.residual);
+        if let Some(vectors) = &mut self.vectors {
+            vectors.extend_from_slice(vector);
+        }
+        Ok(self.ids.len() - 1)
+    }
+
+    /// The number of rows.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// The rows, to be searched or sealed.
+    pub fn block(&self) -> CodeBlock<'_> {
+        CodeBlock {
+            dimension: self.dimension,
+            ids: &self.ids,
+            norms_sq: &self.norms_sq,
+            scales: &self.scales,
+            residuals: &self.residuals,
+            codes: self.codes.as_slice(),
+            vectors: self.vectors.as_deref(),
+        }
+    }
+}
+
+/// Rows to be written into a segment: those of a block that are not deleted.
+#[derive(Clone, Copy)]
+pub struct SealSource<'a> {
+    /// The rows.
+    pub block: CodeBlock<'a>,
+    /// Rows to leave out, in words as [`super::Bitmap::words`] gives them.
+    pub deleted: Option<&'a [u64]>,
+}
+
+impl SealSource<'_> {
+    fn rows(&self) -> impl Iterator<Item = usize> + '_ {
+        let count = self.block.len();
+        (0..count.div_ceil(WORD)).flat_map(move |word| {
+            let mut bits = eligible(word, count, None, self.deleted);
+            std::iter::from_fn(move || {
+                let bit = bits.trailing_zeros() as usize;
+                bits &= bits.wrapping_sub(1);
+                (bit < WORD).then_some(word * WORD + bit)
+            })
+        })
+    }
+}
+
+/// Where a segment's columns are, from what its header says.
+struct Layout {
+    dimension: usize,
+    rows: usize,
+    columns: [Range<usize>; COLUMNS.len()],
+    length: usize,
+}
+
+impl Layout {
+    /// `None` if the file would be larger than the address space.
+    fn new(dimension: usize, rows: usize, vectors: bool) -> Option<Self> {
+        // A search numbers the rows of a block with u32.
+        u32::try_from(rows).ok()?;
+        let vector = if vectors {
+            dimension.checked_mul(size_of::<f32>())?
+        } else {
+            0
+        };
+        let widths = [8, 8, 4, 4, stride(dimension), vector];
+        let mut length = HEADER;
+        let mut columns = [const { 0..0 }; COLUMNS.len()];
+        for (column, width) in columns.iter_mut().zip(widths) {
+            let start = length.checked_next_multiple_of(LINE)?;
+            let end = start.checked_add(rows.checked_mul(width)?)?;
+            *column = start..end;
+            length = end;
+        }
+        isize::try_from(length).ok()?;
+        Some(Self {
+            dimension,
+            rows,
+            columns,
+            length,
+        })
+    }
+}
+
+/// A sealed file, mapped into memory.
+#[derive(Debug)]
+pub struct Segment {
+    path: PathBuf,
+    map: Mmap,
+    dimension: usize,
+    rows: usize,
+    columns: [Range<usize>; COLUMNS.len()],
+    checksums: [u32; COLUMNS.len()],
+}
+
+impl Segment {
+    /// Maps a file.
+    ///
+    /// Checks what a use of the file relies on (signature, version, header, length), in constant
+    /// time. Whether the columns are as they were written is for
+    /// [`Segment::verify`].
+    pub fn open(path: &Path) -> Result<Self, SegmentError> {
+        let io = |action| {
+            move |source| SegmentError::Io {
+                action,
+                path: path.into(),
+                source,
+            }
+        };
+        let file = File::open(path).map_err(io("open"))?;
+        let found = file.metadata().map_err(io("read the length of"))?.len();
+        // SAFETY: a file under a segment's name is complete and is never written again, by this
+        // or another process (see the module's description), so that the mapped bytes stay.
+        let map = unsafe { Mmap::map(&file) }.map_err(io("map"))?;
+        let Some(&header) = map.first_chunk::<HEADER>() else {
+            let signed = map.starts_with(&MAGIC[..map.len().min(MAGIC.len())]);
+            return Err(if signed {
+                SegmentError::Length {
+                    path: path.into(),
+                    expected: HEADER as u64,
+                    found,
+                }
+            } else {
+                SegmentError::NotASegment(path.into())
+            });
+        };
+        if header[..8] != MAGIC {
+            return Err(SegmentError::NotASegment(path.into()));
+        }
+        let number = |at: usize| {
+            u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+        };
+        // Before the checksum: a newer format may have it elsewhere.
+        let version = number(8);
+        if version > VERSION {
+            return Err(SegmentError::TooNew {
+                path: path.into(),
+                found: version,
+            });
+        }
+        if crc32fast::hash(&header[..60]) != number(60) {
+            return Err(SegmentError::Damaged {
+                path: path.into(),
+                part: "header",
+            });
+        }
+        let (dimension, flags) = (number(12) as usize, number(24));
+        let rows = u64::from(number(16)) | u64::from(number(20)) << 32;
+        let invalid = |what| SegmentError::Invalid {
+            path: path.into(),
+            what,
+        };
+        if version == 0 || !(1..=MAX_DIMENSION).contains(&dimension) || flags > HAS_VECTORS {
+            let what = format!("version {version}, dimension {dimension}, flags {flags}");
+            return Err(invalid(what));
+        }
+        let layout = usize::try_from(rows)
+            .ok()
+            .and_then(|rows| Layout::new(dimension, rows, flags == HAS_VECTORS))
+            .ok_or_else(|| invalid(format!("it cannot have {rows} rows")))?;
+        if found != layout.length as u64 || map.len() != layout.length {
+            let expected = layout.length as u64;
+            return Err(SegmentError::Length {
+                path: path.into(),
+                expected,
+                found,
+            });
+        }
+        Ok(Self {
+            path: path.into(),
+            map,
+            dimension,
+            rows: layout.rows,
+            columns: layout.columns,
+            checksums: std::array::from_fn(|i| number(28 + 4 * i)),
+        })
+    }
+
+    /// Reads everything and compares the checksums.
+    pub fn verify(&self) -> Result<(), SegmentError> {
+        for ((column, sum), part) in self.columns.iter().zip(self.checksums).zip(COLUMNS) {
+            if crc32fast::hash(&self.map[column.clone()]) != sum {
+                return Err(SegmentError::Damaged {
+                    path: self.path.clone(),
+                    part,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The number of rows.
+    pub fn len(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// The rows, to be searched or sealed again.
+    pub fn block(&self) -> CodeBlock<'_> {
+        let vectors: &[f32] = self.column(5);
+        CodeBlock {
+            dimension: self.dimension,
+            ids: self.column(0),
+            norms_sq: self.column(1),
+            scales: self.column(2),
+            residuals: self.column(3),
+            codes: self.column(4),
+            vectors: (self.rows == 0 || !vectors.is_empty()).then_some(vectors),
+        }
+    }
+
+    /// One column, read in place.
+    fn column<T: Number>(&self, index: usize) -> &[T] {
+        let bytes = &self.map[self.columns[index].clone()];
+        // SAFETY: every bit pattern is a `Number`, whose alignment divides 64. A mapping starts on
+        // a page and a column at a multiple of 64 in it. The slice ends inside `bytes`, which
+        // live and stay as they are as long as `self`.
+        unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<T>()) }
+    }
+
+    /// Writes the rows of all sources, in their order, and returns the mapped file.
+    ///
+    /// The file appears under `path` complete and flushed, directory entry included, or not at
+    /// all; one that was there is replaced. With `keep_vectors`, the float32 column is written as
+    /// well; `fetch` gives the vector of a row for sources that do not have it.
+    pub fn write(
+        path: &Path,
+        dimension: usize,
+        sources: &[SealSource<'_>],
+        keep_vectors: bool,
+        fetch: impl FnMut(i64, &mut [f32]) -> Result<(), String>,
+    ) -> Result<Self, SegmentError> {
+        static UNIQUE: AtomicU64 = AtomicU64::new(0);
+        let mut name = path.file_name().unwrap_or_default().to_os_string();
+        let unique = UNIQUE.fetch_add(1, Ordering::Relaxed);
+        name.push(format!(".{}-{unique}.tmp", std::process::id()));
+        let temporary = path.with_file_name(name);
+
+        let written = write_columns(&temporary, path, dimension, sources, keep_vectors, fetch)
+            .and_then(|()| {
+                fs::rename(&temporary, path).map_err(|source| SegmentError::Io {
+                    action: "rename a finished file to",
+                    path: path.into(),
+                    source,
+                })
+            });
+        if let Err(error) = written {
+            // The first error is the one to report; a temporary file left behind is harmless.
+            let _ = fs::remove_file(&temporary);
+            return Err(error);
+        }
+        sync_directory(path)?;
+        Self::open(path)
+    }
+}
+
+/// Whether a file is one that [`Segment::write`] uses before a file is complete. What is left
+/// of a process that died can be removed.
+pub fn is_temporary(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "tmp")
+}
+
+/// The types of the columns.
+trait Number: Copy {}
+impl Number for i8 {}
+impl Number for i64 {}
+impl Number for f32 {}
+impl Number for f64 {}
+
+/// The bytes of a column's values, as they are written.
+fn bytes_of<T: Number>(values: &[T]) -> &[u8] {
+    // SAFETY: a `Number` has no padding, and u8 no alignment.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// Writes header and columns to `temporary` and flushes them; `path` is for the messages.
+fn write_columns(
+    temporary: &Path,
+    path: &Path,
+    dimension: usize,
+    sources: &[SealSource<'_>],
+    keep_vectors: bool,
+    mut fetch: impl FnMut(i64, &mut [f32]) -> Result<(), String>,
+) -> Result<(), SegmentError> {
+    let io = |source| SegmentError::Io {
+        action: "write",
+        path: path.into(),
+        source,
+    };
+    let invalid = |what| SegmentError::Invalid {
+        path: path.into(),
+        what,
+    };
+    if let Some(other) = sources
+        .iter()
+        .find(|source| source.block.dimension != dimension)
+    {
+        let found = other.block.dimension;
+        return Err(invalid(format!(
+            "rows of {found} components among rows of {dimension}"
+        )));
+    }
+    let rows = sources.iter().map(|source| source.rows().count()).sum();
+    let layout = Layout::new(dimension, rows, keep_vectors)
+        .ok_or_else(|| invalid(format!("it cannot have {rows} rows")))?;
+
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(temporary)
+        .map_err(io)?;
+    let mut output = Output {
+        file: BufWriter::with_capacity(1 << 18, file),
+        at: 0,
+    };
+    output.pad_to(HEADER).map_err(io)?;
+    let mut checksums = [0; COLUMNS.len()];
+    for (index, column) in layout.columns.iter().enumerate() {
+        output.pad_to(column.start).map_err(io)?;
+        let mut sum = crc32fast::Hasher::new();
+        let mut put = |bytes: &[u8]| {
+            sum.update(bytes);
+            output.put(bytes).map_err(io)
+        };
+        let mut buffer = vec![0.0; if index == 5 { dimension } else { 0 }];
+        for source in sources {
+            let block = &source.block;
+            for row in source.rows() {
+                match index {
+                    0 => put(bytes_of(&block.ids[row..=row]))?,
+                    1 => put(bytes_of(&block.norms_sq[row..=row]))?,
+                    2 => put(bytes_of(&block.scales[row..=row]))?,
+                    3 => put(bytes_of(&block.residuals[row..=row]))?,
+                    4 => {
+                        let stride = stride(dimension);
+                        put(bytes_of(&block.codes[row * stride..][..stride]))?;
+                    }
+                    _ if !keep_vectors => break,
+                    _ => {
+                        let vector = if let Some(vector) = block.vector(row) {
+                            vector
+                        } else {
+                            let id = block.ids[row];
+                            fetch(id, &mut buffer).map_err(|reason| SegmentError::Row {
+                                path: path.into(),
+                                id,
+                                reason,
+                            })?;
+                            &buffer
+                        };
+                        put(bytes_of(vector))?;
+                    }
+                }
+            }
+        }
+        checksums[index] = sum.finalize();
+    }
+    let file = output
+        .file
+        .into_inner()
+        .map_err(|error| io(error.into_error()))?;
+    write_header(&file, &layout, keep_vectors, checksums).map_err(io)?;
+    file.sync_all().map_err(io)
+}
+
+fn write_header(
+    mut file: &File,
+    layout: &Layout,
+    keep_vectors: bool,
+    checksums: [u32; COLUMNS.len()],
+) -> io::Result<()> {
+    let mut header = [0; HEADER];
+    header[..8].copy_from_slice(&MAGIC);
+    header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    header[12..16].copy_from_slice(&(layout.dimension as u32).to_le_bytes());
+    header[16..24].copy_from_slice(&(layout.rows as u64).to_le_bytes());
+    let flags = if keep_vectors { HAS_VECTORS } else { 0 };
+    header[24..28].copy_from_slice(&flags.to_le_bytes());
+    for (at, sum) in header[28..52].chunks_exact_mut(4).zip(checksums) {
+        at.copy_from_slice(&sum.to_le_bytes());
+    }
+    let sum = crc32fast::hash(&header[..60]);
+    header[60..].copy_from_slice(&sum.to_le_bytes());
+    io::Seek::rewind(&mut file)?;
+    file.write_all(&header)
+}
+
+/// Makes a rename survive a loss of power.
+fn sync_directory(path: &Path) -> Result<(), SegmentError> {
+    // Elsewhere directories cannot be opened, and renames are journalled.
+    #[cfg(unix)]
+    {
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        File::open(directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(|source| SegmentError::Io {
+                action: "flush the directory",
+                path: directory.into(),
+                source,
+            })?;
+    }
+    Ok(())
+}
+
+/// A file written from start to end.
+struct Output {
+    file: BufWriter<File>,
+    at: usize,
+}
+
+impl Output {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.at += bytes.len();
+        self.file.write_all(bytes)
+    }
+
+    /// Writes zeros up to an offset.
+    fn pad_to(&mut self, offset: usize) -> io::Result<()> {
+        let zeros = [0; LINE];
+        self.put(&zeros[..offset - self.at])
+    }
+}
+
+#[cfg(test)]
+mod tests;

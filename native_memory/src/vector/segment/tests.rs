@@ -1,0 +1,309 @@
+//! The file holds what was put in, and says so when it does not.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::vector::Bitmap;
+
+fn no_fetch(_: i64, _: &mut [f32]) -> Result<(), String> {
+    Err("not here".into())
+}
+
+fn tail(rows: &[(i64, Vec<f32>)], dimension: usize, keep_vectors: bool) -> Tail {
+    let mut tail = Tail::new(dimension, keep_vectors).unwrap();
+    for (id, vector) in rows {
+        tail.append(*id, vector).unwrap();
+    }
+    tail
+}
+
+fn sample() -> Tail {
+    tail(
+        &[
+            (3, vec![1.0, -2.0, 0.5]),
+            (-1, vec![0.0; 3]),
+            (9, vec![1e-40, 3.0, 4.0]),
+        ],
+        3,
+        true,
+    )
+}
+
+fn write(path: &Path, tail: &Tail, keep_vectors: bool) -> Result<Segment, SegmentError> {
+    let source = SealSource {
+        block: tail.block(),
+        deleted: None,
+    };
+    Segment::write(
+        path,
+        tail.block().dimension,
+        &[source],
+        keep_vectors,
+        no_fetch,
+    )
+}
+
+fn assert_same(a: CodeBlock<'_>, b: CodeBlock<'_>) {
+    assert_eq!(
+        (a.dimension, a.ids, a.norms_sq),
+        (b.dimension, b.ids, b.norms_sq)
+    );
+    assert_eq!(
+        (a.scales, a.residuals, a.codes),
+        (b.scales, b.residuals, b.codes)
+    );
+    assert_eq!(a.vectors, b.vectors);
+}
+
+/// A file with some of its bytes changed, opened and verified.
+fn check(directory: &Path, bytes: &[u8]) -> Result<(), SegmentError> {
+    let path = directory.join("changed.seg");
+    fs::write(&path, bytes).unwrap();
+    Segment::open(&path)?.verify()
+}
+
+#[test]
+fn the_format_is_what_is_documented() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.seg");
+    let segment = write(&path, &sample(), true).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!(
+        &bytes[..28],
+        b"CNMSEG\r\n\x01\0\0\0\x03\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0"
+    );
+    // Each column starts on a line: 3 * 8, 3 * 8, 3 * 4, 3 * 4, 3 * 64 bytes, then 3 * 3 * 4.
+    let starts: Vec<_> = segment.columns.iter().map(|column| column.start).collect();
+    assert_eq!(starts, [64, 128, 192, 256, 320, 512]);
+    assert_eq!(bytes.len(), 512 + 36);
+    assert_eq!(
+        &bytes[64..80],
+        b"\x03\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff"
+    );
+    assert_eq!(&bytes[320..324], [64, 129, 32, 0]); // 63.5 and 31.75, scaled to 127
+    // Changes only with the version.
+    assert_eq!(crc32fast::hash(&bytes), GOLDEN);
+}
+
+const GOLDEN: u32 = 423_930_138;
+
+#[test]
+fn every_flipped_byte_is_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.seg");
+    let columns = write(&path, &sample(), true).unwrap().columns.clone();
+    let bytes = fs::read(&path).unwrap();
+    assert!(check(directory.path(), &bytes).is_ok());
+    for at in 0..bytes.len() {
+        let mut changed = bytes.clone();
+        changed[at] ^= 0x40;
+        let result = check(directory.path(), &changed);
+        // The zeros between columns mean nothing.
+        let matters = at < HEADER || columns.iter().any(|column| column.contains(&at));
+        assert_eq!(result.is_err(), matters, "byte {at}");
+        if let Err(error) = result {
+            assert!(error.to_string().contains("changed.seg"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn every_truncation_is_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.seg");
+    write(&path, &sample(), true).unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    for length in 0..bytes.len() {
+        let error = check(directory.path(), &bytes[..length]).unwrap_err();
+        match error {
+            SegmentError::NotASegment(_) => assert_eq!(length, 0),
+            SegmentError::Length { found, .. } => assert_eq!(found, length as u64),
+            other => panic!("{other}"),
+        }
+    }
+    bytes.push(0);
+    assert!(matches!(
+        check(directory.path(), &bytes),
+        Err(SegmentError::Length { .. })
+    ));
+}
+
+#[test]
+fn other_files_are_named_for_what_they_are() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = Segment::open(&directory.path().join("none.seg")).unwrap_err();
+    assert!(matches!(&missing, SegmentError::Io { action: "open", .. }));
+    assert!(missing.to_string().contains("none.seg"));
+    let other = check(directory.path(), &[b'x'; 100]).unwrap_err();
+    assert!(matches!(other, SegmentError::NotASegment(_)), "{other}");
+
+    let path = directory.path().join("a.seg");
+    write(&path, &sample(), false).unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[8] = 7;
+    let newer = check(directory.path(), &bytes).unwrap_err().to_string();
+    assert!(
+        newer.contains("changed.seg") && newer.contains("format 7"),
+        "{newer}"
+    );
+    assert!(newer.contains("reads up to 1"), "{newer}");
+}
+
+#[test]
+fn a_header_that_makes_no_sense_is_refused_even_with_its_checksum() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.seg");
+    write(&path, &sample(), true).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    for (at, value) in [
+        (8, 0),
+        (12, 0),
+        (14, 255),
+        (19, 255),
+        (20, 1),
+        (23, 255),
+        (24, 2),
+    ] {
+        let mut changed = bytes.clone();
+        changed[at] = value;
+        let sum = crc32fast::hash(&changed[..60]);
+        changed[60..64].copy_from_slice(&sum.to_le_bytes());
+        let error = check(directory.path(), &changed).unwrap_err();
+        let length = matches!(error, SegmentError::Length { .. });
+        assert!(
+            length || matches!(error, SegmentError::Invalid { .. }),
+            "byte {at}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_failed_write_leaves_what_was_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.seg");
+    write(&path, &sample(), false).unwrap();
+    let before = fs::read(&path).unwrap();
+    // The vectors are wanted, are not in the block, and cannot be fetched.
+    let without = tail(&[(77, vec![1.0])], 1, false);
+    let error = write(&path, &without, true).unwrap_err();
+    assert!(
+        matches!(&error, SegmentError::Row { id: 77, .. }),
+        "{error}"
+    );
+    assert_eq!(fs::read(&path).unwrap(), before);
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+
+    let with = sample();
+    let mixed = [&with, &without].map(|t| SealSource {
+        block: t.block(),
+        deleted: None,
+    });
+    let error = Segment::write(&path, 3, &mixed, false, no_fetch).unwrap_err();
+    assert!(matches!(error, SegmentError::Invalid { .. }), "{error}");
+    assert_eq!(fs::read(&path).unwrap(), before);
+
+    let nowhere = directory.path().join("none").join("a.seg");
+    assert!(matches!(
+        write(&nowhere, &without, false),
+        Err(SegmentError::Io { .. })
+    ));
+}
+
+#[test]
+fn a_mapped_segment_survives_its_replacement_and_removal() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.seg");
+    let first = write(&path, &sample(), true).unwrap();
+    let second = write(&path, &tail(&[(1, vec![1.0])], 1, false), false).unwrap();
+    fs::remove_file(&path).unwrap();
+    assert_same(first.block(), sample().block());
+    assert_eq!(second.block().ids, [1]);
+    first.verify().unwrap();
+}
+
+#[test]
+fn no_rows_are_fine() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.seg");
+    let empty = Tail::new(5, true).unwrap();
+    for keep_vectors in [false, true] {
+        let segment = write(&path, &empty, keep_vectors).unwrap();
+        segment.verify().unwrap();
+        assert!(segment.is_empty() && segment.block().is_empty());
+    }
+}
+
+#[test]
+fn a_tail_is_unchanged_by_a_row_it_refuses() {
+    let mut tail = sample();
+    assert_eq!(
+        tail.append(4, &[1.0, f32::NAN, 0.0]),
+        Err(VectorError::NotFinite(1))
+    );
+    let wrong = VectorError::Dimension {
+        expected: 3,
+        found: 1,
+    };
+    assert_eq!(tail.append(4, &[1.0]), Err(wrong));
+    assert_same(tail.block(), sample().block());
+    assert_eq!(tail.append(4, &[1.0, 2.0, 3.0]), Ok(3));
+    assert!(matches!(Tail::new(0, false), Err(VectorError::Empty)));
+    assert!(matches!(
+        Tail::new(MAX_DIMENSION + 1, false),
+        Err(VectorError::TooLong(_))
+    ));
+}
+
+#[test]
+fn temporary_names_are_recognised() {
+    assert!(is_temporary(Path::new("a.seg.17-0.tmp")));
+    assert!(!is_temporary(Path::new("a.seg")));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// What is sealed, and sealed again, is what was appended, without the deleted rows.
+    #[test]
+    fn sealing_keeps_the_rows(
+        (dimension, rows) in (1_usize..140).prop_flat_map(|dimension| {
+            let vector = prop::collection::vec(-9.0_f32..9.0, dimension);
+            let row = ((any::<i64>(), vector), any::<bool>());
+            (Just(dimension), prop::collection::vec(row, 0..150))
+        }),
+        split in any::<prop::sample::Index>(),
+        kept in any::<(bool, bool)>(),
+    ) {
+        let (rows, dead): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+        let split = if rows.is_empty() { 0 } else { split.index(rows.len()) };
+        let expected: Vec<_> = rows.iter().zip(&dead)
+            .enumerate()
+            .filter(|(i, (_, dead))| *i >= split || !**dead)
+            .map(|(_, (row, _))| row.clone())
+            .collect();
+        let expected = tail(&expected, dimension, kept.1);
+
+        let parts = [tail(&rows[..split], dimension, kept.0), tail(&rows[split..], dimension, true)];
+        let dead: Bitmap = (0..split).filter(|&i| dead[i]).collect();
+        let sources = [
+            SealSource { block: parts[0].block(), deleted: Some(dead.words()) },
+            SealSource { block: parts[1].block(), deleted: None },
+        ];
+        let mut fetched = rows[..split].iter().enumerate().filter(|(i, _)| !dead.contains(*i));
+        let fetch = |id: i64, out: &mut [f32]| {
+            let (_, (expected, vector)) = fetched.next().ok_or("one too many")?;
+            assert_eq!(*expected, id);
+            out.copy_from_slice(vector);
+            Ok(())
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.seg");
+        let segment = Segment::write(&path, dimension, &sources, kept.1, fetch).unwrap();
+        segment.verify().unwrap();
+        assert_same(segment.block(), expected.block());
+        let again = SealSource { block: segment.block(), deleted: None };
+        let path = directory.path().join("b.seg");
+        let copy = Segment::write(&path, dimension, &[again], kept.1, no_fetch).unwrap();
+        assert_same(copy.block(), segment.block());
+    }
+}
