@@ -1,0 +1,167 @@
+"""CrewAI's ``MemoryRecord`` with an embedding that is made when it is read.
+
+Thousands of floats per record are most of what a search would spend its time on, and hardly any
+caller looks at them. This module imports CrewAI; nothing imports it before it is needed.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from crewai.memory.storage.backend import EmbeddingDimensionMismatchError
+from crewai.memory.types import MemoryRecord, ScopeInfo
+from pydantic import PrivateAttr
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from crewai_native_memory._native import Batch, Rows, Vector
+
+__all__ = [
+    "EmbeddingDimensionMismatchError",
+    "MemoryRecord",
+    "ScopeInfo",
+    "StoredRecord",
+    "add_record",
+    "datetime_of",
+    "microseconds_of",
+    "record_at",
+]
+
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - CrewAI's datetimes are naive UTC
+_MICROSECOND = timedelta(microseconds=1)
+_FIELDS = frozenset(MemoryRecord.model_fields)
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+class StoredRecord(MemoryRecord):
+    """A record as a store returned it.
+
+    It is a ``MemoryRecord`` in every respect: it compares, copies, pickles and dumps as one, and
+    a pickle of it loads where this package is not installed.
+    """
+
+    _vector: Vector | None = PrivateAttr(default=None)
+
+    def _complete(self) -> dict[str, Any]:
+        """All fields, the embedding among them."""
+        fields = self.__dict__
+        if "embedding" not in fields:
+            fields["embedding"] = None if self._vector is None else self._vector.tolist()
+        return fields
+
+    def __iter__(self) -> Generator[tuple[str, Any], None, None]:
+        self._complete()
+        return super().__iter__()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, MemoryRecord):
+            return NotImplemented
+        theirs = other._complete() if isinstance(other, StoredRecord) else other.__dict__
+        return self._complete() == theirs
+
+    __hash__ = None  # type: ignore[assignment]  # as MemoryRecord
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        state = self.__getstate__()
+        state["__dict__"] = self._complete()
+        state["__pydantic_private__"] = None
+        return copyreg.__newobj__, (MemoryRecord,), state  # type: ignore[attr-defined]
+
+
+class _LazyEmbedding:
+    """Fills the field when it is first read; from then on the instance's own value is found."""
+
+    def __get__(self, record: StoredRecord | None, owner: type | None = None) -> Any:
+        if record is None:
+            # Pydantic keeps its fields off the class, and so does this.
+            raise AttributeError("embedding")
+        return record._complete()["embedding"]
+
+
+StoredRecord.embedding = _LazyEmbedding()  # type: ignore[assignment, method-assign]
+
+
+def record_at(rows: Rows, at: int) -> tuple[StoredRecord, float]:
+    """The record in a row of a result, and its score."""
+    row = rows.take(at)
+    record = StoredRecord.__new__(StoredRecord)
+    fields = {
+        "id": row[0],
+        "content": row[1],
+        "scope": row[2],
+        "categories": json.loads(row[3]),
+        "metadata": json.loads(row[4]),
+        "importance": row[5],
+        "created_at": datetime_of(row[6]),
+        "last_accessed": datetime_of(row[7]),
+        "source": row[8],
+        "private": row[9],
+    }
+    # What `model_construct` does, without going over the fields: they were valid when they were
+    # saved.
+    set_attribute = object.__setattr__
+    set_attribute(record, "__dict__", fields)
+    set_attribute(record, "__pydantic_fields_set__", set(_FIELDS))
+    set_attribute(record, "__pydantic_extra__", None)
+    set_attribute(record, "__pydantic_private__", {"_vector": row[10]})
+    return record, row[11]
+
+
+def add_record(batch: Batch, record: MemoryRecord) -> None:
+    """Adds a record to a batch.
+
+    Raises:
+        ValueError: A field holds something that cannot be stored; the message names the record.
+    """
+    try:
+        created_at = microseconds_of(record.created_at)
+        last_accessed = microseconds_of(record.last_accessed)
+    except TypeError as error:
+        raise ValueError(f"record {record.id!r}: created_at, last_accessed: {error}") from None
+    metadata = record.metadata
+    if not isinstance(metadata, dict):
+        raise ValueError(
+            f"record {record.id!r}: metadata must be a dict, got {type(metadata).__name__}"
+        )
+    try:
+        text = _encode(metadata)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"record {record.id!r}: metadata must be JSON: {error}") from error
+    embedding: Any = record.embedding
+    if isinstance(record, StoredRecord) and record._vector is not None:
+        embedding = record.embedding
+    batch.add(
+        record.id,
+        record.content,
+        record.scope,
+        record.categories,
+        text,
+        record.importance,
+        created_at,
+        last_accessed,
+        record.source,
+        record.private,
+        embedding,
+    )
+
+
+def microseconds_of(moment: datetime) -> int:
+    """Microseconds since 1970 UTC; a naive datetime is UTC.
+
+    Raises:
+        TypeError: It is not a datetime.
+    """
+    if not isinstance(moment, datetime):
+        raise TypeError(f"expected a datetime, got {type(moment).__name__}")
+    if moment.tzinfo is not None:
+        moment = moment.astimezone(UTC).replace(tzinfo=None)
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def datetime_of(microseconds: int) -> datetime:
+    """The naive UTC datetime, as CrewAI's own code expects it."""
+    return _EPOCH + timedelta(0, 0, microseconds)

@@ -1,0 +1,374 @@
+"""The memory store as CrewAI's ``StorageBackend``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+
+from crewai_native_memory import _native, location
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from datetime import datetime
+
+    from crewai.memory.types import MemoryRecord, ScopeInfo
+
+__all__ = ["NativeStorage"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_ASYNC_THREADS = 8
+_pool: tuple[int, ThreadPoolExecutor] | None = None
+
+
+def _executor() -> ThreadPoolExecutor:
+    """The threads for the asynchronous methods; new ones after a fork."""
+    global _pool
+    pid = os.getpid()
+    if _pool is None or _pool[0] != pid:
+        _pool = pid, ThreadPoolExecutor(_ASYNC_THREADS, thread_name_prefix="crewai-native-memory")
+    return _pool[1]
+
+
+async def _in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    context = contextvars.copy_context()
+    call = functools.partial(context.run, function, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_executor(), call)
+
+
+def _records() -> Any:
+    """The module that needs CrewAI, which is loaded by whoever calls a storage's methods."""
+    return import_module("crewai_native_memory.records")
+
+
+class NativeStorage:
+    """A memory store in one file, exact, and shared by threads and processes.
+
+    It implements CrewAI's ``StorageBackend`` (and ``touch_records``, ``close``, ``optimize``).
+    Making one is cheap and touches no file: reads of a store that does not exist find nothing,
+    and the first write creates the file and its directory. Handles on the same file share
+    connections and memory within a process; every committed write is seen by the next call on
+    any handle in any process. A handle survives a fork.
+
+    Scopes are paths of components: ``/user/1`` holds ``/user/1/notes`` and not ``/user/10``.
+
+    Args:
+        path: A file, or a directory in which ``native/memory.db`` is used. By default
+            ``native/memory.db`` under CrewAI's storage directory.
+        metric: How similarity is scored: ``"l2"`` as ``1 / (1 + d²)`` with the squared Euclidean
+            distance, as CrewAI's default store does; ``"cosine"``; or ``"dot"``.
+
+    Raises:
+        ValueError: From every method, for arguments that mean nothing.
+        OSError: From every method, when the system refuses (space, permissions).
+        StoreError: From every method, when the file is damaged or of a newer format.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        metric: Literal["l2", "cosine", "dot"] = "l2",
+    ) -> None:
+        file = location.default_path() if path is None else location.resolve(path)
+        self._store = _native.Store(file, metric)
+        self._metric = metric
+
+    def __repr__(self) -> str:
+        return f"NativeStorage({str(self.path)!r}, metric={self._metric!r})"
+
+    def __copy__(self) -> NativeStorage:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NativeStorage:
+        # The records are in the file; a copy of a handle is the handle.
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(NativeStorage, metric=self._metric), (str(self.path),)
+
+    @property
+    def path(self) -> str:
+        """The file."""
+        return str(self._store.path)
+
+    # Writing
+
+    def save(self, records: list[MemoryRecord]) -> None:
+        """Saves all records, or none if one of them cannot be saved.
+
+        A record whose id is already stored is replaced. One without an embedding is stored and
+        listed but never found by similarity.
+
+        Raises:
+            EmbeddingDimensionMismatchError: The embeddings differ in length, from one another
+                or from the store's.
+            ValueError: A record holds a value that cannot be stored.
+        """
+        module = _records()
+        batch = _native.Batch()
+        for record in records:
+            module.add_record(batch, record)
+        with _dimension_errors(module):
+            self._store.save(batch)
+
+    def update(self, record: MemoryRecord) -> None:
+        """Replaces the record with the same id, or saves it if there is none."""
+        self.save([record])
+
+    def touch_records(self, record_ids: list[str]) -> None:
+        """Sets ``last_accessed`` of these records to now."""
+        self._store.touch(list(record_ids), time.time_ns() // 1000)
+
+    def delete(
+        self,
+        scope_prefix: str | None = None,
+        categories: list[str] | None = None,
+        record_ids: list[str] | None = None,
+        older_than: datetime | None = None,
+        metadata_filter: dict[str, Any] | None = None,
+    ) -> int:
+        """Deletes the records that meet every condition that is given.
+
+        Without any condition that is every record. A condition that is given but empty (no ids,
+        no categories, no metadata) is met by no record: what was meant as a selection never
+        becomes everything.
+
+        Args:
+            scope_prefix: Records in this scope and below.
+            categories: Records with at least one of these.
+            record_ids: Records with one of these ids.
+            older_than: Records created before; UTC if naive.
+            metadata_filter: Records whose metadata has all of these values.
+
+        Returns:
+            The number of records deleted.
+        """
+        empty = [
+            given is not None and len(given) == 0
+            for given in (categories, record_ids, metadata_filter)
+        ]
+        if any(empty):
+            return 0
+        return self._store.delete(
+            scope=scope_prefix,
+            categories=None if categories is None else list(categories),
+            record_ids=None if record_ids is None else list(record_ids),
+            created_before=_microseconds("older_than", older_than),
+            metadata=_json("metadata_filter", metadata_filter),
+        )
+
+    def reset(self, scope_prefix: str | None = None) -> None:
+        """Deletes a scope. Without one (or with the root) everything, so that the next save may
+        have embeddings of another length.
+        """
+        self._store.reset(scope_prefix)
+
+    # Reading
+
+    def search(
+        self,
+        query_embedding: Sequence[float],
+        scope_prefix: str | None = None,
+        categories: list[str] | None = None,
+        metadata_filter: dict[str, Any] | None = None,
+        limit: int = 10,
+        min_score: float = 0.0,
+        *,
+        created_from: datetime | None = None,
+        created_before: datetime | None = None,
+        sources: Iterable[str] | None = None,
+        source: str | None = None,
+        include_private: bool = True,
+    ) -> list[tuple[MemoryRecord, float]]:
+        """Finds the records most similar to a vector, among those that meet every condition.
+
+        The result is the one of comparing with every vector. Conditions apply before the ranking,
+        so a filtered search returns the best ``limit`` of what the filter admits.
+
+        Args:
+            query_embedding: As long as the stored embeddings.
+            scope_prefix: Only records in this scope and below.
+            categories: Only records with at least one of these; an empty list asks for nothing
+                in particular.
+            metadata_filter: Only records whose metadata has all of these values.
+            limit: At most so many results.
+            min_score: Only results with at least this score.
+            created_from: Only records created then or later; UTC if naive.
+            created_before: Only records created before; UTC if naive.
+            sources: Only records from one of these.
+            source: Who asks; matters with ``include_private=False``.
+            include_private: If false, private records are left out unless they came from
+                ``source``.
+
+        Returns:
+            (record, score) pairs, best first; records with equal scores in the order of their ids.
+
+        Raises:
+            EmbeddingDimensionMismatchError: The query is not as long as the stored embeddings.
+        """
+        if limit <= 0:
+            return []
+        module = _records()
+        with _dimension_errors(module):
+            rows = self._store.search(
+                query_embedding,
+                limit=limit,
+                min_score=min_score,
+                scope=scope_prefix,
+                categories=list(categories) if categories else None,
+                metadata=_json("metadata_filter", metadata_filter or None),
+                created_from=_microseconds("created_from", created_from),
+                created_before=_microseconds("created_before", created_before),
+                sources=None if sources is None else list(sources),
+                include_private=include_private,
+                viewer=source,
+            )
+        return [module.record_at(rows, at) for at in range(len(rows))]
+
+    def get_record(self, record_id: str) -> MemoryRecord | None:
+        """The record with this id, or None."""
+        return next(_each(self._store.get(record_id)), None)
+
+    def list_records(
+        self, scope_prefix: str | None = None, limit: int = 200, offset: int = 0
+    ) -> list[MemoryRecord]:
+        """Records of a scope, newest first; of the same age, last saved first."""
+        if limit <= 0 or offset < 0:
+            return []
+        return list(_each(self._store.list(scope_prefix or "/", limit, offset)))
+
+    def get_scope_info(self, scope: str) -> ScopeInfo:
+        """What a scope and everything below it holds, under its normalised path."""
+        module = _records()
+        path, records, categories, oldest, newest, children = self._store.scope_info(scope)
+        info: ScopeInfo = module.ScopeInfo(
+            path=path,
+            record_count=records,
+            categories=categories,
+            oldest_record=None if oldest is None else module.datetime_of(oldest),
+            newest_record=None if newest is None else module.datetime_of(newest),
+            child_scopes=children,
+        )
+        return info
+
+    def list_scopes(self, parent: str = "/") -> list[str]:
+        """Full paths of the scopes one level below, sorted."""
+        return self._store.children(parent)
+
+    def list_categories(self, scope_prefix: str | None = None) -> dict[str, int]:
+        """Categories of a scope, sorted, and how many records have each."""
+        return dict(self._store.categories(scope_prefix or "/"))
+
+    def count(self, scope_prefix: str | None = None) -> int:
+        """Number of records in a scope."""
+        return self._store.count(scope_prefix or "/")
+
+    # Life cycle
+
+    def optimize(self) -> None:
+        """Gives the space of deleted records back to the file system."""
+        self._store.optimize()
+
+    def close(self) -> None:
+        """Lets go of the file. The handle stays usable: its next call opens the file again."""
+        self._store.close()
+
+    # Asynchronous twins; each runs in a thread and never blocks the event loop.
+
+    async def asave(self, records: list[MemoryRecord]) -> None:
+        """:meth:`save`, without blocking the event loop."""
+        await _in_thread(self.save, records)
+
+    async def asearch(
+        self,
+        query_embedding: Sequence[float],
+        scope_prefix: str | None = None,
+        categories: list[str] | None = None,
+        metadata_filter: dict[str, Any] | None = None,
+        limit: int = 10,
+        min_score: float = 0.0,
+        **conditions: Any,
+    ) -> list[tuple[MemoryRecord, float]]:
+        """:meth:`search`, without blocking the event loop."""
+        return await _in_thread(
+            self.search,
+            query_embedding,
+            scope_prefix,
+            categories,
+            metadata_filter,
+            limit,
+            min_score,
+            **conditions,
+        )
+
+    async def adelete(
+        self,
+        scope_prefix: str | None = None,
+        categories: list[str] | None = None,
+        record_ids: list[str] | None = None,
+        older_than: datetime | None = None,
+        metadata_filter: dict[str, Any] | None = None,
+    ) -> int:
+        """:meth:`delete`, without blocking the event loop."""
+        return await _in_thread(
+            self.delete, scope_prefix, categories, record_ids, older_than, metadata_filter
+        )
+
+
+def _each(rows: _native.Rows) -> Iterator[MemoryRecord]:
+    module = _records()
+    for at in range(len(rows)):
+        yield module.record_at(rows, at)[0]
+
+
+class _DimensionErrors:
+    """Turns the core's error into CrewAI's own."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, _native.DimensionError):
+            raise self._module.EmbeddingDimensionMismatchError(*error.args) from None
+
+
+def _dimension_errors(module: Any) -> AbstractContextManager[None]:
+    return _DimensionErrors(module)
+
+
+def _microseconds(name: str, moment: datetime | None) -> int | None:
+    if moment is None:
+        return None
+    try:
+        microseconds: int = _records().microseconds_of(moment)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return microseconds
+
+
+def _json(name: str, values: dict[str, Any] | None) -> str | None:
+    if values is None:
+        return None
+    try:
+        return json.dumps(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be JSON: {error}") from error
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_native.before_fork, after_in_parent=_native.after_fork_in_parent
+    )

@@ -1,0 +1,345 @@
+//! One file, used by every handle and thread of a process.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError, RwLock};
+
+use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+
+use crate::vector::Query;
+
+use super::error::{Result, StoreError};
+use super::filter::Filter;
+use super::mirror::Mirror;
+use super::process::Process;
+use super::queue::WriterQueue;
+use super::read::{self, ScopeInfo};
+use super::record::Record;
+use super::schema;
+use super::scope::ROOT;
+use super::write::Write;
+
+/// Idle connections kept for readers; more are opened when more threads read, and closed after.
+const IDLE_READERS: usize = 8;
+/// How often a search lets writers overtake it before it makes them wait.
+const OPTIMISTIC_TRIES: usize = 3;
+
+/// The operations on one file. Every method may block: on the disk, on other writers.
+///
+/// The file is opened at the first use, created (with its directory) by the first write, and
+/// noticed when another process creates, replaces or removes it.
+pub struct Engine {
+    path: PathBuf,
+    queue: WriterQueue,
+    writer: Mutex<Option<Link>>,
+    readers: Mutex<Vec<Link>>,
+    mirror: RwLock<(Option<Identity>, Mirror)>,
+}
+
+/// A connection and the file that it was opened on.
+struct Link {
+    connection: Connection,
+    identity: Identity,
+}
+
+/// Which file a path names, so that a store that was replaced is not taken for the old one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity(u64, u64);
+
+impl Engine {
+    /// An engine for `path`; opens nothing.
+    pub fn new(path: PathBuf) -> Self {
+        Self {
+            queue: WriterQueue::new(&path),
+            path,
+            writer: Mutex::default(),
+            readers: Mutex::default(),
+            mirror: RwLock::default(),
+        }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Stores all records or, on an error, none.
+    pub fn save(&self, records: &[Record]) -> Result<()> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let lengths = || records.iter().filter_map(|r| r.embedding.as_ref().map(|v| v.len()));
+        if let Some(first) = lengths().next()
+            && let Some(other) = lengths().find(|&length| length != first)
+        {
+            return Err(StoreError::Dimension {
+                stored: first,
+                given: other,
+            });
+        }
+        self.write(true, |write| {
+            records.iter().try_for_each(|record| write.put(record))
+        })
+        .map(|_| ())
+    }
+
+    /// Sets `last_accessed` of the records with these ids to `at` (µs since 1970 UTC).
+    pub fn touch(&self, ids: &[String], at: i64) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        self.write(false, |write| write.touch(ids, at)).map(|_| ())
+    }
+
+    /// Deletes the records that match `filter` and, when given, have one of `ids`.
+    pub fn delete(&self, filter: &Filter, ids: Option<&[String]>) -> Result<usize> {
+        let deleted = self.write(false, |write| write.delete(filter, ids))?;
+        Ok(deleted.unwrap_or(0))
+    }
+
+    /// Deletes a scope's records; of the root, everything including the dimension.
+    pub fn reset(&self, scope: &str) -> Result<()> {
+        self.write(false, |write| {
+            if scope == ROOT {
+                write.clear()?;
+                write.forget_dimension()
+            } else {
+                let filter = Filter {
+                    scope: Some(scope.to_owned()),
+                    ..Filter::default()
+                };
+                write.delete(&filter, None).map(|_| ())
+            }
+        })
+        .map(|_| ())
+    }
+
+    /// The `k` most similar records that match, best first; equal scores by id.
+    pub fn search(
+        &self,
+        query: &Query,
+        filter: &Filter,
+        k: usize,
+        min_score: Option<f64>,
+    ) -> Result<Vec<(Record, f64)>> {
+        self.read(Vec::new(), |link| {
+            let mut tries = 0;
+            loop {
+                // The transaction must not be older than the mirror, or catching up would go
+                // back; hence it begins under the mirror's lock.
+                let shared = self.mirror.read().unwrap_or_else(PoisonError::into_inner);
+                let transaction = link.connection.unchecked_transaction()?;
+                if shared.0 == Some(link.identity) && shared.1.is_current(&transaction)? {
+                    return find(&shared.1, &transaction, query, filter, k, min_score);
+                }
+                drop(transaction);
+                drop(shared);
+                let mut own = self.mirror.write().unwrap_or_else(PoisonError::into_inner);
+                let transaction = link.connection.unchecked_transaction()?;
+                if own.0 != Some(link.identity) {
+                    *own = (Some(link.identity), Mirror::default());
+                }
+                if !own.1.is_current(&transaction)? {
+                    own.1.catch_up(&transaction)?;
+                }
+                tries += 1;
+                if tries == OPTIMISTIC_TRIES {
+                    return find(&own.1, &transaction, query, filter, k, min_score);
+                }
+            }
+        })
+    }
+
+    /// The record with this id.
+    pub fn get(&self, id: &str) -> Result<Option<Record>> {
+        self.read(None, |link| read::by_id(&link.connection, id))
+    }
+
+    /// Records of a scope, newest first; of the same age, last saved first.
+    pub fn list(&self, scope: &str, limit: usize, offset: usize) -> Result<Vec<Record>> {
+        self.read(Vec::new(), |link| {
+            let transaction = link.connection.unchecked_transaction()?;
+            read::list(&transaction, scope, limit, offset)
+        })
+    }
+
+    /// What a scope holds.
+    pub fn scope_info(&self, scope: &str) -> Result<ScopeInfo> {
+        self.read(ScopeInfo::default(), |link| {
+            let transaction = link.connection.unchecked_transaction()?;
+            read::scope_info(&transaction, scope)
+        })
+    }
+
+    /// Paths one level below `scope`, sorted.
+    pub fn children(&self, scope: &str) -> Result<Vec<String>> {
+        self.read(Vec::new(), |link| read::children(&link.connection, scope))
+    }
+
+    /// Category names in a scope, sorted, and how many records have each.
+    pub fn categories(&self, scope: &str) -> Result<Vec<(String, usize)>> {
+        self.read(Vec::new(), |link| read::categories(&link.connection, scope))
+    }
+
+    /// Number of records in a scope.
+    pub fn count(&self, scope: &str) -> Result<usize> {
+        self.read(0, |link| read::count(&link.connection, scope))
+    }
+
+    /// Hands freed space back to the file system and empties the write-ahead log.
+    pub fn optimize(&self) -> Result<()> {
+        let _pass = Process::current().enter();
+        if !self.path.exists() {
+            return Ok(());
+        }
+        let _turn = self.queue.wait()?;
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(link) = self.linked(&mut writer)? else {
+            return Ok(());
+        };
+        link.connection
+            .execute_batch(
+                "PRAGMA incremental_vacuum; PRAGMA optimize; PRAGMA wal_checkpoint(TRUNCATE)",
+            )
+            .map_err(|error| StoreError::from(error).at(&self.path))
+    }
+
+    /// Closes every connection without tidying up; the next operation opens them again. Nothing
+    /// may be in progress.
+    pub fn disconnect(&self) {
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        for link in readers.drain(..).chain(writer.take()) {
+            // The last connection of a process would otherwise write the whole log back first.
+            // If the setting fails, it does, which is slower and no less correct.
+            drop(
+                link.connection
+                    .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true),
+            );
+        }
+    }
+
+    /// Runs `work` with a connection, or gives `absent` where there is no store.
+    fn read<T>(&self, absent: T, work: impl FnOnce(&Link) -> Result<T>) -> Result<T> {
+        let _pass = Process::current().enter();
+        let Some(identity) = identity(&self.path)? else {
+            return Ok(absent);
+        };
+        let idle = self
+            .readers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop()
+            .filter(|link| link.identity == identity);
+        let link = match idle {
+            Some(link) => link,
+            None => match self.link()? {
+                Some(link) => link,
+                None => return Ok(absent),
+            },
+        };
+        let done = work(&link).map_err(|error| error.at(&self.path));
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        // A connection on which something failed is not worth trusting again.
+        if done.is_ok() && readers.len() < IDLE_READERS {
+            readers.push(link);
+        }
+        done
+    }
+
+    /// Runs `work` in a write transaction; `None` where there is no store and `create` is false.
+    fn write<T>(
+        &self,
+        create: bool,
+        work: impl FnOnce(&mut Write<'_>) -> Result<T>,
+    ) -> Result<Option<T>> {
+        let _pass = Process::current().enter();
+        if identity(&self.path)?.is_none() {
+            if !create {
+                return Ok(None);
+            }
+            if let Some(directory) = self.path.parent() {
+                fs::create_dir_all(directory)
+                    .map_err(|error| StoreError::io(directory, error))?;
+            }
+        }
+        let _turn = self.queue.wait()?;
+        if create {
+            schema::create(&self.path)?;
+        }
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(link) = self.linked(&mut writer)? else {
+            return Ok(None);
+        };
+        let done = Write::begin(&mut link.connection).and_then(|mut write| {
+            let value = work(&mut write)?;
+            write.commit()?;
+            Ok(Some(value))
+        });
+        if done.is_err() {
+            *writer = None;
+        }
+        done.map_err(|error| error.at(&self.path))
+    }
+
+    /// The writer's connection, opened again if the file is another one by now.
+    fn linked<'w>(&self, writer: &'w mut Option<Link>) -> Result<Option<&'w mut Link>> {
+        let identity = identity(&self.path)?;
+        if writer.as_ref().map(|link| link.identity) != identity {
+            *writer = self.link()?;
+        }
+        Ok(writer.as_mut())
+    }
+
+    fn link(&self) -> Result<Option<Link>> {
+        // The identity first: if the file is replaced in between, the link looks stale and is
+        // opened again, instead of passing for the new file.
+        let Some(identity) = identity(&self.path)? else {
+            return Ok(None);
+        };
+        Ok(schema::open(&self.path)?.map(|connection| Link {
+            connection,
+            identity,
+        }))
+    }
+}
+
+fn find(
+    mirror: &Mirror,
+    connection: &Connection,
+    query: &Query,
+    filter: &Filter,
+    k: usize,
+    min_score: Option<f64>,
+) -> Result<Vec<(Record, f64)>> {
+    if let Some(stored) = mirror.dimension()
+        && stored != query.dimension()
+    {
+        return Err(StoreError::Dimension {
+            stored,
+            given: query.dimension(),
+        });
+    }
+    mirror
+        .search(connection, query, filter, k, min_score)?
+        .into_iter()
+        .map(|(score, record)| Ok((read::by_row(connection, record)?, score)))
+        .collect()
+}
+
+fn identity(path: &Path) -> Result<Option<Identity>> {
+    match fs::metadata(path) {
+        #[cfg(unix)]
+        Ok(file) => {
+            use std::os::unix::fs::MetadataExt;
+            Ok(Some(Identity(file.dev(), file.ino())))
+        }
+        // Where an open file cannot be removed, it cannot have been replaced.
+        #[cfg(not(unix))]
+        Ok(_) => Ok(Some(Identity(0, 0))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StoreError::io(path, error)),
+    }
+}

@@ -1,0 +1,100 @@
+//! What can go wrong in a store, and the file that each failure is about.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rusqlite::ErrorCode;
+use thiserror::Error;
+
+/// The result of every operation of a store.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// A failed operation. Unless a variant says otherwise, nothing was changed.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// A record that cannot be stored as it is.
+    #[error("record {id:?}: {reason}")]
+    InvalidRecord {
+        /// The record's own id, as given.
+        id: String,
+        /// What is wrong with it, and what would be accepted.
+        reason: String,
+    },
+    /// An argument that means nothing.
+    #[error("{0}")]
+    InvalidArgument(String),
+    /// A vector of another length than the store's.
+    #[error("the store holds {stored}-dimensional vectors, got {given} dimensions")]
+    Dimension {
+        /// Length of the vectors in the store (or of the batch's first one).
+        stored: usize,
+        /// Length of the vector that was given.
+        given: usize,
+    },
+    /// The file is something else, or cannot be read as a store any more.
+    #[error("{}: {detail}; the file was left as it is", path.display())]
+    Damaged {
+        /// The store's file.
+        path: PathBuf,
+        /// What does not add up.
+        detail: String,
+    },
+    /// The file was written by a later release.
+    #[error(
+        "{}: written in format {found}, and this release understands up to format {known}: \
+         upgrade crewai-native-memory to open it", path.display()
+    )]
+    NewerFormat {
+        /// The store's file.
+        path: PathBuf,
+        /// The format that the file states.
+        found: i64,
+        /// The newest format that this code reads and writes.
+        known: i64,
+    },
+    /// The operating system refused: no space, no permission, a failing disk.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's own reason.
+        source: io::Error,
+    },
+    /// Any other failure of SQLite. Operations locate it (see [`StoreError::at`]) before they
+    /// return it.
+    #[error("SQLite: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+impl StoreError {
+    /// Names the file that a bare SQLite failure is about, and sorts it by what a caller can do.
+    pub fn at(self, path: &Path) -> Self {
+        let path = path.to_owned();
+        let Self::Sqlite(rusqlite::Error::SqliteFailure(failure, ref message)) = self else {
+            return self;
+        };
+        let detail = message.clone().unwrap_or_else(|| failure.to_string());
+        let io = |kind: io::ErrorKind| Self::Io {
+            path: path.clone(),
+            source: io::Error::new(kind, detail.clone()),
+        };
+        match failure.code {
+            ErrorCode::DiskFull => io(io::ErrorKind::StorageFull),
+            ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen => {
+                io(io::ErrorKind::PermissionDenied)
+            }
+            ErrorCode::SystemIoFailure => io(io::ErrorKind::Other),
+            ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => io(io::ErrorKind::TimedOut),
+            ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Self::Damaged { path, detail },
+            _ => self,
+        }
+    }
+
+    /// A failure of the system while it handled `path`.
+    pub fn io(path: &Path, source: io::Error) -> Self {
+        Self::Io {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Which records an operation is about.
+
+use serde_json::{Map, Value};
+
+/// Conditions on records; all that are given must hold.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Normalised path; the record lies there or below.
+    pub scope: Option<String>,
+    /// The record has at least one of these.
+    pub categories: Option<Vec<String>>,
+    /// The record's metadata has these values under these keys; `null` also matches a missing key.
+    pub metadata: Option<Map<String, Value>>,
+    /// Microseconds since 1970 UTC; the record was created then or later.
+    pub created_from: Option<i64>,
+    /// Microseconds since 1970 UTC; the record was created before.
+    pub created_before: Option<i64>,
+    /// The record came from one of these.
+    pub sources: Option<Vec<String>>,
+    /// Private records are hidden, except from the source named here.
+    pub visible_to: Visibility,
+}
+
+/// Whose private records may be seen.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Visibility {
+    /// Everybody's.
+    #[default]
+    All,
+    /// Those of this source, or nobody's.
+    Only(Option<String>),
+}
+
+impl Visibility {
+    /// Whether a record may be seen.
+    pub fn admits(&self, private: bool, source: Option<&str>) -> bool {
+        match self {
+            Self::Only(viewer) if private => source.is_some() && source == viewer.as_deref(),
+            _ => true,
+        }
+    }
+}
+
+/// Whether a record with these `categories` (a JSON array of names) has one of `wanted`.
+pub fn has_category(categories: &str, wanted: &[String]) -> serde_json::Result<bool> {
+    // Nearly every record has few categories, and most none.
+    if categories == "[]" {
+        return Ok(false);
+    }
+    let names: Vec<String> = serde_json::from_str(categories)?;
+    Ok(names.iter().any(|name| wanted.contains(name)))
+}
+
+/// Whether `metadata` (a JSON object) has every value of `wanted`.
+pub fn has_metadata(metadata: &str, wanted: &Map<String, Value>) -> serde_json::Result<bool> {
+    let object: Map<String, Value> = parse(metadata)?;
+    Ok(wanted
+        .iter()
+        .all(|(key, value)| equal(object.get(key).unwrap_or(&Value::Null), value)))
+}
+
+/// Parses JSON as Python writes it, that is with bare `NaN` and `Infinity`.
+///
+/// Those become strings that no caller's value equals: NaN equals nothing, and a comparison with
+/// an infinity is not offered.
+pub fn parse(text: &str) -> serde_json::Result<Map<String, Value>> {
+    match serde_json::from_str(text) {
+        Ok(object) => Ok(object),
+        Err(first) if first.is_syntax() => {
+            let mut strict = String::with_capacity(text.len() + 32);
+            let mut in_string = false;
+            let mut rest = text;
+            while let Some(c) = rest.chars().next() {
+                let token = ["-Infinity", "Infinity", "NaN"]
+                    .into_iter()
+                    .find(|token| !in_string && rest.starts_with(token));
+                if let Some(token) = token {
+                    strict.push_str("\"\\u0000not a finite number\"");
+                    rest = &rest[token.len()..];
+                    continue;
+                }
+                let taken = match c {
+                    '\\' if in_string => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+                    _ => c.len_utf8(),
+                };
+                in_string ^= c == '"';
+                strict.push_str(&rest[..taken]);
+                rest = &rest[taken..];
+            }
+            serde_json::from_str(&strict).map_err(|_| first)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Equality as Python sees it: `1 == 1.0 == True`, and the order of keys does not matter.
+fn equal(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b))
+        }
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len()
+                && a.iter()
+                    .all(|(key, a)| b.get(key).is_some_and(|b| equal(a, b)))
+        }
+        (Value::Bool(_) | Value::Number(_), Value::Bool(_) | Value::Number(_)) => {
+            match (integer(a), integer(b)) {
+                (Some(a), Some(b)) => a == b,
+                _ => float(a) == float(b),
+            }
+        }
+        _ => a == b,
+    }
+}
+
+fn integer(value: &Value) -> Option<i128> {
+    match value {
+        Value::Bool(truth) => Some(i128::from(*truth)),
+        Value::Number(n) => n
+            .as_i64()
+            .map(i128::from)
+            .or_else(|| n.as_u64().map(i128::from)),
+        _ => None,
+    }
+}
+
+fn float(value: &Value) -> Option<f64> {
+    integer(value).map_or_else(|| value.as_f64(), |i| Some(i as f64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn matches(metadata: &str, wanted: Value) -> bool {
+        let Value::Object(wanted) = wanted else {
+            unreachable!("the tests give objects")
+        };
+        has_metadata(metadata, &wanted).unwrap()
+    }
+
+    #[test]
+    fn metadata_compares_as_python_does() {
+        assert!(matches(r#"{"k": 1}"#, json!({"k": 1.0})));
+        assert!(matches(r#"{"k": true}"#, json!({"k": 1})));
+        assert!(matches(r#"{"k": {"a": [1], "b": 2}}"#, json!({"k": {"b": 2, "a": [true]}})));
+        assert!(matches("{}", json!({"k": null})));
+        assert!(!matches(r#"{"k": "1"}"#, json!({"k": 1})));
+        assert!(!matches(r#"{"k": null}"#, json!({"k": false})));
+        assert!(!matches(r#"{"k": 9007199254740993}"#, json!({"k": 9_007_199_254_740_992_i64})));
+    }
+
+    #[test]
+    fn numbers_that_json_does_not_know_are_no_obstacle() {
+        let metadata = r#"{"a": NaN, "b\"NaN": [-Infinity, "Infinity \\"], "c": 1}"#;
+        assert!(matches(metadata, json!({"c": 1})));
+        assert!(!matches(metadata, json!({"a": null})));
+        assert!(has_metadata("{broken", &Map::new()).is_err());
+    }
+
+    #[test]
+    fn private_records_are_seen_by_their_source_alone() {
+        let (ann, nobody) = (Visibility::Only(Some("ann".into())), Visibility::Only(None));
+        assert!(Visibility::All.admits(true, None));
+        assert!(ann.admits(true, Some("ann")) && !ann.admits(true, Some("bob")));
+        assert!(!ann.admits(true, None) && !nobody.admits(true, None));
+        assert!(nobody.admits(false, None));
+    }
+}

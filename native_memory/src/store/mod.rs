@@ -1,0 +1,26 @@
+//! The store: a SQLite file that is the truth, and what a process keeps in memory to search it.
+//!
+//! Data flows one way. [`record`] and [`filter`] say what is stored and asked for; [`write`]
+//! changes the file ([`schema`]) in transactions, one writer at a time ([`queue`]); [`read`]
+//! answers from tables; [`mirror`] follows the file's changes and searches; [`engine`] puts them
+//! together for one file; [`process`] shares engines and takes them through a fork. Nothing here
+//! knows about Python.
+
+pub mod engine;
+pub mod error;
+pub mod filter;
+pub mod mirror;
+pub mod process;
+pub mod queue;
+pub mod read;
+pub mod record;
+pub mod schema;
+pub mod scope;
+pub mod write;
+
+pub use engine::Engine;
+pub use error::{Result, StoreError};
+pub use filter::{Filter, Visibility};
+pub use process::Process;
+pub use read::ScopeInfo;
+pub use record::Record;

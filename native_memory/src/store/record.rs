@@ -1,0 +1,69 @@
+//! Records as they are given, stored and returned.
+
+use crc32fast::Hasher;
+
+/// A record to be stored. Every field was validated by [`Record::validate`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// Unique; saving an id again replaces the record.
+    pub id: String,
+    /// The text.
+    pub content: String,
+    /// Normalised scope path.
+    pub scope: String,
+    /// Category names in the caller's order, as a JSON array of strings.
+    pub categories: String,
+    /// A JSON object.
+    pub metadata: String,
+    /// Usually 0 to 1; any finite number is kept.
+    pub importance: f64,
+    /// Microseconds since 1970 UTC.
+    pub created_at: i64,
+    /// Microseconds since 1970 UTC.
+    pub last_accessed: i64,
+    /// Who the record came from.
+    pub source: Option<String>,
+    /// Whether only its source may see it.
+    pub private: bool,
+    /// Finite, at least one dimension; `None` is stored and listed but never ranked.
+    pub embedding: Option<Box<[f32]>>,
+}
+
+impl Record {
+    /// What a stored row's fields must still hash to when it is read.
+    ///
+    /// SQLite notices damage to its own structure, not to a text inside a page; this notices the
+    /// rest. `last_accessed` is left out: it changes with every recall and decides nothing.
+    pub fn checksum(&self, vector: Option<i64>) -> u32 {
+        let mut hash = Hasher::new();
+        for text in [
+            self.id.as_str(),
+            &self.content,
+            &self.scope,
+            &self.categories,
+            &self.metadata,
+            self.source.as_deref().unwrap_or("\0"),
+        ] {
+            // The length first, so that moving a byte from one field to the next shows.
+            hash.update(&(text.len() as u64).to_le_bytes());
+            hash.update(text.as_bytes());
+        }
+        hash.update(&self.importance.to_bits().to_le_bytes());
+        hash.update(&self.created_at.to_le_bytes());
+        hash.update(&[u8::from(self.private), u8::from(self.source.is_some())]);
+        hash.update(&vector.unwrap_or(0).to_le_bytes());
+        hash.finalize()
+    }
+}
+
+/// The bytes that a vector is stored as: little-endian float32.
+pub fn vector_bytes(vector: &[f32]) -> Vec<u8> {
+    vector.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// The vector that `bytes` hold, or `None` when they are no whole number of floats.
+pub fn vector_from_bytes(bytes: &[u8]) -> Option<Box<[f32]>> {
+    let (chunks, rest) = bytes.as_chunks::<4>();
+    rest.is_empty()
+        .then(|| chunks.iter().map(|c| f32::from_le_bytes(*c)).collect())
+}

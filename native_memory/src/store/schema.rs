@@ -1,0 +1,224 @@
+//! The file: its tables, its format number, how it comes into being and how it is opened.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::error::{Result, StoreError};
+
+/// "CNMm": marks the file as ours (SQLite's `application_id`).
+const APPLICATION_ID: i64 = 0x434e_4d6d;
+/// The format that this code reads and writes (SQLite's `user_version`).
+const FORMAT: i64 = 1;
+/// How long to wait for a lock that is not ours to queue for (a checkpoint, a recovery).
+const BUSY: Duration = Duration::from_secs(60);
+
+/// Format 1.
+///
+/// Every aggregate that a listing needs is kept up to date by the transaction that changes it,
+/// so that counting, listing and describing scopes cost the same at any size: `scopes.records`
+/// and `scope_categories.records` count whole subtrees, and `timeline` has one entry per record
+/// and scope above it, newest last.
+///
+/// A row of `vectors` never changes: a new vector for a record is a new row with a higher id.
+/// `changes` says, in order, whose place in a search index must be looked at again; ids of
+/// vectors and of changes come from one counter, `meta.seq`, which never goes back.
+const SCHEMA: &str = "
+CREATE TABLE meta (
+    key TEXT PRIMARY KEY,
+    value ANY NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT INTO meta VALUES ('seq', 0), ('trimmed', 0);
+
+CREATE TABLE scopes (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    parent INTEGER,
+    path TEXT NOT NULL UNIQUE,
+    records INTEGER NOT NULL
+) STRICT;
+CREATE INDEX scopes_by_parent ON scopes (parent, path);
+
+CREATE TABLE category_sets (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    names TEXT NOT NULL UNIQUE,
+    records INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE scope_categories (
+    scope INTEGER NOT NULL,
+    category TEXT NOT NULL,
+    records INTEGER NOT NULL,
+    PRIMARY KEY (scope, category)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE records (
+    record INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    scope INTEGER NOT NULL,
+    categories INTEGER NOT NULL,
+    content TEXT NOT NULL,
+    metadata TEXT NOT NULL,
+    importance REAL NOT NULL,
+    created_at INTEGER NOT NULL,
+    last_accessed INTEGER NOT NULL,
+    source TEXT,
+    private INTEGER NOT NULL,
+    vector INTEGER,
+    checksum INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE timeline (
+    scope INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    record INTEGER NOT NULL,
+    PRIMARY KEY (scope, created_at, record)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE vectors (
+    id INTEGER PRIMARY KEY,
+    checksum INTEGER NOT NULL,
+    vector BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE changes (
+    seq INTEGER PRIMARY KEY,
+    record INTEGER NOT NULL,
+    vector INTEGER NOT NULL
+) STRICT;
+";
+
+/// `path` with `suffix` appended to its file name.
+pub fn sibling(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Opens the store at `path`, or gives `None` where there is none yet.
+///
+/// A file that is not a readable store of a known format is an error, never a reason to begin a
+/// new one.
+pub fn open(path: &Path) -> Result<Option<Connection>> {
+    match fs::metadata(path) {
+        Ok(file) if file.len() == 0 => {
+            return Err(StoreError::Damaged {
+                path: path.to_owned(),
+                detail: "the file is empty, and a memory store never is".to_owned(),
+            });
+        }
+        Ok(file) if file.is_dir() => {
+            return Err(StoreError::io(path, io::ErrorKind::IsADirectory.into()));
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(StoreError::io(path, error)),
+    }
+    let located = |error: rusqlite::Error| StoreError::from(error).at(path);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(located)?;
+    connection.busy_timeout(BUSY).map_err(located)?;
+    check_format(&connection, path)?;
+    configure(&connection).map_err(located)?;
+    Ok(Some(connection))
+}
+
+fn check_format(connection: &Connection, path: &Path) -> Result<()> {
+    let pragma = |name| {
+        connection
+            .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
+            .map_err(|error| StoreError::from(error).at(path))
+    };
+    let (owner, format) = (pragma("application_id")?, pragma("user_version")?);
+    if owner != APPLICATION_ID {
+        return Err(StoreError::Damaged {
+            path: path.to_owned(),
+            detail: "a SQLite database, but not a crewai-native memory store".to_owned(),
+        });
+    }
+    if format > FORMAT {
+        return Err(StoreError::NewerFormat {
+            path: path.to_owned(),
+            found: format,
+            known: FORMAT,
+        });
+    }
+    Ok(())
+}
+
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    // NORMAL in WAL mode: a commit survives the death of the process at once, and of the machine
+    // with the next checkpoint; a power cut can cost the newest commits, never consistency.
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    // What users ask to be forgotten is overwritten wherever that costs no further I/O.
+    connection.pragma_update(None, "secure_delete", "FAST")?;
+    connection.pragma_update(None, "cell_size_check", true)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "cache_size", -4096)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(())
+}
+
+/// Creates an empty store at `path` unless there is one. The caller holds the writers' lock.
+///
+/// The file is finished under another name first: a process killed half-way leaves nothing at
+/// `path`, so whatever stands there is whole.
+pub fn create(path: &Path) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let draft = sibling(path, "-new");
+    for leftover in [draft.clone(), sibling(&draft, "-wal"), sibling(&draft, "-shm")] {
+        match fs::remove_file(&leftover) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(StoreError::io(&leftover, error)),
+        }
+    }
+    write_empty(&draft).map_err(|error| error.at(&draft))?;
+    let sync = |target: &Path| {
+        fs::File::open(target)
+            .and_then(|file| file.sync_all())
+            .map_err(|error| StoreError::io(target, error))
+    };
+    sync(&draft)?;
+    fs::rename(&draft, path).map_err(|error| StoreError::io(path, error))?;
+    #[cfg(unix)]
+    if let Some(directory) = path.parent() {
+        sync(directory)?;
+    }
+    Ok(())
+}
+
+fn write_empty(path: &Path) -> Result<()> {
+    let mut connection = Connection::open(path)?;
+    // Freed pages can be handed back by `optimize`; must be chosen before the first table.
+    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    let mode: String =
+        connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(StoreError::io(
+            path,
+            io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this file system does not support SQLite's write-ahead log; \
+                 choose a directory on a local disk",
+            ),
+        ));
+    }
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(SCHEMA)?;
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", FORMAT)?;
+    transaction.commit()?;
+    connection
+        .close()
+        .map_err(|(_, error)| StoreError::Sqlite(error))
+}
+
+/// Whether an operation failed because the file's lock could not be had in time.
+pub fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy))
+}

@@ -1,0 +1,539 @@
+//! Changing a store: one transaction, with every aggregate kept in step.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+
+use super::error::{Result, StoreError};
+use super::filter::{Filter, has_category, has_metadata};
+use super::record::{Record, vector_bytes};
+use super::scope::{self, ROOT};
+
+/// How many changes the file remembers for the search indexes of other processes; one that has
+/// fallen further behind reads everything again.
+const CHANGES_KEPT: i64 = 200_000;
+
+/// An open write transaction. Dropped without [`Write::commit`], it changes nothing.
+#[derive(Debug)]
+pub struct Write<'c> {
+    transaction: Transaction<'c>,
+    seq: i64,
+    dimension: Option<usize>,
+    new_dimension: bool,
+    /// Ids of a scope and of those above it, root first; by path and by id.
+    lineages: HashMap<String, Rc<[i64]>>,
+    lineages_by_id: HashMap<i64, Rc<[i64]>>,
+    scope_counts: HashMap<i64, i64>,
+    set_counts: HashMap<i64, i64>,
+    category_counts: HashMap<(i64, String), i64>,
+}
+
+/// What must be known about a stored record to take it out of the aggregates.
+#[derive(Debug)]
+struct Stored {
+    record: i64,
+    scope: i64,
+    categories: i64,
+    names: String,
+    created_at: i64,
+    vector: Option<i64>,
+}
+
+impl<'c> Write<'c> {
+    /// Begins; the caller holds the writers' lock, so this waits for nobody else's transaction.
+    pub fn begin(connection: &'c mut Connection) -> Result<Self> {
+        let transaction =
+            connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let seq = meta(&transaction, "seq")?.unwrap_or(0);
+        let dimension = meta(&transaction, "dimension")?.map(|d| d as usize);
+        Ok(Self {
+            transaction,
+            seq,
+            dimension,
+            new_dimension: false,
+            lineages: HashMap::new(),
+            lineages_by_id: HashMap::new(),
+            scope_counts: HashMap::new(),
+            set_counts: HashMap::new(),
+            category_counts: HashMap::new(),
+        })
+    }
+
+    /// Stores a record, replacing the one with its id, which keeps its place among records of
+    /// equal age.
+    pub fn put(&mut self, record: &Record) -> Result<()> {
+        if let Some(vector) = &record.embedding {
+            match self.dimension {
+                Some(stored) if stored != vector.len() => {
+                    return Err(StoreError::Dimension {
+                        stored,
+                        given: vector.len(),
+                    });
+                }
+                Some(_) => {}
+                None => {
+                    self.dimension = Some(vector.len());
+                    self.new_dimension = true;
+                }
+            }
+        }
+        let lineage = self.lineage(&record.scope)?;
+        let scope = own(&lineage);
+        let set = self.category_set(&record.categories)?;
+        let old = self.find(&record.id)?;
+        let rowid = match &old {
+            Some(old) => old.record,
+            None => self.next_record()?,
+        };
+        let vector = self.put_vector(record, rowid, old.as_ref().and_then(|old| old.vector))?;
+        self.transaction
+            .prepare_cached(
+                "INSERT INTO records (record, id, scope, categories, content, metadata,
+                     importance, created_at, last_accessed, source, private, vector, checksum)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+                 ON CONFLICT (record) DO UPDATE SET scope = ?3, categories = ?4, content = ?5,
+                     metadata = ?6, importance = ?7, created_at = ?8, last_accessed = ?9,
+                     source = ?10, private = ?11, vector = ?12, checksum = ?13",
+            )?
+            .execute(params![
+                rowid,
+                record.id,
+                scope,
+                set,
+                record.content,
+                record.metadata,
+                record.importance,
+                record.created_at,
+                record.last_accessed,
+                record.source,
+                record.private,
+                vector,
+                record.checksum(vector),
+            ])?;
+        if let Some(old) = &old {
+            self.count(old, -1)?;
+        }
+        let new = Stored {
+            record: rowid,
+            scope,
+            categories: set,
+            names: record.categories.clone(),
+            created_at: record.created_at,
+            vector,
+        };
+        self.count(&new, 1)?;
+        match &old {
+            Some(old) if (old.scope, old.created_at) == (scope, record.created_at) => {}
+            Some(old) => {
+                self.untime(old)?;
+                self.time(&new)?;
+            }
+            None => self.time(&new)?,
+        }
+        Ok(())
+    }
+
+    /// Sets `last_accessed`; ids that are not stored are ignored.
+    pub fn touch(&mut self, ids: &[String], at: i64) -> Result<()> {
+        let mut statement = self
+            .transaction
+            .prepare_cached("UPDATE records SET last_accessed = ?2 WHERE id = ?1")?;
+        for id in ids {
+            statement.execute(params![id, at])?;
+        }
+        Ok(())
+    }
+
+    /// Deletes what matches `filter` and, when `ids` are given, has one of them; says how many.
+    pub fn delete(&mut self, filter: &Filter, ids: Option<&[String]>) -> Result<usize> {
+        let everything = ids.is_none()
+            && filter.scope.as_deref().is_none_or(|scope| scope == ROOT)
+            && filter.categories.is_none()
+            && filter.metadata.is_none()
+            && filter.created_before.is_none();
+        if everything {
+            return self.clear();
+        }
+        let doomed = self.matching(filter, ids)?;
+        for stored in &doomed {
+            self.remove(stored)?;
+        }
+        Ok(doomed.len())
+    }
+
+    /// Deletes every record; says how many there were.
+    pub fn clear(&mut self) -> Result<usize> {
+        let count: i64 = self
+            .transaction
+            .query_row("SELECT count(*) FROM records", [], |row| row.get(0))?;
+        self.transaction.execute_batch(
+            "DELETE FROM records; DELETE FROM vectors; DELETE FROM timeline;
+             DELETE FROM scopes; DELETE FROM scope_categories; DELETE FROM category_sets;
+             DELETE FROM changes;",
+        )?;
+        self.lineages.clear();
+        self.lineages_by_id.clear();
+        self.scope_counts.clear();
+        self.set_counts.clear();
+        self.category_counts.clear();
+        // Every index that knows an older state has to begin again.
+        self.seq += 1;
+        set_meta(&self.transaction, "trimmed", self.seq)?;
+        Ok(count as usize)
+    }
+
+    /// Lets the next vector decide the dimension anew; only right after [`Write::clear`].
+    pub fn forget_dimension(&mut self) -> Result<()> {
+        self.dimension = None;
+        self.new_dimension = false;
+        self.transaction
+            .execute("DELETE FROM meta WHERE key IN ('dimension', 'embedder')", [])?;
+        Ok(())
+    }
+
+    /// Writes the aggregates and commits.
+    pub fn commit(mut self) -> Result<()> {
+        self.write_counts()?;
+        set_meta(&self.transaction, "seq", self.seq)?;
+        if let (true, Some(dimension)) = (self.new_dimension, self.dimension) {
+            set_meta(&self.transaction, "dimension", dimension as i64)?;
+        }
+        self.trim_changes()?;
+        self.transaction.commit()?;
+        Ok(())
+    }
+
+    /// The records that a deletion is about.
+    fn matching(&mut self, filter: &Filter, ids: Option<&[String]>) -> Result<Vec<Stored>> {
+        const COLUMNS: &str = "SELECT r.record, r.scope, r.categories, c.names, r.created_at,
+                r.vector, r.metadata, s.path
+             FROM records r JOIN scopes s ON s.id = r.scope
+             JOIN category_sets c ON c.id = r.categories";
+        let scope = filter.scope.as_deref().unwrap_or(ROOT);
+        let before = filter.created_before.unwrap_or(i64::MAX);
+        let mut found = Vec::new();
+        let mut consider = |row: &rusqlite::Row<'_>| -> Result<()> {
+            let names: String = row.get(3)?;
+            let by_category = match &filter.categories {
+                Some(wanted) => has_category(&names, wanted).map_err(unreadable)?,
+                None => true,
+            };
+            let by_metadata = match &filter.metadata {
+                Some(wanted) => {
+                    has_metadata(row.get_ref(6)?.as_str().map_err(rusqlite::Error::from)?, wanted)
+                        .map_err(unreadable)?
+                }
+                None => true,
+            };
+            if by_category && by_metadata {
+                found.push(Stored {
+                    record: row.get(0)?,
+                    scope: row.get(1)?,
+                    categories: row.get(2)?,
+                    names,
+                    created_at: row.get(4)?,
+                    vector: row.get(5)?,
+                });
+            }
+            Ok(())
+        };
+        if let Some(ids) = ids {
+            let mut statement = self
+                .transaction
+                .prepare_cached(&format!("{COLUMNS} WHERE r.id = ?1"))?;
+            let mut seen = std::collections::HashSet::new();
+            for id in ids.iter().filter(|id| seen.insert(id.as_str())) {
+                let mut rows = statement.query([id])?;
+                if let Some(row) = rows.next()? {
+                    let path = row.get_ref(7)?.as_str().map_err(rusqlite::Error::from)?;
+                    let created_at: i64 = row.get(4)?;
+                    if scope::lineage(path).any(|above| above == scope) && created_at < before {
+                        consider(row)?;
+                    }
+                }
+            }
+        } else {
+            let mut statement = self.transaction.prepare_cached(&format!(
+                "{COLUMNS} JOIN timeline t ON t.record = r.record
+                 WHERE t.scope = (SELECT id FROM scopes WHERE path = ?1) AND t.created_at < ?2"
+            ))?;
+            let mut rows = statement.query(params![scope, before])?;
+            while let Some(row) = rows.next()? {
+                consider(row)?;
+            }
+        }
+        Ok(found)
+    }
+
+    fn remove(&mut self, stored: &Stored) -> Result<()> {
+        self.transaction
+            .prepare_cached("DELETE FROM records WHERE record = ?1")?
+            .execute([stored.record])?;
+        if let Some(vector) = stored.vector {
+            self.drop_vector(stored.record, vector)?;
+        }
+        self.untime(stored)?;
+        self.count(stored, -1)
+    }
+
+    fn find(&self, id: &str) -> Result<Option<Stored>> {
+        Ok(self
+            .transaction
+            .prepare_cached(
+                "SELECT r.record, r.scope, r.categories, c.names, r.created_at, r.vector
+                 FROM records r JOIN category_sets c ON c.id = r.categories WHERE r.id = ?1",
+            )?
+            .query_row([id], |row| {
+                Ok(Stored {
+                    record: row.get(0)?,
+                    scope: row.get(1)?,
+                    categories: row.get(2)?,
+                    names: row.get(3)?,
+                    created_at: row.get(4)?,
+                    vector: row.get(5)?,
+                })
+            })
+            .optional()?)
+    }
+
+    fn next_record(&self) -> Result<i64> {
+        Ok(self
+            .transaction
+            .prepare_cached("SELECT coalesce(max(record), 0) + 1 FROM records")?
+            .query_row([], |row| row.get(0))?)
+    }
+
+    /// Stores the record's vector where it differs from the stored one `old`; gives its id.
+    fn put_vector(
+        &mut self,
+        record: &Record,
+        rowid: i64,
+        old: Option<i64>,
+    ) -> Result<Option<i64>> {
+        let bytes = record.embedding.as_deref().map(vector_bytes);
+        if let (Some(old), Some(bytes)) = (old, &bytes) {
+            let same = self
+                .transaction
+                .prepare_cached("SELECT vector = ?2 FROM vectors WHERE id = ?1")?
+                .query_row(params![old, bytes], |row| row.get::<_, bool>(0))
+                .optional()?;
+            if same == Some(true) {
+                // The index still has to learn of a new scope, new categories, a new date.
+                self.log(rowid, old)?;
+                return Ok(Some(old));
+            }
+        }
+        if let Some(old) = old {
+            self.drop_vector(rowid, old)?;
+        }
+        let Some(bytes) = bytes else { return Ok(None) };
+        let id = self.seq + 1;
+        self.transaction
+            .prepare_cached("INSERT INTO vectors (id, checksum, vector) VALUES (?1, ?2, ?3)")?
+            .execute(params![id, crc32fast::hash(&bytes), bytes])?;
+        self.log(rowid, id)?;
+        Ok(Some(id))
+    }
+
+    fn drop_vector(&mut self, record: i64, vector: i64) -> Result<()> {
+        self.transaction
+            .prepare_cached("DELETE FROM vectors WHERE id = ?1")?
+            .execute([vector])?;
+        self.log(record, vector)
+    }
+
+    fn log(&mut self, record: i64, vector: i64) -> Result<()> {
+        self.seq += 1;
+        self.transaction
+            .prepare_cached("INSERT INTO changes (seq, record, vector) VALUES (?1, ?2, ?3)")?
+            .execute([self.seq, record, vector])?;
+        Ok(())
+    }
+
+    fn time(&mut self, stored: &Stored) -> Result<()> {
+        let lineage = self.lineage_of(stored.scope)?;
+        let mut statement = self.transaction.prepare_cached(
+            "INSERT INTO timeline (scope, created_at, record) VALUES (?1, ?2, ?3)",
+        )?;
+        for scope in lineage.iter() {
+            statement.execute([*scope, stored.created_at, stored.record])?;
+        }
+        Ok(())
+    }
+
+    fn untime(&mut self, stored: &Stored) -> Result<()> {
+        let lineage = self.lineage_of(stored.scope)?;
+        let mut statement = self.transaction.prepare_cached(
+            "DELETE FROM timeline WHERE scope = ?1 AND created_at = ?2 AND record = ?3",
+        )?;
+        for scope in lineage.iter() {
+            statement.execute([*scope, stored.created_at, stored.record])?;
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, stored: &Stored, by: i64) -> Result<()> {
+        let mut names: Vec<String> = serde_json::from_str(&stored.names).map_err(unreadable)?;
+        names.sort_unstable();
+        names.dedup();
+        let lineage = self.lineage_of(stored.scope)?;
+        for &scope in lineage.iter() {
+            *self.scope_counts.entry(scope).or_default() += by;
+            for name in &names {
+                *self
+                    .category_counts
+                    .entry((scope, name.clone()))
+                    .or_default() += by;
+            }
+        }
+        *self.set_counts.entry(stored.categories).or_default() += by;
+        Ok(())
+    }
+
+    fn write_counts(&mut self) -> Result<()> {
+        let transaction = &self.transaction;
+        // A scope or set that was created and left again within the transaction has a change of
+        // 0 and is empty all the same.
+        for (scope, by) in self.scope_counts.drain() {
+            if by != 0 {
+                transaction
+                    .prepare_cached("UPDATE scopes SET records = records + ?2 WHERE id = ?1")?
+                    .execute([scope, by])?;
+            }
+            if by <= 0 {
+                transaction
+                    .prepare_cached("DELETE FROM scopes WHERE id = ?1 AND records = 0")?
+                    .execute([scope])?;
+            }
+        }
+        for (set, by) in self.set_counts.drain() {
+            if by != 0 {
+                transaction
+                    .prepare_cached(
+                        "UPDATE category_sets SET records = records + ?2 WHERE id = ?1",
+                    )?
+                    .execute([set, by])?;
+            }
+            if by <= 0 {
+                transaction
+                    .prepare_cached("DELETE FROM category_sets WHERE id = ?1 AND records = 0")?
+                    .execute([set])?;
+            }
+        }
+        for ((scope, category), by) in self.category_counts.drain().filter(|&(_, by)| by != 0) {
+            transaction
+                .prepare_cached(
+                    "INSERT INTO scope_categories (scope, category, records) VALUES (?1, ?2, ?3)
+                     ON CONFLICT DO UPDATE SET records = records + ?3",
+                )?
+                .execute(params![scope, category, by])?;
+            if by < 0 {
+                transaction
+                    .prepare_cached(
+                        "DELETE FROM scope_categories
+                         WHERE scope = ?1 AND category = ?2 AND records = 0",
+                    )?
+                    .execute(params![scope, category])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn trim_changes(&self) -> Result<()> {
+        let keep_from = self.seq - CHANGES_KEPT;
+        let trimmed = meta(&self.transaction, "trimmed")?.unwrap_or(0);
+        // In steps, so that not every write pays for trimming one row.
+        if keep_from > trimmed + CHANGES_KEPT / 4 {
+            self.transaction
+                .execute("DELETE FROM changes WHERE seq <= ?1", [keep_from])?;
+            set_meta(&self.transaction, "trimmed", keep_from)?;
+        }
+        Ok(())
+    }
+
+    /// Ids of the scopes from the root down to `path`, created where missing.
+    fn lineage(&mut self, path: &str) -> Result<Rc<[i64]>> {
+        if let Some(known) = self.lineages.get(path) {
+            return Ok(Rc::clone(known));
+        }
+        let mut ids: Vec<i64> = Vec::new();
+        for above in scope::lineage(path) {
+            let known = self
+                .transaction
+                .prepare_cached("SELECT id FROM scopes WHERE path = ?1")?
+                .query_row([above], |row| row.get(0))
+                .optional()?;
+            let id = match known {
+                Some(id) => id,
+                None => self
+                    .transaction
+                    .prepare_cached(
+                        "INSERT INTO scopes (parent, path, records) VALUES (?1, ?2, 0)",
+                    )?
+                    .insert(params![ids.last(), above])?,
+            };
+            ids.push(id);
+        }
+        let ids: Rc<[i64]> = ids.into();
+        self.lineages.insert(path.to_owned(), Rc::clone(&ids));
+        self.lineages_by_id.insert(own(&ids), Rc::clone(&ids));
+        Ok(ids)
+    }
+
+    fn lineage_of(&mut self, scope: i64) -> Result<Rc<[i64]>> {
+        if let Some(known) = self.lineages_by_id.get(&scope) {
+            return Ok(Rc::clone(known));
+        }
+        let path: String = self
+            .transaction
+            .prepare_cached("SELECT path FROM scopes WHERE id = ?1")?
+            .query_row([scope], |row| row.get(0))?;
+        self.lineage(&path)
+    }
+
+    fn category_set(&self, names: &str) -> Result<i64> {
+        let known = self
+            .transaction
+            .prepare_cached("SELECT id FROM category_sets WHERE names = ?1")?
+            .query_row([names], |row| row.get(0))
+            .optional()?;
+        Ok(match known {
+            Some(id) => id,
+            None => self
+                .transaction
+                .prepare_cached("INSERT INTO category_sets (names, records) VALUES (?1, 0)")?
+                .insert([names])?,
+        })
+    }
+}
+
+/// An integer of the `meta` table.
+pub fn meta(connection: &Connection, key: &str) -> rusqlite::Result<Option<i64>> {
+    connection
+        .prepare_cached("SELECT value FROM meta WHERE key = ?1")?
+        .query_row([key], |row| row.get(0))
+        .optional()
+}
+
+fn set_meta(connection: &Connection, key: &str, value: i64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2")?
+        .execute(params![key, value])?;
+    Ok(())
+}
+
+fn own(lineage: &[i64]) -> i64 {
+    // A lineage has at least the root.
+    lineage.last().copied().unwrap_or_default()
+}
+
+/// JSON that this crate wrote and cannot read any more.
+fn unreadable(error: serde_json::Error) -> StoreError {
+    rusqlite::Error::FromSqlConversionFailure(
+        0,
+        rusqlite::types::Type::Text,
+        Box::new(error),
+    )
+    .into()
+}
