@@ -8,12 +8,15 @@ dozens of modules, and instances, ``isinstance`` and pickles must keep meaning t
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import logging
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from crewai_native._watch import Watch
 
@@ -58,6 +61,9 @@ class Binding:
         self.notes: list[str] = []
         self._changes: list[_Change] = []
         self._undo: list[Callable[[], None]] = []
+        self._metered: set[type] = set()
+        # A factory meters what a provider hands out, on whichever thread CrewAI calls it.
+        self._lock = threading.RLock()
 
     def replace(self, owner: Any, name: str, value: Any) -> Any:
         """Set an attribute of a module or class and return what stood there.
@@ -68,46 +74,85 @@ class Binding:
                 inherited one is left as it is and shows again after :meth:`undo`.
             value: What stands there from now on.
         """
-        # A class's raw entry, not getattr: a staticmethod must come back as a staticmethod.
-        before = vars(owner).get(name, _ABSENT)
-        original = getattr(owner, name)
-        setattr(owner, name, value)
-        change = _Change(owner, name, before, vars(owner)[name])
-        self._changes.append(change)
-        self._undo.append(change.undo)
-        return original
+        with self._lock:
+            # A class's raw entry, not getattr: a staticmethod must come back as a staticmethod.
+            before = vars(owner).get(name, _ABSENT)
+            original = getattr(owner, name)
+            setattr(owner, name, value)
+            change = _Change(owner, name, before, vars(owner)[name])
+            self._changes.append(change)
+            self._undo.append(change.undo)
+            return original
 
     def wrap(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         """Replace a function by what ``make`` returns for the original."""
         self.replace(owner, name, make(getattr(owner, name)))
+
+    def stand_in(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+        """Replace a function by what ``make`` returns for it, for as long as the slot is served.
+
+        A reference that somebody took meanwhile (a bound method in an agent's table of tools, an
+        import into a user's module) outlives the binding; it runs the original from then on.
+        """
+        original = getattr(owner, name)
+        self.replace(owner, name, self._switch(original, make(original)))
+
+    def _switch(self, original: Any, ours: Any) -> Any:
+        watch = self.watch
+        if inspect.iscoroutinefunction(original):
+
+            @functools.wraps(original)
+            async def switch_async(*args: Any, **kwargs: Any) -> Any:
+                return await (ours if watch.serving else original)(*args, **kwargs)
+
+            return switch_async
+
+        @functools.wraps(original)
+        def switch(*args: Any, **kwargs: Any) -> Any:
+            return (ours if watch.serving else original)(*args, **kwargs)
+
+        return switch
 
     def replace_function(self, function: Any, value: Any, package: str = "crewai") -> None:
         """Replace a module-level function under every name that imported modules know it by.
 
         ``from module import function`` copies the reference; modules of ``package`` loaded so far
         are searched for it. Modules loaded later copy it from the defining module, which has the
-        replacement by then.
+        replacement by then; they get the original back when the binding is undone.
+
+        Args:
+            function: The function as it stands.
+            value: What stands there from now on. Modules of other packages may have copied it,
+                so it must run the original once :attr:`watch` has stopped serving, as what
+                :meth:`Watch.guard` returns does.
+            package: Where to look.
         """
-        prefix = f"{package}."
-        for module_name, module in list(sys.modules.items()):
-            if module_name != package and not module_name.startswith(prefix):
-                continue
-            for name, attribute in list(vars(module).items()) if module else ():
-                if attribute is function:
-                    self.replace(module, name, value)
+
+        def restore() -> None:
+            for module, name in _names_of(value, package):
+                setattr(module, name, function)
+
+        # Undone last, after the changes below: it sees only what later modules copied.
+        self.on_undo(restore)
+        for module, name in _names_of(function, package):
+            self.replace(module, name, value)
 
     def meter_methods(self, cls: type, names: Iterable[str]) -> None:
-        """Count and time methods of a provider's class while the slot is bound.
+        """Count and time methods of a provider's class while the slot is bound; once per class.
 
         Methods that the class inherits are metered on the class itself. A class that takes no new
         attributes, as extension types do not, stays uncounted and a note says so.
         """
-        for name in names:
-            try:
-                self.wrap(cls, name, self.watch.meter)
-            except TypeError:
-                self.notes.append(f"calls are not counted ({cls.__qualname__} is immutable)")
+        with self._lock:
+            if cls in self._metered or not self.watch.serving:
                 return
+            self._metered.add(cls)
+            for name in names:
+                try:
+                    self.wrap(cls, name, self.watch.meter)
+                except TypeError:
+                    self.notes.append(f"calls are not counted ({cls.__qualname__} is immutable)")
+                    return
 
     def on_undo(self, callback: Callable[[], None]) -> None:
         """Call something when the slot is unbound."""
@@ -126,11 +171,25 @@ class Binding:
             ExceptionGroup: Callbacks failed; every other change was still undone.
         """
         errors = []
-        while self._undo:
+        self.watch.close()
+        with self._lock:
+            undo, self._undo = self._undo, []
+            self._changes.clear()
+            self._metered.clear()
+        for callback in reversed(undo):
             try:
-                self._undo.pop()()
+                callback()
             except Exception as error:  # noqa: BLE001 - collected and raised below
                 errors.append(error)
-        self._changes.clear()
         if errors:
             raise ExceptionGroup("undoing a binding", errors)
+
+
+def _names_of(function: Any, package: str) -> Iterator[tuple[Any, str]]:
+    """Find the names that the loaded modules of a package know a function by."""
+    prefix = f"{package}."
+    for module_name, module in list(sys.modules.items()):
+        if module is not None and (module_name == package or module_name.startswith(prefix)):
+            for name, attribute in list(vars(module).items()):
+                if attribute is function:
+                    yield module, name

@@ -71,10 +71,17 @@ class Watch:
     Args:
         slot: The slot's name.
         verify: Share of the calls of a stateless slot that stock answers too, for comparison.
+
+    Attributes:
+        serving: Whether the provider answers. Cleared for good when the slot is reverted or
+            unbound: references to our functions live on in other people's variables, and from
+            then on those run CrewAI's code.
+        reverted: Why the slot was left to stock while it was bound; None where it was not.
     """
 
     def __init__(self, slot: str, verify: float = 0.0) -> None:
         self.slot = slot
+        self.serving = True
         self.reverted: str | None = None
         self._verify = verify
         self._local = threading.local()
@@ -132,7 +139,7 @@ class Watch:
         self,
         native: Callable[..., Any],
         stock: Callable[..., Any],
-        same: Callable[[Any, Any], bool] = lambda left, right: bool(left == right),
+        same: Callable[[Any, Any], bool] | None = lambda left, right: bool(left == right),
     ) -> Callable[..., Any]:
         """Return a function of a stateless slot: native, with stock to fall back on.
 
@@ -143,28 +150,31 @@ class Watch:
         Args:
             native: The provider's function.
             stock: CrewAI's function, of the same signature.
-            same: Whether two results are equal, for verify mode.
+            same: Whether two results are equal, for verify mode; None where stock's answer
+                says nothing about native's.
         """
         metered = self.meter(native)
         share = self._verify
 
         @functools.wraps(stock)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            if self.reverted is not None:
+            if not self.serving:
                 return stock(*args, **kwargs)
             try:
                 result = metered(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - whatever it is, stock answers
                 answer = stock(*args, **kwargs)
-                self._failed(error)
+                self.fell_back(error)
                 return answer
             self._failures = 0
             # Not for secrets: a cheap coin.
-            if share and random.random() < share:  # noqa: S311
+            if share and same is not None and random.random() < share:  # noqa: S311
                 expected = stock(*args, **kwargs)
                 if not same(result, expected):
-                    self.revert(f"its result differs from CrewAI's: {_short(result)} is not "
-                                f"{_short(expected)}")
+                    self.revert(
+                        f"its result differs from CrewAI's: {_short(result)} is not "
+                        f"{_short(expected)}"
+                    )
                     return expected
             return result
 
@@ -172,9 +182,22 @@ class Watch:
 
     def revert(self, reason: str) -> None:
         """Leave the slot to stock from now on."""
-        if self.reverted is None:
+        if self.serving:
+            self.serving = False
             self.reverted = reason
             _logger.error("crewai-native: %s is CrewAI's own again: %s", self.slot, reason)
+
+    def close(self) -> None:
+        """Leave the slot to stock because it is unbound."""
+        self.serving = False
+
+    def fell_back(self, error: Exception) -> None:
+        """Count a call that stock answered because native failed; revert after too many."""
+        self._cells()[_FALLBACKS] += 1
+        self._failures += 1
+        _logger.warning("crewai-native: %s failed, CrewAI's code answered: %r", self.slot, error)
+        if self._failures >= FAILURES_BEFORE_REVERTING:
+            self.revert(f"{self._failures} failures in a row, the last: {error!r}")
 
     def metrics(self) -> Metrics:
         """Return the sums over all threads."""
@@ -193,13 +216,6 @@ class Watch:
             _quantile(buckets, 0.5),
             _quantile(buckets, 0.99),
         )
-
-    def _failed(self, error: Exception) -> None:
-        self._cells()[_FALLBACKS] += 1
-        self._failures += 1
-        _logger.warning("crewai-native: %s failed, CrewAI's code answered: %r", self.slot, error)
-        if self._failures >= FAILURES_BEFORE_REVERTING:
-            self.revert(f"{self._failures} failures in a row, the last: {error!r}")
 
     def _cells(self) -> list[int]:
         owner: _Owner | None = getattr(self._local, "owner", None)
