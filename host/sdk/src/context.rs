@@ -25,10 +25,10 @@
 //! }
 //! ```
 
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyTuple;
+use pyo3::{BoundObject, intern};
 
 /// A copy of a thread's `contextvars` context, for one job.
 ///
@@ -52,11 +52,12 @@ impl Context {
         &self,
         py: Python<'py>,
         callable: &Bound<'py, PyAny>,
-        args: impl IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>, Error = PyErr>,
+        args: impl IntoPyObject<'py, Target = PyTuple>,
     ) -> PyResult<Bound<'py, PyAny>> {
+        let args = args.into_pyobject(py).map_err(Into::into)?.into_bound();
         let call = PyTuple::new(py, [callable])?
             .as_sequence()
-            .concat(args.into_pyobject(py)?.as_sequence())?
+            .concat(args.as_sequence())?
             .to_tuple()?;
         self.0.bind(py).getattr(intern!(py, "run"))?.call1(call)
     }
