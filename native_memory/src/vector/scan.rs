@@ -15,11 +15,14 @@ use std::sync::atomic::{AtomicU64, Ordering as Memory};
 
 use super::bitmap::{WORD, eligible};
 use super::kernels::kernels;
-use super::quantize::{Bounds, Query, VectorError};
+use super::quantize::{Bounds, Query, RowCode, VectorError};
 use super::segment::CodeBlock;
 
 /// Rows of a chunk: enough to make its overhead vanish, few enough to share work evenly.
 const CHUNK_ROWS: usize = 4096;
+
+/// Rows of a batch; see [`Batch`]. A multiple of [`WORD`].
+const BATCH: usize = 512;
 
 /// Candidates that are kept before those that the limit has overtaken are dropped.
 const COMPACT_AT: usize = 4096;
@@ -89,10 +92,36 @@ struct Candidate {
 }
 
 impl Candidate {
-    /// Whether the row cannot reach the limit. NaN out of damaged columns does not count as below:
-    /// then the true score decides.
+    /// Whether the row cannot reach the limit.
     fn is_below(&self, limit: f64) -> bool {
         self.bounds.upper < limit
+    }
+}
+
+/// Rows whose codes are read together, and what is computed of them. Arrays and not vectors: they
+/// stay in the first-level cache.
+struct Batch {
+    len: usize,
+    rows: [u32; BATCH],
+    products: [f64; BATCH],
+    codes: [RowCode; BATCH],
+    upper: [f64; BATCH],
+}
+
+impl Batch {
+    fn new() -> Self {
+        let code = RowCode {
+            scale: 0.0,
+            residual: 0.0,
+            norm: 0.0,
+        };
+        Self {
+            len: 0,
+            rows: [0; BATCH],
+            products: [0.0; BATCH],
+            codes: [code; BATCH],
+            upper: [0.0; BATCH],
+        }
     }
 }
 
@@ -219,47 +248,49 @@ impl<'a> Search<'a> {
             return;
         }
         let source = &self.blocks[chunk.block];
-        let block = &source.block;
-        let mut rows = [0; WORD];
-        let mut products = [0; WORD];
+        let mut batch = Batch::new();
         for word in chunk.words.clone() {
             let mut bits = source.eligible(word);
-            if bits == 0 {
-                continue;
-            }
-            let count = bits.count_ones() as usize;
-            let (rows, products) = (&mut rows[..count], &mut products[..count]);
-            for row in rows.iter_mut() {
-                *row = (word * WORD) as u32 + bits.trailing_zeros();
+            while bits != 0 {
+                batch.rows[batch.len] = (word * WORD) as u32 + bits.trailing_zeros();
+                batch.len += 1;
                 bits &= bits - 1;
             }
-            (kernels().products)(self.query.codes(), block.codes, rows, products);
-            self.keep(chunk.block, block, rows, products, found);
+            if batch.len + WORD > BATCH || word + 1 == chunk.words.end {
+                self.keep(chunk.block, &mut batch, found);
+            }
         }
     }
 
-    /// Adds those of some rows whose upper bounds reach the limit, and raises the limit.
-    fn keep(
-        &self,
-        number: usize,
-        block: &CodeBlock<'_>,
-        rows: &[u32],
-        products: &[i64],
-        found: &mut Candidates,
-    ) {
+    /// Adds those of a batch's rows whose upper bounds reach the limit, and raises the limit.
+    fn keep(&self, number: usize, batch: &mut Batch, found: &mut Candidates) {
+        let block = &self.blocks[number].block;
+        let rows = &batch.rows[..batch.len];
+        let (products, codes) = (
+            &mut batch.products[..rows.len()],
+            &mut batch.codes[..rows.len()],
+        );
+        let upper = &mut batch.upper[..rows.len()];
+        batch.len = 0;
+        (kernels().products)(self.query.codes(), block.codes, rows, products);
+        for (code, &row) in codes.iter_mut().zip(rows) {
+            *code = block.row_code(row as usize);
+        }
+        self.query.upper_bounds(products, codes, upper);
+
         let known = self.limit();
         let mut limit = known;
-        for (&row, &product) in rows.iter().zip(products) {
-            let bounds = self.query.bounds(product, block.row_code(row as usize));
-            let at = RowRef {
-                block: number as u32,
-                row,
-            };
-            let candidate = Candidate { bounds, at };
-            if candidate.is_below(limit) {
+        for (i, &upper) in upper.iter().enumerate() {
+            // NaN out of damaged columns does not count as below: then the true score decides.
+            if upper < limit {
                 continue;
             }
-            found.rows.push(candidate);
+            let bounds = self.query.bounds(products[i], codes[i]);
+            let at = RowRef {
+                block: number as u32,
+                row: rows[i],
+            };
+            found.rows.push(Candidate { bounds, at });
             if self.selective
                 && let Some(rank) = found.lower.push(bounds.lower, self.k)
             {
@@ -332,7 +363,7 @@ impl<'a> Search<'a> {
                 fetch(at, id, &mut buffer)?;
                 &buffer
             };
-            let score = self.query.score(vector, block.norms_sq[row]);
+            let score = self.query.score(vector, block.norms[row]);
             rescored += 1;
             if score >= self.min_score && enough.is_none_or(|enough| score >= enough) {
                 hits.push(Hit { score, id, at });

@@ -18,7 +18,7 @@
 //! | 60..64 | CRC-32 of bytes 0..60 |
 //!
 //! Then the columns, each starting at the next multiple of 64 bytes, with zeros between: row ids
-//! (i64), squared norms (f64), scales (f32), residuals (f32), codes (i8, rows padded with zeros to
+//! (i64), norms (f64), scales (f32), residuals (f32), codes (i8, rows padded with zeros to
 //! a multiple of 64), vectors (f32, rows not padded). The layout follows from dimension, number of
 //! rows and flags alone, and so does the length of the file. Nothing depends on the metric.
 
@@ -118,8 +118,8 @@ pub struct CodeBlock<'a> {
     pub dimension: usize,
     /// The store's number of each row.
     pub ids: &'a [i64],
-    /// Squared norms.
-    pub norms_sq: &'a [f64],
+    /// Norms.
+    pub norms: &'a [f64],
     /// The value of one unit of the codes.
     pub scales: &'a [f32],
     /// Norms of what the codes leave out, rounded up.
@@ -150,7 +150,7 @@ impl<'a> CodeBlock<'a> {
         RowCode {
             scale: self.scales[row],
             residual: self.residuals[row],
-            norm_sq: self.norms_sq[row],
+            norm: self.norms[row],
         }
     }
 }
@@ -159,7 +159,7 @@ impl<'a> CodeBlock<'a> {
 pub struct Tail {
     dimension: usize,
     ids: Vec<i64>,
-    norms_sq: Vec<f64>,
+    norms: Vec<f64>,
     scales: Vec<f32>,
     residuals: Vec<f32>,
     codes: Lines,
@@ -175,7 +175,7 @@ impl Tail {
             1..=MAX_DIMENSION => Ok(Self {
                 dimension,
                 ids: Vec::new(),
-                norms_sq: Vec::new(),
+                norms: Vec::new(),
                 scales: Vec::new(),
                 residuals: Vec::new(),
                 codes: Lines::default(),
@@ -200,7 +200,7 @@ impl Tail {
             }
         };
         self.ids.push(id);
-        self.norms_sq.push(row.norm_sq);
+        self.norms.push(row.norm);
         self.scales.push(row.scale);
         self.residuals.push(row.residual);
         if let Some(vectors) = &mut self.vectors {
@@ -224,7 +224,7 @@ impl Tail {
         CodeBlock {
             dimension: self.dimension,
             ids: &self.ids,
-            norms_sq: &self.norms_sq,
+            norms: &self.norms,
             scales: &self.scales,
             residuals: &self.residuals,
             codes: self.codes.as_slice(),
@@ -300,6 +300,7 @@ pub struct Segment {
     map: Mmap,
     dimension: usize,
     rows: usize,
+    has_vectors: bool,
     columns: [Range<usize>; COLUMNS.len()],
     checksums: [u32; COLUMNS.len()],
 }
@@ -382,6 +383,7 @@ impl Segment {
             map,
             dimension,
             rows: layout.rows,
+            has_vectors: flags == HAS_VECTORS,
             columns: layout.columns,
             checksums: std::array::from_fn(|i| number(28 + 4 * i)),
         })
@@ -417,15 +419,14 @@ impl Segment {
 
     /// The rows, to be searched or sealed again.
     pub fn block(&self) -> CodeBlock<'_> {
-        let vectors: &[f32] = self.column(5);
         CodeBlock {
             dimension: self.dimension,
             ids: self.column(0),
-            norms_sq: self.column(1),
+            norms: self.column(1),
             scales: self.column(2),
             residuals: self.column(3),
             codes: self.column(4),
-            vectors: (self.rows == 0 || !vectors.is_empty()).then_some(vectors),
+            vectors: self.has_vectors.then(|| self.column(5)),
         }
     }
 
@@ -548,7 +549,7 @@ fn write_columns(
             for row in source.rows() {
                 match index {
                     0 => put(bytes_of(&block.ids[row..=row]))?,
-                    1 => put(bytes_of(&block.norms_sq[row..=row]))?,
+                    1 => put(bytes_of(&block.norms[row..=row]))?,
                     2 => put(bytes_of(&block.scales[row..=row]))?,
                     3 => put(bytes_of(&block.residuals[row..=row]))?,
                     4 => {

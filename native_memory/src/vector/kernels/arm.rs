@@ -51,11 +51,11 @@ fn dot_i8(mut sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
 }
 
 #[target_feature(enable = "neon,dotprod")]
-fn products(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [i64]) {
+fn products(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f64]) {
     /// The products of `N` rows.
     #[inline]
     #[target_feature(enable = "neon,dotprod")]
-    fn products<const N: usize>(query: &QueryCodes, rows: [&[i8]; N]) -> [i64; N] {
+    fn products<const N: usize>(query: &QueryCodes, rows: [&[i8]; N]) -> [f64; N] {
         const STEP: usize = 16;
         let (query_high, query_low) = (query.high.as_slice(), query.low.as_slice());
         let stride = query.stride();
@@ -78,7 +78,7 @@ fn products(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [i64]) {
                 low[i] = dot_i8(low[i], row, l);
             }
         }
-        std::array::from_fn(|i| 128 * vaddlvq_s32(high[i]) + vaddlvq_s32(low[i]))
+        std::array::from_fn(|i| (128 * vaddlvq_s32(high[i]) + vaddlvq_s32(low[i])) as f64)
     }
     for_rows(
         query,

@@ -22,8 +22,8 @@ pub struct Kernels {
     /// The instruction set.
     pub name: &'static str,
     /// The exact products of the query with the given rows of `codes`: `out[i]` is that of row
-    /// `rows[i]`. Each row has [`QueryCodes::stride`] codes.
-    pub(crate) products: fn(&QueryCodes, &[i8], &[u32], &mut [i64]),
+    /// `rows[i]`, an integer below 2^53. Each row has [`QueryCodes::stride`] codes.
+    pub(crate) products: fn(&QueryCodes, &[i8], &[u32], &mut [f64]),
     /// The inner product, in f64. The products of two f32 are exact in it.
     pub dot: fn(&[f32], &[f32]) -> f64,
     /// The squared Euclidean distance, in f64.
@@ -54,9 +54,9 @@ fn for_rows(
     query: &QueryCodes,
     codes: &[i8],
     rows: &[u32],
-    out: &mut [i64],
-    mut four: impl FnMut([&[i8]; 4]) -> [i64; 4],
-    mut one: impl FnMut(&[i8]) -> i64,
+    out: &mut [f64],
+    mut four: impl FnMut([&[i8]; 4]) -> [f64; 4],
+    mut one: impl FnMut(&[i8]) -> f64,
 ) {
     let stride = query.stride();
     let row = |at: u32| &codes[at as usize * stride..][..stride];

@@ -19,11 +19,11 @@ pub(super) static KERNELS: Kernels = Kernels {
 };
 
 /// One exact product of codes.
-fn product(query: &QueryCodes, row: &[i8]) -> i64 {
+fn product(query: &QueryCodes, row: &[i8]) -> f64 {
     let pairs = query.wide.iter().zip(row);
     pairs
         .map(|(&x, &code)| i64::from(i32::from(x) * i32::from(code)))
-        .sum()
+        .sum::<i64>() as f64
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {

@@ -9,10 +9,10 @@ const QUERY_RANGE: std::ops::RangeInclusive<i16> = -QUERY_MAX..=QUERY_MAX;
 
 fn assert_products_agree(query: &[i16], codes: &[i8], rows: &[u32]) {
     let query = QueryCodes::new(query.to_vec());
-    let mut expected = vec![0; rows.len()];
+    let mut expected = vec![0.0; rows.len()];
     (scalar::KERNELS.products)(&query, codes, rows, &mut expected);
     for kernels in available() {
-        let mut found = vec![i64::MIN; rows.len()];
+        let mut found = vec![f64::NAN; rows.len()];
         (kernels.products)(&query, codes, rows, &mut found);
         assert_eq!(
             found,
@@ -40,9 +40,12 @@ fn the_scalar_product_is_the_definition() {
     let mut codes = vec![0; 2 * 64];
     codes[..3].copy_from_slice(&[1, 2, 3]);
     codes[64..67].copy_from_slice(&[-127, 0, 127]);
-    let mut out = [0; 2];
+    let mut out = [0.0; 2];
     (scalar::KERNELS.products)(&query, &codes, &[1, 0], &mut out);
-    assert_eq!(out, [-381 + 127 * 16256, 3 - 10 + 3 * 16256]);
+    assert_eq!(
+        out.map(|x| x as i64),
+        [-381 + 127 * 16256, 3 - 10 + 3 * 16256]
+    );
 }
 
 #[test]

@@ -71,11 +71,11 @@ static AVX2: Kernels = Kernels {
 // flipping its top bit, which adds 128; `QueryCodes::bias` is what that adds to the product.
 
 #[target_feature(enable = "avx512f,avx512vnni")]
-fn products_avx512(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [i64]) {
+fn products_avx512(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f64]) {
     /// The products of `N` rows.
     #[inline]
     #[target_feature(enable = "avx512f,avx512vnni")]
-    fn products<const N: usize>(query: &QueryCodes, rows: [&[i8]; N]) -> [i64; N] {
+    fn products<const N: usize>(query: &QueryCodes, rows: [&[i8]; N]) -> [f64; N] {
         const STEP: usize = 64;
         let (query_high, query_low) = (query.high.as_slice(), query.low.as_slice());
         let stride = query.stride();
@@ -103,7 +103,7 @@ fn products_avx512(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [i6
         std::array::from_fn(|i| {
             let high = i64::from(_mm512_reduce_add_epi32(high[i]));
             let low = i64::from(_mm512_reduce_add_epi32(low[i]));
-            128 * high + low - query.bias
+            (128 * high + low - query.bias) as f64
         })
     }
     for_rows(
@@ -117,11 +117,11 @@ fn products_avx512(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [i6
 }
 
 #[target_feature(enable = "avx2,avxvnni")]
-fn products_avx_vnni(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [i64]) {
+fn products_avx_vnni(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f64]) {
     /// The products of `N` rows.
     #[inline]
     #[target_feature(enable = "avx2,avxvnni")]
-    fn products<const N: usize>(query: &QueryCodes, rows: [&[i8]; N]) -> [i64; N] {
+    fn products<const N: usize>(query: &QueryCodes, rows: [&[i8]; N]) -> [f64; N] {
         const STEP: usize = 32;
         let (query_high, query_low) = (query.high.as_slice(), query.low.as_slice());
         let stride = query.stride();
@@ -146,7 +146,7 @@ fn products_avx_vnni(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [
                 low[i] = _mm256_dpbusd_avx_epi32(low[i], row, l);
             }
         }
-        std::array::from_fn(|i| 128 * sum_i32(high[i]) + sum_i32(low[i]) - query.bias)
+        std::array::from_fn(|i| (128 * sum_i32(high[i]) + sum_i32(low[i]) - query.bias) as f64)
     }
     for_rows(
         query,
@@ -159,17 +159,17 @@ fn products_avx_vnni(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [
 }
 
 #[target_feature(enable = "avx2")]
-fn products_avx2(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [i64]) {
+fn products_avx2(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f64]) {
     /// The products of `N` rows.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn products<const N: usize>(query: &QueryCodes, rows: [&[i8]; N]) -> [i64; N] {
+    fn products<const N: usize>(query: &QueryCodes, rows: [&[i8]; N]) -> [f64; N] {
         const STEP: usize = 16;
         /// Codes after which the eight 32-bit sums are emptied: 1024 * 127 * 127 * 128 < 2^31.
         const BLOCK: usize = 8 * 1024;
         let stride = query.stride();
         assert!(rows.iter().all(|row| row.len() == stride));
-        let mut totals = [0; N];
+        let mut totals = [0_i64; N];
         for block in (0..stride).step_by(BLOCK) {
             let mut sums = [_mm256_setzero_si256(); N];
             for at in (block..stride.min(block + BLOCK)).step_by(STEP) {
@@ -186,7 +186,7 @@ fn products_avx2(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [i64]
                 totals[i] += sum_i32(sums[i]);
             }
         }
-        totals
+        totals.map(|total| total as f64)
     }
     for_rows(
         query,

@@ -72,9 +72,12 @@ proptest! {
         for metric in [Metric::L2, Metric::Cosine, Metric::Dot] {
             let query = Query::new(&vector, metric).unwrap();
             let product = codes.iter().zip(&query.codes.wide)
-                .map(|(&c, &x)| i64::from(c) * i64::from(x)).sum();
+                .map(|(&c, &x)| f64::from(c) * f64::from(x)).sum();
             let bounds = query.bounds(product, code);
             prop_assert!(bounds.lower <= bounds.upper, "{bounds:?}");
+            let mut upper = [0.0];
+            query.upper_bounds(&[product], &[code], &mut upper);
+            prop_assert_eq!(upper[0].to_bits(), bounds.upper.to_bits());
 
             // Independently of the kernels: plain sums in order.
             let dot = sum(both(&row, &vector).map(|(a, b)| a * b));
@@ -90,7 +93,7 @@ proptest! {
             prop_assert!(bounds.lower <= rank && rank <= bounds.upper, "{rank:e} {bounds:?}");
 
             // The score that is reported is the true one, and no bound contradicts it.
-            let reported = query.score(&row, code.norm_sq);
+            let reported = query.score(&row, code.norm);
             let size = if metric == Metric::Dot { norms } else { 1.0 };
             prop_assert!((reported - score).abs() <= 1e-12 * size, "{reported:e} {score:e}");
             prop_assert!(reported <= query.score_for_rank(bounds.upper));
@@ -153,7 +156,7 @@ fn the_longest_vectors_stay_finite() {
     let row = vec![f32::MAX; MAX_DIMENSION];
     let mut codes = vec![0; MAX_DIMENSION];
     let code = quantize(&row, &mut codes).unwrap();
-    assert!(code.residual.is_finite() && code.norm_sq.is_finite());
+    assert!(code.residual.is_finite() && code.norm.is_finite());
     assert!(codes.iter().all(|&c| c == 127));
 }
 

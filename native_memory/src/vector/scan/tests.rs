@@ -5,8 +5,8 @@ use std::convert::Infallible;
 use proptest::prelude::*;
 
 use super::*;
-use crate::vector::quantize::Metric;
 use crate::vector::quantize::tests::hostile_vector;
+use crate::vector::quantize::{Metric, norm};
 use crate::vector::segment::{SealSource, Segment, Tail};
 use crate::vector::{Bitmap, CodeBlock};
 
@@ -104,8 +104,8 @@ fn exhaustive(blocks: &[(Kind, Rows)], query: &Query, k: usize, min: Option<f64>
     let mut hits = Vec::new();
     for (number, (_, rows)) in blocks.iter().enumerate() {
         for (row, (id, vector, allowed, deleted)) in rows.iter().enumerate() {
-            let norm_sq = (kernels().dot)(vector, vector);
-            let score = query.score(vector, norm_sq);
+            let norm = norm(vector);
+            let score = query.score(vector, norm);
             if *allowed && !*deleted && min.is_none_or(|min| score >= min) {
                 let at = RowRef {
                     block: number as u32,
