@@ -53,6 +53,9 @@ class StoredRecord(MemoryRecord):
             fields["embedding"] = None if self._vector is None else self._vector.tolist()
         return fields
 
+    def __repr_name__(self) -> str:
+        return MemoryRecord.__name__
+
     def __iter__(self) -> Generator[tuple[str, Any], None, None]:
         self._complete()
         return super().__iter__()
@@ -131,9 +134,6 @@ def add_record(batch: Batch, record: MemoryRecord) -> None:
         text = _encode(metadata)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"record {record.id!r}: metadata must be JSON: {error}") from error
-    embedding: Any = record.embedding
-    if isinstance(record, StoredRecord) and record._vector is not None:
-        embedding = record.embedding
     batch.add(
         record.id,
         record.content,
@@ -145,7 +145,7 @@ def add_record(batch: Batch, record: MemoryRecord) -> None:
         last_accessed,
         record.source,
         record.private,
-        embedding,
+        record.embedding,
     )
 
 

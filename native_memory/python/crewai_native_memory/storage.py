@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import functools
 import json
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
@@ -16,6 +14,7 @@ from crewai_native_memory import _native, location
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from concurrent.futures import ThreadPoolExecutor
     from contextlib import AbstractContextManager
     from datetime import datetime
 
@@ -35,11 +34,15 @@ def _executor() -> ThreadPoolExecutor:
     global _pool
     pid = os.getpid()
     if _pool is None or _pool[0] != pid:
+        from concurrent.futures import ThreadPoolExecutor
+
         _pool = pid, ThreadPoolExecutor(_ASYNC_THREADS, thread_name_prefix="crewai-native-memory")
     return _pool[1]
 
 
 async def _in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    import asyncio
+
     context = contextvars.copy_context()
     call = functools.partial(context.run, function, *args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(_executor(), call)
