@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import datetime
+import datetime as dt
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 from crewai_native.slots._base import Repair, Target
@@ -49,7 +50,7 @@ def _forget_waits(binding: Binding, _provider: Provider) -> None:
 
         return forget_after_saving
 
-    binding.wrap(Memory, "forget", make)
+    binding.stand_in(Memory, "forget", make)
 
 
 def _update_stays_inside(binding: Binding, _provider: Provider) -> None:
@@ -78,7 +79,7 @@ def _update_stays_inside(binding: Binding, _provider: Provider) -> None:
 
         return update_inside
 
-    binding.wrap(Memory, "update", make)
+    binding.stand_in(Memory, "update", make)
 
 
 def _async_leaves_the_loop(binding: Binding, _provider: Provider) -> None:
@@ -93,7 +94,7 @@ def _async_leaves_the_loop(binding: Binding, _provider: Provider) -> None:
 
             return in_thread
 
-        binding.wrap(Memory, f"a{name}", make)
+        binding.stand_in(Memory, f"a{name}", make)
 
 
 # --- saving: EncodingFlow ---------------------------------------------------------------------
@@ -134,8 +135,8 @@ def _consolidation_keeps_apart(binding: Binding, _provider: Provider) -> None:
 
     # A flow knows its steps by name and by the objects that the decorators made: the function
     # inside is replaced, so that a step stays the object that it is.
-    binding.wrap(vars(EncodingFlow)["parallel_find_similar"], "_meth", make_find)
-    binding.wrap(vars(EncodingFlow)["execute_plans"], "_meth", make_execute)
+    binding.stand_in(vars(EncodingFlow)["parallel_find_similar"], "_meth", make_find)
+    binding.stand_in(vars(EncodingFlow)["execute_plans"], "_meth", make_execute)
 
 
 class _KeepsProvenance:
@@ -180,7 +181,60 @@ def _recall_stays_inside(binding: Binding, _provider: Provider) -> None:
 
         return scopes_inside
 
-    binding.wrap(vars(RecallFlow)["filter_and_chunk"], "_meth", make)
+    binding.stand_in(vars(RecallFlow)["filter_and_chunk"], "_meth", make)
+
+
+def _recall_filters_first(binding: Binding, _provider: Provider) -> None:
+    from crewai.memory.recall_flow import RecallFlow
+
+    def make(do_search: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(do_search)
+        def search_filtered(self: Any) -> Any:
+            storage = self._storage
+            # The application may have made a store of its own, which takes what CrewAI passes.
+            if not _filters(type(storage).search):
+                return do_search(self)
+            state = self.state
+            self._storage = _Filtered(
+                storage, state.time_cutoff, state.source, state.include_private
+            )
+            try:
+                return do_search(self)
+            finally:
+                self._storage = storage
+
+        return search_filtered
+
+    binding.stand_in(RecallFlow, "_do_search", make)
+
+
+class _Filtered:
+    """A store as one recall sees it: ranked is only what the caller may get."""
+
+    def __init__(
+        self,
+        storage: Any,
+        cutoff: dt.datetime | None,
+        source: str | None,
+        include_private: bool,
+    ) -> None:
+        self._storage = storage
+        self._conditions = {
+            "created_from": cutoff,
+            "source": source,
+            "include_private": include_private,
+        }
+
+    def search(self, *args: Any, **kwargs: Any) -> Any:
+        """Search with the conditions that CrewAI applies to the best few results only."""
+        return self._storage.search(*args, **kwargs, **self._conditions)
+
+
+@functools.cache
+def _filters(search: Any) -> bool:
+    return {"created_from", "source", "include_private"} <= set(
+        inspect.signature(search).parameters
+    )
 
 
 def _time_filter_with_zone(binding: Binding, _provider: Provider) -> None:
@@ -194,12 +248,12 @@ def _time_filter_with_zone(binding: Binding, _provider: Provider) -> None:
             if cutoff is not None and cutoff.tzinfo is not None:
                 # Records carry naive UTC; comparing the two raises, which the search takes for
                 # "nothing found".
-                self.state.time_cutoff = cutoff.astimezone(datetime.UTC).replace(tzinfo=None)
+                self.state.time_cutoff = cutoff.astimezone(dt.UTC).replace(tzinfo=None)
             return analysis
 
         return analyze_query_step
 
-    binding.wrap(vars(RecallFlow)["analyze_query_step"], "_meth", make)
+    binding.stand_in(vars(RecallFlow)["analyze_query_step"], "_meth", make)
 
 
 def _audience(item: Any) -> tuple[bool, str | None]:
@@ -211,7 +265,7 @@ def _within(scope: str, root: str) -> bool:
     from crewai.memory.utils import normalize_scope_path
 
     inner, outer = normalize_scope_path(scope), normalize_scope_path(root)
-    return outer == "/" or inner == outer or inner.startswith(f"{outer}/")
+    return outer in ("/", inner) or inner.startswith(f"{outer}/")
 
 
 def _code(*paths: str) -> tuple[Target, ...]:
@@ -245,9 +299,17 @@ REPAIRS: Final = (
         name="recall-inside-scope",
         summary="deep recall searches scopes that the model suggests outside its own, and misses "
         "records saved exactly at its scope or below the first 20 children",
-        targets=_code(f"{_RECALL}.filter_and_chunk", f"{_RECALL}._do_search"),
+        targets=_code(f"{_RECALL}.filter_and_chunk"),
         feature="isolated",
         bind=_recall_stays_inside,
+    ),
+    Repair(
+        name="recall-filters-first",
+        summary="deep recall drops private and old records from the best few results instead of "
+        "leaving them out of the search, and returns fewer than it could",
+        targets=_code(f"{_RECALL}._do_search"),
+        feature="isolated",
+        bind=_recall_filters_first,
     ),
     Repair(
         name="recall-time-zone",
