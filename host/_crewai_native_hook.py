@@ -32,11 +32,16 @@ class _CrewAIFinder:
 
         def exec_and_activate(module):
             execute(module)
-            if _CrewAIFinder in sys.meta_path:
-                sys.meta_path.remove(_CrewAIFinder)
+            if module.__name__ != "crewai":
+                return  # a loader that serves several modules, as a zip file's does
+            vars(spec.loader).pop("exec_module", None)
             from crewai_native import _host
 
+            # If this raises, the import of CrewAI has failed, and the finder stays for the next
+            # attempt: a program that tries again must not run without what it asked for.
             _host.activate_on_import()
+            if _CrewAIFinder in sys.meta_path:
+                sys.meta_path.remove(_CrewAIFinder)
 
         # On this one loader instance: its class serves every other module too.
         spec.loader.exec_module = exec_and_activate

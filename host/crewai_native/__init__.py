@@ -51,7 +51,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_errors": ("ConfigurationError", "CrewAINativeError", "Declined", "ProviderError", "StrictError"),
+    "_errors": (
+        "ConfigurationError",
+        "CrewAINativeError",
+        "Declined",
+        "ProviderError",
+        "StrictError",
+    ),
     "_types": ("Candidate", "SlotStatus", "State", "Status", "Step"),
     "_watch": ("Metrics",),
     "hookspecs": ("hookimpl",),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
+import json
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import importlib_metadata
+from packaging.requirements import InvalidRequirement, Requirement
 
 from crewai_native._settings import normalise
 from crewai_native._types import CONTRACT, Candidate, State
@@ -18,10 +21,13 @@ from crewai_native.slots import SLOT_NAMES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from importlib_metadata import IDistribution
+
 _GROUP: Final = re.compile(r"crewai_native\.v(\d+)")
 _NATIVE_SUFFIXES: Final = (".so", ".pyd", ".dylib")
 OURS: Final = frozenset(
-    f"crewai-native-{name}" for name in ("memory", "tools", "tasks", "db", "serialization", "celery")
+    f"crewai-native-{name}"
+    for name in ("memory", "tools", "tasks", "db", "serialization", "celery")
 )
 
 
@@ -41,7 +47,7 @@ class Offer:
     name: str
     value: str
     accelerates: str | None
-    distribution: importlib_metadata.Distribution
+    distribution: IDistribution
 
     @property
     def ours(self) -> bool:
@@ -55,60 +61,82 @@ def offers() -> tuple[dict[str, list[Offer]], list[Candidate]]:
     One copy of a distribution counts: the first on the path, the one that an import would find.
 
     Returns:
-        The offers per slot, and what this host cannot place: unknown slots, other contracts.
+        The offers per slot, and what this host cannot use whatever the settings say: unknown
+        slots, other contracts, stale copies, damaged distributions.
     """
     found: dict[str, list[Offer]] = {slot: [] for slot in SLOT_NAMES}
     strangers: list[Candidate] = []
-    for major, entry in _entry_points():
-        distribution = entry.dist
-        if distribution is None:
+    first: dict[str, IDistribution] = {}
+    for distribution in _distributions():
+        location = str(distribution.locate_file(""))
+        try:
+            entries = _entries(distribution)
+            name, version = distribution.name, distribution.version
+            accelerates = _accelerates(distribution)
+        except Exception as error:  # noqa: BLE001 - differs between releases of importlib_metadata
+            # A damaged folder, such as an interrupted pip leaves behind.
+            candidate = Candidate("?", location, "?", "?", location)
+            candidate.failed("discover", State.BROKEN, f"its metadata cannot be read: {error!r}")
+            strangers.append(candidate)
             continue
-        candidate = Candidate(
-            slot=entry.name,
-            distribution=distribution.name,
-            version=distribution.version,
-            entry_point=entry.value,
-            location=str(distribution.locate_file("")),
-        )
-        if major != CONTRACT:
-            candidate.failed(
-                "compatibility",
-                State.INCOMPATIBLE,
-                f"offers contract {major}; this host speaks contract {CONTRACT}",
-            )
-            strangers.append(candidate)
-        elif entry.name not in found:
-            candidate.failed(
-                "discover",
-                State.INCOMPATIBLE,
-                f"offers a slot that this host does not know; slots: {', '.join(SLOT_NAMES)}",
-            )
-            strangers.append(candidate)
-        else:
-            candidate.passed("discover", f"entry point {entry.name} = {entry.value}")
-            found[entry.name].append(
-                Offer(
-                    candidate,
-                    normalise(distribution.name),
-                    entry.value,
-                    _accelerates(distribution),
-                    distribution,
+        used = first.setdefault(normalise(name), importlib_metadata.distribution(name))
+        place = (str(used.locate_file("")), used.version)
+        for major, entry in entries:
+            candidate = Candidate(entry.name, name, version, entry.value, location)
+            if place != (location, version):
+                candidate.failed(
+                    "discover",
+                    State.SHADOWED,
+                    f"by the copy of {name} {place[1]} that comes first on the path, in {place[0]}",
                 )
-            )
+            elif major != CONTRACT:
+                candidate.failed(
+                    "compatibility",
+                    State.INCOMPATIBLE,
+                    f"offers contract {major}; this host speaks contract {CONTRACT}",
+                )
+            elif entry.name not in found:
+                candidate.failed(
+                    "discover",
+                    State.INCOMPATIBLE,
+                    f"offers a slot that this host does not know; slots: {', '.join(SLOT_NAMES)}",
+                )
+            else:
+                candidate.passed("discover", f"entry point {entry.name} = {entry.value}")
+                found[entry.name].append(
+                    Offer(candidate, normalise(name), entry.value, accelerates, distribution)
+                )
+                continue
+            strangers.append(candidate)
     return found, strangers
 
 
-def _entry_points() -> Iterator[tuple[int, importlib_metadata.EntryPoint]]:
-    # entry_points() is already unique by distribution: a stale copy later on the path is ignored.
-    for entry in importlib_metadata.entry_points():
-        match = _GROUP.fullmatch(entry.group)
-        if match:
-            yield int(match[1]), entry
+def _distributions() -> Iterator[IDistribution]:
+    """Yield the installed distributions that have entry points for us, without parsing the rest."""
+    seen = set()
+    for distribution in importlib_metadata.distributions():
+        text = distribution.read_text("entry_points.txt")
+        if text is None or "crewai_native.v" not in text:
+            continue
+        # A folder that is on the path twice, or under two names, holds one installation.
+        place = (os.path.realpath(str(distribution.locate_file(""))), text)
+        if place not in seen:
+            seen.add(place)
+            yield distribution
 
 
-def _accelerates(distribution: importlib_metadata.Distribution) -> str | None:
-    from packaging.requirements import InvalidRequirement, Requirement
+def _entries(
+    distribution: IDistribution,
+) -> list[tuple[int, importlib_metadata.EntryPoint]]:
+    """Return a distribution's entry points for any contract, with the contract's major version."""
+    return [
+        (int(match[1]), entry)
+        for entry in distribution.entry_points
+        if (match := _GROUP.fullmatch(entry.group))
+    ]
 
+
+def _accelerates(distribution: IDistribution) -> str | None:
     for line in distribution.requires or ():
         if "accelerates" not in line:
             continue
@@ -116,7 +144,9 @@ def _accelerates(distribution: importlib_metadata.Distribution) -> str | None:
             requirement = Requirement(line)
         except InvalidRequirement:
             return line  # refused, with this text, when it is compared
-        if requirement.name.lower() == "crewai" and requirement.marker is not None:
+        if normalise(requirement.name) != "crewai" or requirement.marker is None:
+            continue
+        if requirement.marker.evaluate({"extra": "accelerates"}):
             return str(requirement.specifier)
     return None
 
@@ -124,25 +154,33 @@ def _accelerates(distribution: importlib_metadata.Distribution) -> str | None:
 def content_hash(offer: Offer) -> str:
     """Return a hash that changes when the plug-in's files do.
 
-    A wheel's RECORD holds a hash of every file. That of an editable install does not: there the
-    sizes and times of the package's files stand in.
+    A wheel's RECORD holds a hash of every file. That of an editable install does not, and some
+    installers write none: there the sizes and times of the package's files stand in.
     """
-    record = offer.distribution.read_text("RECORD") or ""
-    digest = hashlib.sha256(record.encode())
-    if '"editable"' in (offer.distribution.read_text("direct_url.json") or ""):
+    record = offer.distribution.read_text("RECORD")
+    digest = hashlib.sha256((record or "").encode())
+    if record is None or _editable(offer.distribution):
         for path in _package_files(offer):
             stat = path.stat()
             digest.update(f"{path}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
+def _editable(distribution: IDistribution) -> bool:
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    return bool(origin.get("dir_info", {}).get("editable"))
+
+
 def _package_files(offer: Offer) -> list[Path]:
     package = offer.value.partition(":")[0].partition(".")[0]
     spec = importlib.util.find_spec(package)
-    folders = spec.submodule_search_locations if spec is not None else None
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is None:
+        return [Path(spec.origin)] if spec.origin else []
     return sorted(
         path
-        for folder in folders or ()
+        for folder in spec.submodule_search_locations
         for path in Path(folder).rglob("*")
         if path.suffix in {".py", *_NATIVE_SUFFIXES}
     )

@@ -25,3 +25,13 @@ class Declined(CrewAINativeError):  # noqa: N818 - a plug-in's decision, not an 
 
 class Shadowed(Declined):
     """The application uses the extension point itself; its own setting stays in force."""
+
+
+def is_failure(error: BaseException) -> bool:
+    """Return whether an exception is the failure of the code that raised it.
+
+    Every ``Exception`` is, and a panic in a Rust extension: PyO3 derives that from
+    ``BaseException``, with a class for each extension, so it is known by its name. What is left
+    (KeyboardInterrupt, SystemExit, cancellation) concerns the whole program and must pass.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

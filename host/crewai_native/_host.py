@@ -9,19 +9,23 @@ import contextlib
 import dataclasses
 import importlib
 import logging
+import os
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import importlib_metadata
 
-from crewai_native import _discovery, _probe, _settings, _targets, slots
+from crewai_native import _discovery, _otel, _probe, _settings, _targets, slots
 from crewai_native._bind import Binding
 from crewai_native._errors import (
     ConfigurationError,
     CrewAINativeError,
     Declined,
+    ProviderError,
     Shadowed,
     StrictError,
+    is_failure,
 )
 from crewai_native._negotiate import Screening
 from crewai_native._plugins import Plugin, Plugins
@@ -30,7 +34,7 @@ from crewai_native._watch import Metrics, Watch
 from crewai_native.slots._base import Provider
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator
 
     from crewai_native._discovery import Offer
     from crewai_native._settings import Settings
@@ -53,7 +57,7 @@ class Host:
     """Wires plug-ins into CrewAI, slot by slot. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()  # everything below changes under it
         self._plugins = Plugins()
         self._settings: Settings | None = None
         self._overrides: list[Mapping[str, str]] = []
@@ -61,10 +65,10 @@ class Host:
         self._offers: dict[str, list[Offer]] = {}
         self._strangers: list[Candidate] = []
         self._stock_reasons: dict[str, str] = {}
-        self._configured: set[tuple[str, str]] = set()
+        self._configured: dict[tuple[str, str], Plugin] = {}
         self._verdicts: dict[str, _probe.Verdict] = {}
         self._crewai = ""
-        self._busy = False
+        self._thread = threading.local()
         self._reason = "not activated"
         self._warnings: list[str] = []
 
@@ -82,27 +86,28 @@ class Host:
             ConfigurationError: CrewAI is not installed, or a setting means nothing.
             StrictError: ``strict`` is set and a slot that should be bound is not.
         """
-        with self._lock:
+        if settings.enabled:
+            # Not under the lock: another thread that is importing CrewAI right now holds its
+            # import lock, and will want ours when the import hook activates the host.
+            self._import_crewai()
+        with self.lock:
             if self._settings == settings:
                 return
             self._reset()
             if not settings.enabled:
                 self._reason = f"switched off ({settings.source('enabled')})"
                 return
-            self._busy = True
             try:
-                self._import_crewai()
                 self._settings = settings
                 self._reason = reason
                 self._discover()
                 self._rebind(slots.SLOT_NAMES)
                 self._check_strict()
-            except BaseException:
+            except BaseException as error:
                 self._reset()
+                self._reason = f"activation failed: {_one_line(error)}"
                 raise
-            finally:
-                self._busy = False
-            _otel_export(self)
+            _otel.export(self)
 
     def activate_on_import(self) -> None:
         """Activate because a program has imported CrewAI.
@@ -111,22 +116,21 @@ class Host:
         to run accelerated who does not. Anything else that goes wrong here is ours, is logged and
         shown by ``status``, and leaves the program on stock CrewAI.
         """
-        with self._lock:
-            if self._busy or self.active:
-                return
-            try:
-                self.activate(_settings.load(), "CrewAI was imported")
-            except CrewAINativeError:
-                raise
-            except Exception as error:
-                _logger.exception("crewai-native could not be activated; CrewAI runs as it is")
-                self._reason = f"activation failed: {error!r}"
+        if self.active or getattr(self._thread, "activating", False):
+            return
+        try:
+            self.activate(_settings.load(), "CrewAI was imported")
+        except CrewAINativeError:
+            raise
+        except Exception:
+            _logger.exception("crewai-native could not be activated; CrewAI runs as it is")
 
     def deactivate(self) -> None:
         """Restore CrewAI exactly."""
-        with self._lock:
+        with self.lock:
+            if self.active:
+                self._reason = "deactivated"
             self._reset()
-            self._reason = "deactivated"
 
     @contextlib.contextmanager
     def using(self, chosen: Mapping[str, str]) -> Iterator[Status]:
@@ -138,37 +142,37 @@ class Host:
         Raises:
             ConfigurationError: There is no such slot or provider.
         """
-        with self._lock:
-            was_active = self.active
-            if not was_active:
-                self.activate(_settings.load(), "using()")
-            if self._settings is None:
-                raise ConfigurationError(f"using() needs an active host; {self._reason}")
-            self._settings.override(chosen)  # checks the names before anything is changed
-            self._overrides.append(chosen)
-            try:
-                self._rebind(chosen)
-            except BaseException:
-                self._overrides.pop()
-                self._rebind(chosen)
-                raise
+        was_active = self.active
+        if not was_active:
+            self.activate(_settings.load(), "using()")
         try:
+            with self.lock:
+                if self._settings is None:
+                    raise ConfigurationError(f"using() needs an active host; {self._reason}")
+                self._settings.override(chosen)  # checks the names before anything is changed
+                self._overrides.append(chosen)
+                self._rebind(chosen)
             yield self.status()
         finally:
-            with self._lock:
+            with self.lock:
+                # An activation or deactivation in between has ended every block.
                 if any(override is chosen for override in self._overrides):
                     self._overrides = [o for o in self._overrides if o is not chosen]
                     if was_active:
                         self._rebind(chosen)
-                    else:
-                        self.deactivate()
+            if not was_active:
+                self.deactivate()
 
     def _import_crewai(self) -> None:
         try:
             self._crewai = importlib_metadata.version("crewai")
-            importlib.import_module("crewai")
         except importlib_metadata.PackageNotFoundError as error:
             raise ConfigurationError("CrewAI is not installed; pip install crewai") from error
+        self._thread.activating = True  # the import hook need not
+        try:
+            importlib.import_module("crewai")
+        finally:
+            self._thread.activating = False
 
     def _discover(self) -> None:
         self._offers, self._strangers = _discovery.offers()
@@ -176,10 +180,18 @@ class Host:
             self._warnings.append(
                 f"{stranger.distribution} {stranger.version}: {stranger.slot}: {stranger.reason}"
             )
+        assert self._settings is not None
+        known = {offer.name for offer in self.offers()}
+        for setting in ("plugins", "deny"):
+            self._warnings += [
+                f"{setting} ({self._settings.source(setting)}) names {name}, and no distribution "
+                "of that name that offers a slot is installed"
+                for name in sorted((getattr(self._settings, setting) or frozenset()) - known)
+            ]
 
     def _reset(self) -> None:
-        self._unbind(list(self._bound))
-        for plugin in self._plugins if self._configured else ():
+        self._unbind(slots.SLOT_NAMES)
+        for plugin in {plugin.value: plugin for plugin in self._configured.values()}.values():
             try:
                 plugin.call("crewai_native_unconfigure")
             except Exception:
@@ -202,10 +214,10 @@ class Host:
             settings = settings.override(override)
         return settings
 
-    def _rebind(self, names: Any) -> None:
+    def _rebind(self, slot_names: Collection[str]) -> None:
         """Negotiate slots afresh and bind the winners."""
         settings = self._effective()
-        names = [name for name in slots.SLOT_NAMES if name in names]
+        names = [name for name in slots.SLOT_NAMES if name in slot_names]
         self._unbind(names)
         screening = Screening(settings, self._crewai)
         eligible = {}
@@ -213,6 +225,8 @@ class Host:
             for offer in self._offers[name]:
                 _forget(offer.candidate)
             eligible[name] = screening.eligible(name, self._offers[name])
+            # From now on in the order in which they are considered.
+            self._offers[name].sort(key=(eligible[name] + self._offers[name]).index)
         # One child process tries everybody's first choice; a later choice is rarely needed.
         self._try_first([ranked[0] for ranked in eligible.values() if ranked], settings)
         for name in names:
@@ -256,26 +270,25 @@ class Host:
         self._try_first([offer], settings)
         verdict = self._verdicts[offer.value]
         if verdict.problem is not None:
-            remembered = "" if verdict.fresh else " (remembered; `crewai-native doctor` tries again)"
+            remembered = (
+                "" if verdict.fresh else " (remembered; `crewai-native doctor` tries again)"
+            )
             candidate.failed("first-import", State.BROKEN, verdict.problem + remembered)
+            return None
+        try:
+            plugin = self._plugins.load(offer)
+        except BaseException as error:  # noqa: BLE001 - _drop sorts out what must pass
+            _drop(candidate, "first-import", error)
             return None
         candidate.passed("first-import", "tried now" if verdict.fresh else "remembered as sound")
         try:
-            plugin = self._plugins.load(offer)
-            if slot.hook not in plugin.hooks:
-                candidate.failed("bind", State.BROKEN, f"{offer.value} implements no {slot.hook}")
-                return None
+            hook = plugin.hook(slot.hook)
             self._configure(plugin, _settings.component_of(slot.name), settings)
-            features = plugin.call("crewai_native_features", {}).get(slot.name, ())
-            candidate.features = frozenset(features)
-        except Declined as declined:
-            candidate.failed("bind", State.DECLINED, str(declined))
-            return None
+            candidate.features = _features(plugin, slot.name)
         except ConfigurationError:
             raise
-        except Exception as error:
-            _logger.debug("%s could not be loaded", offer.value, exc_info=True)
-            candidate.failed("bind", State.BROKEN, _one_line(error))
+        except BaseException as error:  # noqa: BLE001 - _drop sorts out what must pass
+            _drop(candidate, "features", error)
             return None
         missing = settings.require.get(slot.name, frozenset()) - candidate.features
         if missing:
@@ -293,14 +306,14 @@ class Host:
             candidate.distribution,
             candidate.version,
             candidate.features,
-            plugin.hooks[slot.hook],
+            hook,
         )
 
     def _configure(self, plugin: Plugin, component: str, settings: Settings) -> None:
         if (plugin.value, component) not in self._configured:
             options = settings.options.get(component, {})
             plugin.call("crewai_native_configure", options=options)
-            self._configured.add((plugin.value, component))
+            self._configured[plugin.value, component] = plugin
 
     def _bind(self, slot: Slot, offer: Offer, provider: Provider, settings: Settings) -> None:
         candidate = offer.candidate
@@ -309,15 +322,9 @@ class Host:
             slot.bind(binding, provider)
             for repair in slot.repairs:
                 self._repair(binding, repair, provider)
-        except Exception as error:
-            binding.undo()
-            if isinstance(error, Shadowed):
-                candidate.failed("bind", State.SHADOWED, str(error))
-            elif isinstance(error, Declined):
-                candidate.failed("bind", State.DECLINED, str(error))
-            else:
-                _logger.debug("%s could not be bound to %s", offer.value, slot.name, exc_info=True)
-                candidate.failed("bind", State.BROKEN, _one_line(error))
+        except BaseException as error:  # noqa: BLE001 - _drop sorts out what must pass
+            _take_back(binding)
+            _drop(candidate, "bind", error)
             return
         rule = next(step.detail for step in candidate.steps if step.name == "order")
         candidate.passed("bind", slot.how)
@@ -328,8 +335,8 @@ class Host:
     def _join(self, bound: _Bound, offer: Offer, provider: Provider) -> None:
         try:
             bound.slot.join(bound.binding, provider)
-        except Exception as error:
-            offer.candidate.failed("bind", State.BROKEN, _one_line(error))
+        except BaseException as error:  # noqa: BLE001 - _drop sorts out what must pass
+            _drop(offer.candidate, "bind", error)
             return
         offer.candidate.passed("bind", "beside the first, by name")
         offer.candidate.state = State.BOUND
@@ -344,9 +351,10 @@ class Host:
         else:
             repair.bind(binding, provider)
 
-    def _unbind(self, names: Any) -> None:
-        for name in reversed([name for name in self._bound if name in names]):
-            self._bound.pop(name).binding.undo()
+    def _unbind(self, names: Iterable[str]) -> None:
+        wanted = set(names)
+        for name in reversed([name for name in self._bound if name in wanted]):
+            _take_back(self._bound.pop(name).binding)
 
     def _check_strict(self) -> None:
         settings = self._effective()
@@ -371,7 +379,7 @@ class Host:
 
     def status(self) -> Status:
         """Return the state of every slot and candidate."""
-        with self._lock:
+        with self.lock:
             return Status(
                 active=self.active,
                 reason=self._reason,
@@ -383,18 +391,18 @@ class Host:
 
     def metrics(self) -> list[Metrics]:
         """Return what each bound slot has done."""
-        with self._lock:
+        with self.lock:
             watches = [bound.binding.watch for bound in self._bound.values()]
         return [watch.metrics() for watch in watches]
 
     def plugins(self) -> list[Plugin]:
         """Return the plug-ins that were loaded."""
-        with self._lock:
+        with self.lock:
             return list(self._plugins)
 
     def offers(self) -> list[Offer]:
         """Return every offer found at activation."""
-        with self._lock:
+        with self.lock:
             return [offer for ranked in self._offers.values() for offer in ranked]
 
     def _slot_status(self, name: str) -> SlotStatus:
@@ -441,6 +449,15 @@ class Host:
 
 HOST: Final = Host()
 
+# A thread that is busy with the host while another one forks would leave the child a lock that
+# nobody ever releases.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=HOST.lock.acquire,
+        after_in_parent=HOST.lock.release,
+        after_in_child=HOST.lock.release,
+    )
+
 
 def activate_on_import() -> None:
     """Called by the import hook once CrewAI has been imported."""
@@ -453,6 +470,49 @@ def _forget(candidate: Candidate) -> None:
     candidate.state, candidate.reason, candidate.features = State.SHADOWED, "", frozenset()
 
 
+def _features(plugin: Plugin, slot: str) -> frozenset[str]:
+    """Return what a plug-in says that it can do for a slot.
+
+    Raises:
+        ProviderError: Its hook gave something else.
+    """
+    said = plugin.call("crewai_native_features", {})
+    features = said.get(slot, ()) if isinstance(said, Mapping) else None
+    if isinstance(features, str) or not all(isinstance(f, str) for f in features or ()):
+        features = None
+    if features is None:
+        raise ProviderError(
+            f"{plugin.distribution} {plugin.version} returned {said!r} for "
+            "crewai_native_features; the host accepts a mapping of slots to names of features"
+        )
+    return frozenset(features)
+
+
+def _drop(candidate: Candidate, step: str, error: BaseException) -> None:
+    """Leave a candidate in the state that an error of its plug-in puts it in.
+
+    Raises:
+        BaseException: The error itself, where it concerns the whole program.
+    """
+    if not is_failure(error):
+        raise error
+    if isinstance(error, Shadowed):
+        candidate.failed(step, State.SHADOWED, str(error))
+    elif isinstance(error, Declined):
+        candidate.failed(step, State.DECLINED, str(error))
+    else:
+        _logger.debug("%s: %s failed", candidate.slot, candidate.entry_point, exc_info=error)
+        candidate.failed(step, State.BROKEN, _one_line(error))
+
+
+def _take_back(binding: Binding) -> None:
+    """Undo a binding, whatever a plug-in makes of it."""
+    try:
+        binding.undo()
+    except ExceptionGroup:
+        _logger.exception("%s was not unbound cleanly", binding.watch.slot)
+
+
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -463,9 +523,3 @@ def _crewai_version() -> str:
         return importlib_metadata.version("crewai")
     except importlib_metadata.PackageNotFoundError:
         return ""
-
-
-def _otel_export(host: Host) -> None:
-    from crewai_native import _otel
-
-    _otel.export(host)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from crewai_native import hookspecs
+from crewai_native._errors import ProviderError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +33,20 @@ class Plugin:
     value: str
     hooks: dict[str, Callable[..., Any]]
 
+    def hook(self, name: str) -> Callable[..., Any]:
+        """Return its implementation of a hook.
+
+        Raises:
+            ProviderError: It has none.
+        """
+        try:
+            return self.hooks[name]
+        except KeyError:
+            raise ProviderError(
+                f"{self.distribution} {self.version} declares the slot, and {self.value} "
+                f"implements no {name}"
+            ) from None
+
     def call(self, hook: str, default: Any = None, **arguments: Any) -> Any:
         """Call one of its hooks, or return ``default`` where it does not implement it."""
         implementation = self.hooks.get(hook)
@@ -45,32 +60,42 @@ class Plugins:
         self._manager = pluggy.PluginManager("crewai_native")
         self._manager.add_hookspecs(hookspecs)
         self._loaded: dict[str, Plugin] = {}
+        self._failed: dict[str, BaseException] = {}
 
     def __iter__(self) -> Any:
         return iter(list(self._loaded.values()))
 
     def load(self, offer: Offer) -> Plugin:
-        """Import and register a plug-in, once.
+        """Import and register a plug-in, once; one that failed is not tried again.
 
         Raises:
             pluggy.PluginValidationError: A hook does not fit its specification.
-            Exception: Whatever the import raised.
+            BaseException: Whatever the import raised.
         """
+        if offer.value in self._failed:
+            raise self._failed[offer.value]
         if offer.value not in self._loaded:
-            module, _, attribute = offer.value.partition(":")
-            found: Any = importlib.import_module(module)
-            for name in attribute.split(".") if attribute else ():
-                found = getattr(found, name)
-            self._manager.register(found, name=offer.value)
             try:
-                hooks = self._implementations(found)
-            except pluggy.PluginValidationError:
-                self._manager.unregister(found)
+                hooks = self._register(offer.value)
+            except BaseException as error:
+                self._failed[offer.value] = error
                 raise
             self._loaded[offer.value] = Plugin(
                 offer.candidate.distribution, offer.candidate.version, offer.value, hooks
             )
         return self._loaded[offer.value]
+
+    def _register(self, value: str) -> dict[str, Callable[..., Any]]:
+        module, _, attribute = value.partition(":")
+        found: Any = importlib.import_module(module)
+        for name in attribute.split(".") if attribute else ():
+            found = getattr(found, name)
+        try:
+            self._manager.register(found, name=value)
+            return self._implementations(found)
+        except pluggy.PluginValidationError:
+            self._manager.unregister(name=value)
+            raise
 
     def _implementations(self, plugin: object) -> dict[str, Callable[..., Any]]:
         found = {}
@@ -81,6 +106,10 @@ class Plugins:
                 if caller.spec is None and not implementation.optionalhook:
                     raise pluggy.PluginValidationError(
                         plugin, f"{caller.name} is no hook of this host's contract"
+                    )
+                if implementation.wrapper or implementation.hookwrapper:
+                    raise pluggy.PluginValidationError(
+                        plugin, f"{caller.name}: this host calls no hook wrappers"
                     )
                 if caller.spec is not None:
                     found[caller.name] = _by_keyword(implementation, caller.spec.argnames)

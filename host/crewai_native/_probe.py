@@ -14,15 +14,15 @@ import json
 import logging
 import os
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
 import platformdirs
 
+from crewai_native import _children
 from crewai_native._discovery import content_hash
 
 if TYPE_CHECKING:
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("crewai_native")
 
-# Reads one module name after the other and answers each with a line once it has been imported. The answers go
-# to a duplicate of standard output, so that what a plug-in prints cannot be taken for one.
+# Reads one plug-in's name after the other and answers each with a line once it has been imported.
+# The answers go to a duplicate of standard output, so that what a plug-in prints cannot be taken
+# for one. An ordinary exception is no problem of this kind: the host meets it again, in its own
+# process, where it is harmless, and tells it from there, for as long as it lasts.
 _CHILD: Final = """
 import importlib, json, os, sys
 answers = os.fdopen(os.dup(1), "w")
@@ -42,18 +44,19 @@ os.dup2(2, 1)
 sys.path[:] = json.loads(sys.stdin.readline())
 for line in sys.stdin:
     module, _, attribute = line.strip().partition(":")
+    problem = None
     try:
-        found = importlib.import_module(module)
-        for name in attribute.split(".") if attribute else ():
-            found = getattr(found, name)
-        problem = None
+        importlib.import_module(module)
+    except Exception:
+        pass
     except BaseException as error:
-        problem = f"{type(error).__name__}: {error}"
+        problem = f"its import raised {type(error).__name__}: {error}"
     answers.write(json.dumps([line.strip(), problem]) + "\\n")
     answers.flush()
 # Exit handlers of what was imported are the plug-in's business in a real run, not in a trial.
 os._exit(0)
 """
+_MOST_REMEMBERED: Final = 256
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,7 +72,9 @@ class Verdict:
     fresh: bool
 
 
-def verdicts(offers: Iterable[Offer], settings: Settings, *, again: bool = False) -> dict[str, Verdict]:
+def verdicts(
+    offers: Iterable[Offer], settings: Settings, *, again: bool = False
+) -> dict[str, Verdict]:
     """Return the verdict on each plug-in, trying those that were not yet seen.
 
     Args:
@@ -93,7 +98,8 @@ def verdicts(offers: Iterable[Offer], settings: Settings, *, again: bool = False
     if unseen:
         tried = _try_all(unseen, settings.probe_timeout)
         found.update({value: Verdict(problem, fresh=True) for value, problem in tried.items()})
-        _write(path, {**remembered, **{keys[value]: problem for value, problem in tried.items()}})
+        kept = {**remembered, **{keys[value]: problem for value, problem in tried.items()}}
+        _write(path, dict(list(kept.items())[-_MOST_REMEMBERED:]))
     return found
 
 
@@ -105,6 +111,8 @@ def cache_file(settings: Settings) -> Path:
 
 def _try_all(values: list[str], limit: float) -> dict[str, str | None]:
     """Import plug-ins in as few children as possible: one more for each that ends its child."""
+    if not sys.executable:
+        return dict.fromkeys(values, "it cannot be tried in a child: sys.executable is unknown")
     found: dict[str, str | None] = {}
     while len(found) < len(values):
         left = [value for value in values if value not in found]
@@ -119,56 +127,46 @@ def _try_all(values: list[str], limit: float) -> dict[str, str | None]:
 def _try(values: list[str], limit: float) -> tuple[dict[str, str | None], str]:
     """Import plug-ins in one child.
 
+    Args:
+        values: Their entry-point values.
+        limit: Seconds in which at least one import has to end.
+
     Returns:
         What it answered, and how it ended: the fate of the first one it did not answer for.
     """
-    if not sys.executable:
-        raise RuntimeError("sys.executable is unknown; plug-ins cannot be tried in a child process")
     lines = "\n".join([json.dumps(sys.path), *values]) + "\n"
-    # The child must not wire itself into CrewAI, nor try plug-ins in turn.
-    environment = {**os.environ, "CREWAI_NATIVE": "0"}
-    with tempfile.TemporaryFile() as answers:
-        child = subprocess.Popen(
+    # Files, not pipes: nothing that a plug-in starts and leaves behind can keep us waiting.
+    with tempfile.TemporaryFile() as questions, tempfile.TemporaryFile() as answers:
+        questions.write(lines.encode())
+        questions.seek(0)
+        child = subprocess.Popen(  # noqa: S603 - this interpreter, running the text above
             [sys.executable, "-c", _CHILD],
-            stdin=subprocess.PIPE,
+            stdin=questions,
             stdout=answers,
             stderr=subprocess.DEVNULL,
-            env=environment,
+            # It must not wire itself into CrewAI, nor try plug-ins in turn.
+            env={**os.environ, "CREWAI_NATIVE": "0"},
             start_new_session=True,
         )
         try:
-            child.communicate(lines.encode(), timeout=limit)
-            ending = _ending(child.returncode)
-        except subprocess.TimeoutExpired:
-            ending = f"its import did not end within {limit:g} s"
+            ending = _wait(child, answers, limit)
         finally:
-            _kill(child)
+            _children.kill(child)
         answers.seek(0)
         return dict(json.loads(line) for line in answers if line.endswith(b"\n")), ending
 
 
-def _ending(code: int) -> str:
-    if code < 0:
+def _wait(child: subprocess.Popen[bytes], answers: IO[bytes], limit: float) -> str:
+    """Wait for as long as answers come, and return how the child ended."""
+    answered = -1
+    while answered < (size := os.fstat(answers.fileno()).st_size):
+        answered = size
         try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        return f"its import ended the process with {name}"
-    return f"its import ended the process with exit status {code}"
-
-
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    """End the child and whatever its plug-ins started."""
-    if hasattr(os, "killpg"):
-        try:
-            os.killpg(child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it and its group have ended
-        except PermissionError:
-            child.kill()  # macOS answers this for a group of zombies
-    else:
-        child.kill()
-    child.wait()
+            code = child.wait(limit)
+        except subprocess.TimeoutExpired:
+            continue
+        return f"its import ended the process with {_children.ending(code)}"
+    return f"its import did not end within {limit:g} s"
 
 
 def _key(offer: Offer) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import os
 import re
 import tomllib
@@ -24,6 +25,9 @@ _TRUE: Final = frozenset({"1", "true", "on", "yes"})
 _FALSE: Final = frozenset({"0", "false", "off", "no"})
 TRUST_LEVELS: Final = ("all", "listed", "locked")
 LOCK_FILE: Final = "crewai-native.lock"
+
+_logger = logging.getLogger("crewai_native")
+_HERE: Final = Path()
 
 # The component that the switch of a slot belongs to, by the slot's area.
 _AREA_COMPONENT: Final = {
@@ -155,23 +159,29 @@ def load(
         ConfigurationError: A setting means nothing.
     """
     reader = _Reader()
-    found = _nearest_pyproject(directory or Path.cwd())
+    found = _nearest_pyproject(directory)
     if found is not None:
         path, table = found
-        reader.base = path.parent
-        reader.table(table, f"[tool.crewai-native] in {path}")
+        reader.table({"lock": LOCK_FILE, **table}, f"[tool.crewai-native] in {path}", path.parent)
     reader.environment(os.environ if environ is None else environ)
-    reader.base = Path()
     reader.table(overrides or {}, "code")
     return reader.settings()
 
 
-def _nearest_pyproject(directory: Path) -> tuple[Path, Mapping[str, Any]] | None:
-    for folder in (directory, *directory.parents):
+def _nearest_pyproject(directory: Path | None) -> tuple[Path, Mapping[str, Any]] | None:
+    try:
+        start = Path.cwd() if directory is None else directory.resolve()
+    except FileNotFoundError:
+        return None  # the working directory was removed
+    for folder in (start, *start.parents):
         path = folder / "pyproject.toml"
         try:
             text = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError as error:
+            # Somebody else's folder above ours: no reason to stop a program, but to say so.
+            _logger.warning("settings in it are not in force: %s", error)
             continue
         except OSError as error:
             raise ConfigurationError(f"{path} cannot be read: {error}") from error
@@ -179,9 +189,10 @@ def _nearest_pyproject(directory: Path) -> tuple[Path, Mapping[str, Any]] | None
         if b"crewai-native" not in text:
             return None
         try:
-            table = tomllib.loads(text.decode()).get("tool", {}).get("crewai-native", {})
-        except ValueError as error:
+            tool = _mapping(tomllib.loads(text.decode()).get("tool", {}), f"[tool] in {path}")
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"{path} is not valid TOML: {error}") from error
+        table = tool.get("crewai-native", {})
         return path, _mapping(table, f"[tool.crewai-native] in {path}")
     return None
 
@@ -190,7 +201,6 @@ class _Reader:
     """Collects settings from one source after the other, the later one winning."""
 
     def __init__(self) -> None:
-        self.base = Path()
         self._values: dict[str, Any] = {}
         self._components: dict[str, bool] = {}
         self._slots: dict[str, str] = {}
@@ -239,7 +249,7 @@ class _Reader:
             f"{', '.join(known)}, CREWAI_NATIVE_SLOT_<SLOT>, CREWAI_NATIVE_<COMPONENT>_<OPTION>"
         )
 
-    def table(self, table: Mapping[str, Any], source: str) -> None:
+    def table(self, table: Mapping[str, Any], source: str, base: Path = _HERE) -> None:
         for key, value in table.items():
             setting = f"{key} ({source})"
             if key == "slots":
@@ -256,14 +266,14 @@ class _Reader:
                 else:
                     self._component(key, value, source)
             elif key in _TABLE_KEYS:
-                self._plain(key, value, source)
+                self._plain(key, value, source, base)
             else:
                 raise ConfigurationError(
                     f"{setting} is not a setting{_suggest(key, _TABLE_KEYS)}; "
                     f"there are: {', '.join(_TABLE_KEYS)}"
                 )
 
-    def _plain(self, key: str, value: Any, source: str) -> None:
+    def _plain(self, key: str, value: Any, source: str, base: Path = _HERE) -> None:
         setting = source if source.startswith("CREWAI_NATIVE") else f"{key} ({source})"
         if key in {"enabled", "strict"}:
             value = _switch(value, setting)
@@ -279,9 +289,9 @@ class _Reader:
         elif key == "probe_timeout":
             value = _number(value, setting, "seconds, 0.1 to 3600", 0.1, 3600.0)
         else:
-            if not isinstance(value, str) or not value:
+            if not isinstance(value, str | os.PathLike) or not str(value):
                 raise ConfigurationError(f"{setting} is {value!r}; it accepts a path")
-            value = self.base / value
+            value = base / value
         self._values[key] = value
         self._sources[key] = source
 
@@ -316,7 +326,9 @@ def _switch(value: Any, setting: str, *, or_table: bool = False) -> bool:
     if text in _FALSE:
         return False
     also = ", or a table of options" if or_table else ""
-    raise ConfigurationError(f"{setting} is {value!r}; it accepts 1 or 0 (true/false, on/off){also}")
+    raise ConfigurationError(
+        f"{setting} is {value!r}; it accepts 1 or 0 (true/false, on/off){also}"
+    )
 
 
 def _number(value: Any, setting: str, accepts: str, low: float, high: float) -> float:
@@ -332,7 +344,9 @@ def _number(value: Any, setting: str, accepts: str, low: float, high: float) -> 
 def _names(value: Any, setting: str) -> frozenset[str]:
     if isinstance(value, str):
         return frozenset(name.strip() for name in value.split(",") if name.strip())
-    if isinstance(value, Iterable) and all(isinstance(name, str) for name in value):
+    if isinstance(value, list | tuple | set | frozenset) and all(
+        isinstance(name, str) for name in value
+    ):
         return frozenset(value)
     raise ConfigurationError(f"{setting} is {value!r}; it accepts a list of names")
 

@@ -65,7 +65,10 @@ def probe(target: Target) -> Report:
     except (ImportError, AttributeError) as error:
         return Report(target.path, f"{target.path} does not exist ({error})")
     if target.parameters is not None:
-        parameters = tuple(inspect.signature(found).parameters)
+        try:
+            parameters = tuple(inspect.signature(found).parameters)
+        except (TypeError, ValueError) as error:
+            return Report(target.path, f"{target.path} has no signature ({error})")
         if parameters != target.parameters:
             return Report(
                 target.path,
