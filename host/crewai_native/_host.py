@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import importlib_metadata
 
-from crewai_native import _discovery, _otel, _probe, _settings, _targets, slots
+from crewai_native import _discovery, _otel, _probe, _record, _settings, _targets, slots
 from crewai_native._bind import Binding
 from crewai_native._errors import (
     ConfigurationError,
@@ -108,6 +108,8 @@ class Host:
                 self._reason = f"activation failed: {_one_line(error)}"
                 raise
             _otel.export(self)
+            if settings.metrics is not None:
+                _record.at_exit(self, settings.metrics)
 
     def activate_on_import(self) -> None:
         """Activate because a program has imported CrewAI.

@@ -52,6 +52,7 @@ _PLAIN_VARIABLES: Final = {
     "CREWAI_NATIVE_VERIFY": "verify",
     "CREWAI_NATIVE_PROBE_TIMEOUT": "probe_timeout",
     "CREWAI_NATIVE_CACHE_DIR": "cache_dir",
+    "CREWAI_NATIVE_METRICS": "metrics",
 }
 _TABLE_KEYS: Final = (*_PLAIN_VARIABLES.values(), "slots", "require", *COMPONENTS)
 
@@ -74,6 +75,7 @@ class Settings:
         probe_timeout: Seconds that the first import of a plug-in may take.
         require: Features that a provider must have, per slot.
         cache_dir: Where verdicts on plug-ins are kept.
+        metrics: File to which each process adds its metrics as it exits; None keeps none.
         options: Further settings per component, for the plug-ins to check.
         sources: Where each setting that is not a default came from.
     """
@@ -90,6 +92,7 @@ class Settings:
     probe_timeout: float = 20.0
     require: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
     cache_dir: Path | None = None
+    metrics: Path | None = None
     options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

@@ -1,4 +1,13 @@
-"""Checks that ``crewai-native doctor`` runs: the host's own, and those of plug-ins."""
+"""Checks that ``crewai-native doctor`` runs: the host's own, and those of plug-ins.
+
+A plug-in returns its own from the hook ``crewai_native_health()``::
+
+    from crewai_native.health import error, ok
+
+    @hookimpl
+    def crewai_native_health():
+        yield ok("index", "12 files") if index.sound else error("index", "run `… repair`")
+"""
 
 from __future__ import annotations
 
@@ -27,3 +36,18 @@ class Check:
     name: str
     health: Health
     detail: str
+
+
+def ok(name: str, detail: str) -> Check:
+    """Return a finding that all is well."""
+    return Check(name, Health.OK, detail)
+
+
+def warning(name: str, detail: str) -> Check:
+    """Return a finding that the user should know of."""
+    return Check(name, Health.WARNING, detail)
+
+
+def error(name: str, detail: str) -> Check:
+    """Return a finding that something is wrong and must be mended."""
+    return Check(name, Health.ERROR, detail)

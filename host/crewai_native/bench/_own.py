@@ -1,0 +1,97 @@
+"""The host's own cases: what it costs to have it installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crewai_native import _roster
+from crewai_native._watch import Watch
+from crewai_native.bench._case import Case, Elapsed, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_HOST = str(Path(__file__).parents[2])
+
+_ACTIVATION = """
+import time, crewai, crewai_native
+start = time.perf_counter()
+crewai_native.activate(enabled=True)
+print(time.perf_counter() - start)
+"""
+
+
+def cases() -> Iterator[Case]:
+    """Return the host's cases."""
+    yield Case(
+        name="metering",
+        group="host",
+        description="what counting and timing adds to one call of a bound function",
+        sides=("bare", "native"),
+        setup=_metering,
+        limit=1e-6,
+    )
+    yield Case(
+        name="startup-hook",
+        group="host",
+        description="what the line in crewai_native.pth adds to `python -c pass`",
+        sides=("bare", "native"),
+        setup=_python({"bare": "pass", "native": "import _crewai_native_hook"}),
+        limit=1e-3,
+    )
+    yield Case(
+        name="import",
+        group="host",
+        description="what `import crewai_native` adds to `python -c pass`",
+        sides=("bare", "native"),
+        setup=_python({"bare": "pass", "native": "import crewai_native"}),
+        limit=30e-3,
+    )
+    yield Case(
+        name="activation",
+        group="host",
+        description="negotiating and binding every slot, after `import crewai`",
+        sides=("native",),
+        setup=_activation,
+        check=None,
+        limit=100e-3,
+    )
+
+
+def _metering(side: str) -> Callable[[], Any]:
+    def function() -> int:
+        return 42
+
+    return Watch("host.metering").meter(function) if side == "native" else function
+
+
+def _python(codes: dict[str, str]) -> Callable[[str], Callable[[], Any]]:
+    """Return a set-up whose runs start an interpreter without site-packages but for the host's.
+
+    So both sides start alike, whether or not the host's own line is installed in this environment.
+    """
+
+    def setup(side: str) -> Callable[[], Any]:
+        code = f"import sys; sys.path.append({_HOST!r}); {codes[side]}"
+        return lambda: (
+            subprocess.run([sys.executable, "-S", "-E", "-c", code], check=True).returncode  # noqa: S603
+        )
+
+    return setup
+
+
+def _activation(_: str) -> Callable[[], Elapsed]:
+    if not _roster.crewai_version():
+        raise Unavailable("CrewAI is not installed")
+
+    def run() -> Elapsed:
+        # The worker's environment keeps the import hook off: only the explicit call is timed.
+        child = subprocess.run(  # noqa: S603 - this interpreter, running the text above
+            [sys.executable, "-c", _ACTIVATION], check=True, capture_output=True, text=True
+        )
+        return Elapsed(float(child.stdout.splitlines()[-1]))
+
+    return run

@@ -1,0 +1,252 @@
+"""The commands and their options. Each imports what it needs when it runs: ``--help`` is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path  # noqa: TC003 - typer evaluates the annotations
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from crewai_native import __version__
+from crewai_native._errors import CrewAINativeError
+from crewai_native.cli import _console
+from crewai_native.cli._plugins import Group
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+app = typer.Typer(
+    name="crewai-native",
+    cls=Group,
+    help="Shows and chooses which accelerators serve CrewAI, and measures what they gain.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+# typer's own copy of click's ClickException, which has no public name of its own.
+_UsageError: Any = typer.BadParameter.__mro__[2]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit.
+
+    Exit status 1 says that something is wrong with what was looked at, 2 that the command or a
+    setting means nothing; then standard error has one line that names it.
+    """
+    _look_only()
+    try:
+        code = app(args=arguments, prog_name="crewai-native", standalone_mode=False)
+    except CrewAINativeError as error:
+        _console.complain(str(error))
+        code = 2
+    except _UsageError as error:
+        _console.complain(error.format_message())
+        code = error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; there is nobody to tell.
+        sys.stderr.close()
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _look_only() -> None:
+    """Keep an import of CrewAI in this process from activating: the commands decide that."""
+    sys.meta_path[:] = [
+        finder
+        for finder in sys.meta_path
+        if getattr(finder, "__module__", None) != "_crewai_native_hook"
+    ]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"crewai-native {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command("list")
+def list_(
+    as_json: AsJson = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every candidate, not only who serves.")
+    ] = False,
+) -> None:
+    """Show who serves each slot, and why."""
+    from crewai_native.cli import _views
+
+    _views.list_slots(as_json=as_json, every=every)
+
+
+@app.command()
+def explain(
+    slot: Annotated[str, typer.Argument(help="The slot, such as memory.storage.")],
+    as_json: AsJson = False,
+) -> None:
+    """Tell step by step how it was decided who serves a slot."""
+    from crewai_native.cli import _views
+
+    _views.explain(slot, as_json=as_json)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Say in a few lines what is accelerated and what should be and is not."""
+    from crewai_native.cli import _views
+
+    _views.status(as_json=as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Look for what is wrong: versions, builds, first imports, storage, conflicts.
+
+    Exit status 1 when something is.
+    """
+    from crewai_native.cli import _views
+
+    raise typer.Exit(_views.doctor(as_json=as_json))
+
+
+@app.command()
+def metrics(
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="What a program wrote; by default the file of the setting `metrics`."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show calls, errors, fallbacks and latencies of programs that have ended.
+
+    They are kept where the setting `metrics` names a file, as `crewai-native run --metrics FILE`
+    does. A running program has them as crewai_native.metrics().
+    """
+    from crewai_native.cli import _views
+
+    _views.metrics(file, as_json=as_json)
+
+
+@app.command()
+def fingerprints(
+    as_json: AsJson = False,
+    refresh: Annotated[
+        bool,
+        typer.Option("--refresh", help="Record the installed CrewAI's code as tested."),
+    ] = False,
+) -> None:
+    """Show the code of CrewAI that slots stand in for, and whether it is code that was tested."""
+    from crewai_native.cli import _views
+
+    raise typer.Exit(_views.fingerprints(as_json=as_json, refresh=refresh))
+
+
+@app.command()
+def lock(
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit status 1 where it differs.")
+    ] = False,
+) -> None:
+    """Pin the installed accelerators, for trust = "locked"."""
+    from crewai_native.cli import _views
+
+    raise typer.Exit(_views.lock(check=check))
+
+
+@app.command()
+def bench(
+    patterns: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATTERN]...", help="Groups, slots or patterns; all by default."),
+    ] = None,
+    *,
+    list_only: Annotated[
+        bool, typer.Option("--list", help="List the cases, measure none.")
+    ] = False,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Time for the rounds of each case.")
+    ] = 5.0,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B",
+            help="Two sides of the cases, such as stock native; or two files written with --json, "
+            "of which the ratios are compared.",
+        ),
+    ] = None,
+    to_json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the results.")
+    ] = None,
+    chart: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the ratios.")] = None,
+) -> None:
+    """Measure the accelerators against stock CrewAI, on this machine.
+
+    Exit status 1 when a case failed, such as by differing results.
+    """
+    from crewai_native.cli import _bench
+
+    code = _bench.bench(
+        patterns or [],
+        list_only=list_only,
+        seconds=seconds,
+        compare=compare,
+        to_json=to_json,
+        chart=chart,
+    )
+    raise typer.Exit(code)
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- COMMAND...", help="The program and its arguments.")
+    ],
+    *,
+    slot: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SLOT=PROVIDER", help="Who serves a slot: a distribution, or stock."),
+    ] = None,
+    off: Annotated[
+        list[str] | None, typer.Option(metavar="COMPONENT", help="Switch a component off.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="COMPONENT", help="Switch all others off.")
+    ] = None,
+    stock: Annotated[bool, typer.Option("--stock", help="Switch everything off.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail where a slot should be bound and is not.")
+    ] = False,
+    verify: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Compare this share of the calls with stock, 0 to 1."),
+    ] = None,
+    metrics: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep each process's metrics as it exits.")
+    ] = None,
+) -> None:
+    """Run a program with a chosen configuration.
+
+    The program takes this process's place: signals and its exit status are its own.
+    """
+    from crewai_native.cli import _run
+
+    _run.run(
+        command,
+        _run.environment(
+            slots=slot or [],
+            off=off or [],
+            only=only or [],
+            stock=stock,
+            strict=strict,
+            verify=verify,
+            metrics=metrics,
+        ),
+    )
