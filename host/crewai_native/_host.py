@@ -309,6 +309,7 @@ class Host:
             candidate.version,
             candidate.features,
             hook,
+            chosen=settings.slots.get(slot.name) == offer.name,
         )
 
     def _configure(self, plugin: Plugin, component: str, settings: Settings) -> None:

@@ -76,6 +76,7 @@ class Watch:
         serving: Whether the provider answers. Cleared for good when the slot is reverted or
             unbound: references to our functions live on in other people's variables, and from
             then on those run CrewAI's code.
+        failures_in_a_row: Calls that native failed at and stock answered, since native last did.
         reverted: Why the slot was left to stock while it was bound; None where it was not.
     """
 
@@ -90,7 +91,7 @@ class Watch:
         self._ended: collections.deque[list[int]] = collections.deque()
         self._total = [0] * _CELLS
         self._lock = threading.Lock()
-        self._failures = 0
+        self.failures_in_a_row = 0
 
     def meter(self, function: _Function) -> _Function:
         """Return the function with its calls counted and timed; coroutine functions stay such."""
@@ -166,7 +167,7 @@ class Watch:
                 answer = stock(*args, **kwargs)
                 self.fell_back(error)
                 return answer
-            self._failures = 0
+            self.failures_in_a_row = 0
             # Not for secrets: a cheap coin.
             if share and same is not None and random.random() < share:  # noqa: S311
                 expected = stock(*args, **kwargs)
@@ -194,10 +195,10 @@ class Watch:
     def fell_back(self, error: Exception) -> None:
         """Count a call that stock answered because native failed; revert after too many."""
         self._cells()[_FALLBACKS] += 1
-        self._failures += 1
+        self.failures_in_a_row += 1
         _logger.warning("crewai-native: %s failed, CrewAI's code answered: %r", self.slot, error)
-        if self._failures >= FAILURES_BEFORE_REVERTING:
-            self.revert(f"{self._failures} failures in a row, the last: {error!r}")
+        if self.failures_in_a_row >= FAILURES_BEFORE_REVERTING:
+            self.revert(f"{self.failures_in_a_row} failures in a row, the last: {error!r}")
 
     def metrics(self) -> Metrics:
         """Return the sums over all threads."""

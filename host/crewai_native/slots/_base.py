@@ -60,11 +60,12 @@ class Provider:
         distribution: The distribution that serves.
         version: Its version.
         features: What it says that it can do for this slot.
+        chosen: Whether the user named this distribution for the slot.
         call: The plug-in's hook for the slot, called with keyword arguments. It is the plug-in's
             own function: pluggy validated it once, and no call goes through pluggy again.
     """
 
-    __slots__ = ("call", "distribution", "features", "slot", "version")
+    __slots__ = ("call", "chosen", "distribution", "features", "slot", "version")
 
     def __init__(
         self,
@@ -73,12 +74,15 @@ class Provider:
         version: str,
         features: frozenset[str],
         call: Callable[..., Any],
+        *,
+        chosen: bool = False,
     ) -> None:
         self.slot = slot
         self.distribution = distribution
         self.version = version
         self.features = features
         self.call = call
+        self.chosen = chosen
 
     def wrong_type(self, value: object, accepts: str) -> ProviderError:
         """Return the error for a hook that gave something the slot cannot use."""

@@ -1,28 +1,192 @@
-"""``tasks.control``: time limits and cancellation."""
+"""``tasks.control``: time limits of agents, and the points at which a run can be stopped."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final
+import dataclasses
+import enum
+import functools
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
-from crewai_native._errors import Declined
-from crewai_native.slots._base import Slot
+from crewai_native.slots._base import Slot, Target
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from crewai_native._bind import Binding
     from crewai_native.slots._base import Provider
 
+PROTOCOL: Final = ("limit", "alimit", "check")
+
+
+class Point(enum.StrEnum):
+    """What a run is about to do."""
+
+    TASK = "task"
+    """Begin a task; the subject is the ``Task``."""
+    STEP = "step"
+    """Run a method of a flow, CrewAI's internal ones included: an agent's loop is such a flow, and
+    so are the stages of a memory write. The subject is the ``Flow``."""
+    LLM = "llm"
+    """Call a language model; the subject is None."""
+    TOOL = "tool"
+    """Call a tool; the subject is the ``ToolCallHookContext``."""
+    MEMORY = "memory"
+    """Hand a memory write to its background thread; the subject is the ``Memory``."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class LimitedRun:
+    """An agent's work on a task under ``max_execution_time``.
+
+    Attributes:
+        agent: The agent.
+        task: The task.
+        timeout: The limit in seconds.
+        proceed: Runs it without a limit; awaitable in :meth:`RunControl.alimit`. An agent runs one
+            task at a time, so work that is left behind keeps the agent busy.
+    """
+
+    agent: Any
+    task: Any
+    timeout: float
+    proceed: Callable[[], Any]
+
+
+class RunControl(Protocol):
+    """Ends runs: at their time limit, or when somebody asks."""
+
+    def limit(self, run: LimitedRun) -> Any:
+        """Return what ``run.proceed()`` returns, in time.
+
+        It may be called on another thread, in a copy of the caller's context.
+
+        Raises:
+            TimeoutError: The limit has passed. CrewAI reports it and fails the task.
+            RuntimeError: What an exception of the run becomes in CrewAI's own code, from which it
+                may try the task again; those that stop a run deliberately pass as they are.
+        """
+
+    async def alimit(self, run: LimitedRun) -> Any:
+        """Do the same for an agent that is awaited."""
+
+    def check(self, point: Point, subject: Any) -> None:
+        """Return if the run of the current context may go on, else raise.
+
+        Called often, on the thread and in the context of the run, so it must take microseconds.
+        Between here and the caller of the run much of CrewAI catches ``Exception``: what shall
+        end the run is a ``BaseException`` such as :class:`asyncio.CancelledError`.
+        """
+
 
 class TasksControl(Slot):
-    """Serves time limits and cancellation."""
+    """Serves ``max_execution_time`` and the points before whatever costs or writes."""
 
     name: ClassVar = "tasks.control"
     summary: ClassVar = "time limits and cancellation"
-    how: ClassVar = "wraps Agent._execute_with_timeout/_aexecute_with_timeout"
-    keeps_data: ClassVar = False
+    how: ClassVar = (
+        "Agent._execute_with_timeout, Task._execute_core, Flow._execute_method, "
+        "run_with_rate_limit_retry, run_before_tool_call_hooks, Memory._submit_save"
+    )
+    targets: ClassVar = (
+        Target("crewai.agent.core:Agent._execute_with_timeout", wrapped=True),
+        Target("crewai.agent.core:Agent._aexecute_with_timeout", wrapped=True),
+        Target("crewai.task:Task._execute_core", wrapped=True),
+        Target("crewai.task:Task._aexecute_core", wrapped=True),
+        Target("crewai.flow.runtime:Flow._execute_method", wrapped=True),
+        # Every `call` and `acall` of a BaseLLM subclass is wrapped by CrewAI and runs through
+        # these, looked up in this module.
+        Target("crewai.llms.base_llm:run_with_rate_limit_retry", wrapped=True),
+        Target("crewai.llms.base_llm:arun_with_rate_limit_retry", wrapped=True),
+        Target("crewai.hooks.tool_hooks:run_before_tool_call_hooks", wrapped=True),
+        Target("crewai.memory.unified_memory:Memory._submit_save", wrapped=True),
+    )
 
     def bind(self, binding: Binding, provider: Provider) -> None:
-        """Leave the slot to CrewAI: its binding is not written yet."""
-        raise Declined("this host does not bind tasks.control yet")
+        """Put the provider behind the time limit and before each point."""
+        from crewai.agent.core import Agent
+        from crewai.flow.runtime import Flow
+        from crewai.hooks import tool_hooks
+        from crewai.llms import base_llm
+        from crewai.memory.unified_memory import Memory
+        from crewai.task import Task
+
+        control = provider.require(provider.call(), PROTOCOL, "a RunControl")
+        meter = binding.watch.meter
+        limit, alimit, check = meter(control.limit), meter(control.alimit), meter(control.check)
+
+        binding.stand_in(Agent, "_execute_with_timeout", functools.partial(_limited, limit))
+        binding.stand_in(Agent, "_aexecute_with_timeout", functools.partial(_alimited, alimit))
+        for owner, name, point in (
+            (Task, "_execute_core", Point.TASK),
+            (Memory, "_submit_save", Point.MEMORY),
+        ):
+            binding.stand_in(owner, name, functools.partial(_checked, check, point))
+        for owner, name, point in (
+            (Task, "_aexecute_core", Point.TASK),
+            (Flow, "_execute_method", Point.STEP),
+        ):
+            binding.stand_in(owner, name, functools.partial(_achecked, check, point))
+        binding.stand_in(base_llm, "run_with_rate_limit_retry", functools.partial(_llm, check))
+        binding.stand_in(base_llm, "arun_with_rate_limit_retry", functools.partial(_allm, check))
+        stock = tool_hooks.run_before_tool_call_hooks
+        watch = binding.watch
+
+        @functools.wraps(stock)
+        def before_tool_call(context: Any) -> Any:
+            if watch.serving:
+                check(Point.TOOL, context)
+            return stock(context)
+
+        binding.replace_function(stock, before_tool_call)
+
+
+def _limited(limit: Any, stock: Any) -> Any:  # noqa: ARG001 - the provider replaces it whole
+    # CrewAI's parameter names: its callers may pass them as keywords.
+    def execute(agent: Any, task_prompt: str, task: Any, timeout: float) -> Any:
+        proceed = functools.partial(agent._execute_without_timeout, task_prompt, task)  # noqa: SLF001
+        return limit(LimitedRun(agent, task, timeout, proceed))
+
+    return execute
+
+
+def _alimited(alimit: Any, stock: Any) -> Any:  # noqa: ARG001
+    async def execute(agent: Any, task_prompt: str, task: Any, timeout: float) -> Any:  # noqa: ASYNC109
+        proceed = functools.partial(agent._aexecute_without_timeout, task_prompt, task)  # noqa: SLF001
+        return await alimit(LimitedRun(agent, task, timeout, proceed))
+
+    return execute
+
+
+def _checked(check: Any, point: Point, stock: Any) -> Any:
+    def checked(subject: Any, *args: Any, **kwargs: Any) -> Any:
+        check(point, subject)
+        return stock(subject, *args, **kwargs)
+
+    return checked
+
+
+def _achecked(check: Any, point: Point, stock: Any) -> Any:
+    async def checked(subject: Any, *args: Any, **kwargs: Any) -> Any:
+        check(point, subject)
+        return await stock(subject, *args, **kwargs)
+
+    return checked
+
+
+def _llm(check: Any, stock: Any) -> Any:
+    def run(operation: Any, **kwargs: Any) -> Any:
+        check(Point.LLM, None)
+        return stock(operation, **kwargs)
+
+    return run
+
+
+def _allm(check: Any, stock: Any) -> Any:
+    async def run(operation: Any, **kwargs: Any) -> Any:
+        check(Point.LLM, None)
+        return await stock(operation, **kwargs)
+
+    return run
 
 
 SLOT: Final = TasksControl()

@@ -1,28 +1,97 @@
-"""``tasks.graph``: order of a crew's tasks."""
+"""``tasks.graph``: the order in which a crew's tasks run."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
-from crewai_native._errors import Declined
-from crewai_native.slots._base import Slot
+from crewai_native.slots._base import Slot, Target
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from crewai_native._bind import Binding
     from crewai_native.slots._base import Provider
 
+PROTOCOL: Final = ("execute", "aexecute")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class TaskRun:
+    """A crew's tasks, about to be run.
+
+    Attributes:
+        crew: The crew. Its own methods are the parts to build a run of: ``_prepare_tools``,
+            ``_get_context``, ``_process_task_result``, ``_store_execution_log``,
+            ``_create_crew_output`` and ``crewai.crews.utils.prepare_task_execution``.
+        tasks: The tasks in the order of declaration.
+        start_index: The first to run; earlier ones have their output from a replay. A crew that
+            was restored from a checkpoint starts at ``crew._get_execution_start_index(tasks)``.
+        was_replayed: Whether this is a replay.
+        stock: Runs the tasks as CrewAI does; awaitable in :meth:`TaskScheduler.aexecute`.
+    """
+
+    crew: Any
+    tasks: list[Any]
+    start_index: int | None
+    was_replayed: bool
+    stock: Callable[[], Any]
+
+
+class TaskScheduler(Protocol):
+    """Runs the tasks of crews, on the thread and in the context of the kickoff.
+
+    Agents cannot run two tasks at a time, ``task_outputs`` keep the order of declaration, and each
+    concurrent task needs a copy of the context. What it is not switched on for goes to ``stock``.
+    """
+
+    def execute(self, run: TaskRun) -> Any:
+        """Run the tasks and return the ``CrewOutput``."""
+
+    async def aexecute(self, run: TaskRun) -> Any:
+        """Do the same for ``akickoff``."""
+
 
 class TasksGraph(Slot):
-    """Serves order of a crew's tasks."""
+    """Serves the loop over a crew's tasks, of sequential and hierarchical crews alike."""
 
     name: ClassVar = "tasks.graph"
     summary: ClassVar = "order of a crew's tasks"
-    how: ClassVar = "wraps Crew._execute_tasks/_aexecute_tasks"
-    keeps_data: ClassVar = False
+    how: ClassVar = "Crew._execute_tasks, ._aexecute_tasks"
+    targets: ClassVar = (
+        Target("crewai.crew:Crew._execute_tasks", wrapped=True),
+        Target("crewai.crew:Crew._aexecute_tasks", wrapped=True),
+    )
 
     def bind(self, binding: Binding, provider: Provider) -> None:
-        """Leave the slot to CrewAI: its binding is not written yet."""
-        raise Declined("this host does not bind tasks.graph yet")
+        """Put the provider in the place of CrewAI's loops."""
+        from crewai.crew import Crew
+
+        scheduler = provider.require(provider.call(), PROTOCOL, "a TaskScheduler")
+        execute = binding.watch.meter(scheduler.execute)
+        aexecute = binding.watch.meter(scheduler.aexecute)
+
+        def make(stock: Any) -> Any:
+            def execute_tasks(
+                crew: Any, tasks: Any, start_index: int | None = 0, was_replayed: bool = False
+            ) -> Any:
+                original = functools.partial(stock, crew, tasks, start_index, was_replayed)
+                return execute(TaskRun(crew, tasks, start_index, was_replayed, original))
+
+            return execute_tasks
+
+        def make_async(stock: Any) -> Any:
+            async def aexecute_tasks(
+                crew: Any, tasks: Any, start_index: int | None = 0, was_replayed: bool = False
+            ) -> Any:
+                original = functools.partial(stock, crew, tasks, start_index, was_replayed)
+                return await aexecute(TaskRun(crew, tasks, start_index, was_replayed, original))
+
+            return aexecute_tasks
+
+        binding.stand_in(Crew, "_execute_tasks", make)
+        binding.stand_in(Crew, "_aexecute_tasks", make_async)
 
 
 SLOT: Final = TasksGraph()

@@ -1,28 +1,109 @@
-"""``tools.schemas``: names and schemas of tools."""
+"""``tools.schemas``: names, schemas and descriptions of tools, which CrewAI computes per call."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
-from crewai_native._errors import Declined
-from crewai_native.slots._base import Slot
+from crewai_native.slots._base import Slot, Target
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from crewai_native._bind import Binding
     from crewai_native.slots._base import Provider
 
 
+class ToolSchemas(Protocol):
+    """Answers what CrewAI's functions of the same signature answer, to the byte.
+
+    A provider may leave methods out; CrewAI's own functions then stand. Where a method raises,
+    CrewAI's function answers that call. All are called from several threads at once.
+    """
+
+    def generate_model_description(
+        self, model: type[Any], *, strip_null_types: bool = True
+    ) -> dict[str, Any]:
+        """Return a pydantic model's JSON schema for language models.
+
+        Every call returns a structure of its own, down to the leaves: CrewAI's callers take keys
+        out of it. A model can change after its first use (``model_rebuild``).
+        """
+
+    def sanitize_tool_name(self, name: str, max_length: int = 64) -> str:
+        """Return a tool's name as providers of language models accept it."""
+
+    def format_description_for_llm(
+        self, name: str, args_schema: type[Any] | None, description: str
+    ) -> str:
+        """Return the block that describes a tool in a prompt."""
+
+    def select_tool(self, tools: Sequence[Any], tool_name: str) -> Any | None:
+        """Return the tool that a text-based agent means by a name, or None.
+
+        Of the tools whose sanitized name equals the name's, or resembles it by a
+        ``SequenceMatcher`` ratio above 0.85, the one with the highest ratio, the first among
+        equals. None leaves it to CrewAI, which reports that there is no such tool.
+        """
+
+
+_FUNCTIONS: Final = {
+    "generate_model_description": "crewai.utilities.pydantic_schema_utils",
+    "sanitize_tool_name": "crewai.utilities.string_utils",
+    "format_description_for_llm": "crewai.tools.structured_tool",
+}
+PROTOCOL: Final = (*_FUNCTIONS, "select_tool")
+
+
 class ToolsSchemas(Slot):
-    """Serves names and schemas of tools."""
+    """Serves what CrewAI tells language models about tools."""
 
     name: ClassVar = "tools.schemas"
     summary: ClassVar = "names and schemas of tools"
-    how: ClassVar = "replaces generate_model_description and sanitize_tool_name"
-    keeps_data: ClassVar = False
+    how: ClassVar = f"{', '.join(_FUNCTIONS)}, ToolUsage._select_tool"
+    targets: ClassVar = (
+        *(Target(f"{module}:{name}", wrapped=True) for name, module in _FUNCTIONS.items()),
+        Target("crewai.tools.tool_usage:ToolUsage._select_tool", wrapped=True),
+    )
 
     def bind(self, binding: Binding, provider: Provider) -> None:
-        """Leave the slot to CrewAI: its binding is not written yet."""
-        raise Declined("this host does not bind tools.schemas yet")
+        """Put the provider's methods in the place of CrewAI's functions."""
+        import importlib
+
+        from crewai.tools.tool_usage import ToolUsage
+
+        schemas = provider.call()
+        served = [name for name in PROTOCOL if callable(getattr(schemas, name, None))]
+        if not served:
+            raise provider.wrong_type(schemas, f"a ToolSchemas (any of: {', '.join(PROTOCOL)})")
+        for name in served:
+            if name == "select_tool":
+                make = _make_select(binding.watch.guard, schemas.select_tool)
+                binding.stand_in(ToolUsage, "_select_tool", make)
+            else:
+                stock = getattr(importlib.import_module(_FUNCTIONS[name]), name)
+                native = binding.watch.guard(getattr(schemas, name), stock)
+                binding.replace_function(stock, native)
+        if missing := [name for name in PROTOCOL if name not in served]:
+            binding.notes.append(f"without {', '.join(missing)}")
+
+
+def _make_select(guard: Callable[..., Any], select: Callable[..., Any]) -> Callable[[Any], Any]:
+    def make(stock: Any) -> Any:
+        # Finding none is no result to compare: CrewAI is asked for it below, once, because it
+        # reports it with an event.
+        find = guard(
+            lambda usage, name: select(usage.tools, name),
+            stock,
+            lambda mine, theirs: mine is None or mine is theirs,
+        )
+
+        def select_tool(usage: Any, tool_name: str) -> Any:
+            tool = find(usage, tool_name)
+            return stock(usage, tool_name) if tool is None else tool
+
+        return select_tool
+
+    return make
 
 
 SLOT: Final = ToolsSchemas()
