@@ -60,8 +60,15 @@ pub enum StoreError {
         /// The system's own reason.
         source: io::Error,
     },
-    /// Any other failure of SQLite. Operations locate it (see [`StoreError::at`]) before they
-    /// return it.
+    /// SQLite failed in another way.
+    #[error("{}: SQLite: {detail}", path.display())]
+    Failed {
+        /// The store's file.
+        path: PathBuf,
+        /// What SQLite says.
+        detail: String,
+    },
+    /// A failure inside an operation, which locates it (see [`StoreError::at`]) before it returns.
     #[error("SQLite: {0}")]
     Sqlite(#[from] rusqlite::Error),
 }
@@ -69,24 +76,33 @@ pub enum StoreError {
 impl StoreError {
     /// Names the file that a bare SQLite failure is about, and sorts it by what a caller can do.
     pub fn at(self, path: &Path) -> Self {
-        let path = path.to_owned();
-        let Self::Sqlite(rusqlite::Error::SqliteFailure(failure, ref message)) = self else {
+        let Self::Sqlite(error) = self else {
             return self;
         };
-        let detail = message.clone().unwrap_or_else(|| failure.to_string());
-        let io = |kind: io::ErrorKind| Self::Io {
-            path: path.clone(),
-            source: io::Error::new(kind, detail.clone()),
-        };
-        match failure.code {
-            ErrorCode::DiskFull => io(io::ErrorKind::StorageFull),
-            ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen => {
-                io(io::ErrorKind::PermissionDenied)
+        let path = path.to_owned();
+        let (code, detail) = match error {
+            rusqlite::Error::SqliteFailure(failure, message) => {
+                (failure.code, message.unwrap_or_else(|| failure.to_string()))
             }
-            ErrorCode::SystemIoFailure => io(io::ErrorKind::Other),
-            ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => io(io::ErrorKind::TimedOut),
-            ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Self::Damaged { path, detail },
-            _ => self,
+            // A value of another type than was written, a row that another one refers to and
+            // that is not there.
+            other => (ErrorCode::DatabaseCorrupt, other.to_string()),
+        };
+        let kind = match code {
+            ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => {
+                return Self::Damaged { path, detail };
+            }
+            ErrorCode::DiskFull => io::ErrorKind::StorageFull,
+            ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen => {
+                io::ErrorKind::PermissionDenied
+            }
+            ErrorCode::SystemIoFailure => io::ErrorKind::Other,
+            ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => io::ErrorKind::TimedOut,
+            _ => return Self::Failed { path, detail },
+        };
+        Self::Io {
+            path,
+            source: io::Error::new(kind, detail),
         }
     }
 

@@ -33,7 +33,7 @@ impl Record {
     /// What a stored row's fields must still hash to when it is read.
     ///
     /// SQLite notices damage to its own structure, not to a text inside a page; this notices the
-    /// rest. `last_accessed` is left out: it changes with every recall and decides nothing.
+    /// rest.
     pub fn checksum(&self, vector: Option<i64>) -> u32 {
         let mut hash = Hasher::new();
         for text in [
@@ -52,8 +52,14 @@ impl Record {
         hash.update(&self.created_at.to_le_bytes());
         hash.update(&[u8::from(self.private), u8::from(self.source.is_some())]);
         hash.update(&vector.unwrap_or(0).to_le_bytes());
-        hash.finalize()
+        hash.finalize() ^ time_checksum(self.last_accessed)
     }
+}
+
+/// The part of [`Record::checksum`] that `last_accessed` has, apart from the rest so that it can
+/// be exchanged without reading the record.
+pub fn time_checksum(last_accessed: i64) -> u32 {
+    crc32fast::hash(&last_accessed.to_le_bytes())
 }
 
 /// The bytes that a vector is stored as: little-endian float32.

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, OpenFlags};
 
 use super::error::{Result, StoreError};
 
@@ -121,6 +121,7 @@ pub fn open(path: &Path) -> Result<Option<Connection>> {
     let connection = Connection::open_with_flags(path, flags).map_err(located)?;
     connection.busy_timeout(BUSY).map_err(located)?;
     check_format(&connection, path)?;
+    check_length(&connection, path)?;
     configure(&connection).map_err(located)?;
     Ok(Some(connection))
 }
@@ -143,6 +144,28 @@ fn check_format(connection: &Connection, path: &Path) -> Result<()> {
             path: path.to_owned(),
             found: format,
             known: FORMAT,
+        });
+    }
+    Ok(())
+}
+
+/// Notices a file that lost its end.
+///
+/// SQLite reads what is missing of a page as zeros, which can look like rows that are not there.
+/// While there is a log the file may be shorter than it states: its end is in the log.
+fn check_length(connection: &Connection, path: &Path) -> Result<()> {
+    let located = |error: rusqlite::Error| StoreError::from(error).at(path);
+    let snapshot = connection.unchecked_transaction().map_err(located)?;
+    let pragma = |name| snapshot.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let stated = pragma("page_count").map_err(located)? * pragma("page_size").map_err(located)?;
+    let length = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
+    if length(&sibling(path, "-wal")) == 0 && length(path) < stated as u64 {
+        return Err(StoreError::Damaged {
+            path: path.to_owned(),
+            detail: format!(
+                "the file was cut off: it has {} bytes and should have {stated}",
+                length(path)
+            ),
         });
     }
     Ok(())
@@ -216,9 +239,4 @@ fn write_empty(path: &Path) -> Result<()> {
     connection
         .close()
         .map_err(|(_, error)| StoreError::Sqlite(error))
-}
-
-/// Whether an operation failed because the file's lock could not be had in time.
-pub fn is_busy(error: &rusqlite::Error) -> bool {
-    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy))
 }

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 
 use super::error::{Result, StoreError};
 use super::filter::{Filter, has_category, has_metadata};
-use super::record::{Record, vector_bytes};
+use super::record::{Record, time_checksum, vector_bytes};
 use super::scope::{self, ROOT};
 
 /// How many changes the file remembers for the search indexes of other processes; one that has
@@ -136,11 +136,22 @@ impl<'c> Write<'c> {
 
     /// Sets `last_accessed`; ids that are not stored are ignored.
     pub fn touch(&mut self, ids: &[String], at: i64) -> Result<()> {
-        let mut statement = self
-            .transaction
-            .prepare_cached("UPDATE records SET last_accessed = ?2 WHERE id = ?1")?;
+        let mut find = self.transaction.prepare_cached(
+            "SELECT record, last_accessed, checksum FROM records WHERE id = ?1",
+        )?;
+        let mut set = self.transaction.prepare_cached(
+            "UPDATE records SET last_accessed = ?2, checksum = ?3 WHERE record = ?1",
+        )?;
         for id in ids {
-            statement.execute(params![id, at])?;
+            let found = find
+                .query_row([id], |row| {
+                    Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get::<_, u32>(2)?))
+                })
+                .optional()?;
+            if let Some((record, before, checksum)) = found {
+                let checksum = checksum ^ time_checksum(before) ^ time_checksum(at);
+                set.execute(params![record, at, checksum])?;
+            }
         }
         Ok(())
     }

@@ -1,0 +1,279 @@
+"""Disks that are full, files that are damaged, directories that cannot be written."""
+
+from __future__ import annotations
+
+import collections
+import errno
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from crewai_native_memory import (
+    DamagedStoreError,
+    NativeStorage,
+    NewerFormatError,
+    StoreError,
+)
+
+
+def state(place):
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in place.parent.iterdir()
+        if file.stat().st_size and not file.name.endswith("-shm")
+    }
+
+
+@pytest.fixture
+def place(tmp_path):
+    return tmp_path / "memory.db"
+
+
+@pytest.fixture
+def filled(place, record):
+    """A closed store of 60 records; what it holds, by id."""
+    storage = NativeStorage(place)
+    records = {
+        f"r{n}": record(
+            f"r{n}",
+            f"text {n} " * 20,
+            scope=f"/s/{n % 4}",
+            categories=["x", f"c{n % 3}"],
+            metadata={"n": n},
+            embedding=[float(n), 1.0, *[0.25] * 40],
+        )
+        for n in range(60)
+    }
+    storage.save(list(records.values()))
+    storage.close()
+    return records
+
+
+OPERATIONS = {
+    "get_record": lambda s: s.get_record("r1"),
+    "list_records": lambda s: s.list_records(),
+    "search": lambda s: s.search([1.0, 1.0, *[0.25] * 40], limit=60),
+    "count": lambda s: s.count(),
+    "scope_info": lambda s: s.get_scope_info("/s"),
+    "list_scopes": lambda s: s.list_scopes("/s"),
+    "list_categories": lambda s: s.list_categories(),
+    "touch": lambda s: s.touch_records(["r1"]),
+    "delete": lambda s: s.delete(record_ids=["r1"]),
+    "reset": lambda s: s.reset(),
+    "save": lambda s: s.save(s.test_records),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [
+        ("empty", DamagedStoreError),
+        ("header", DamagedStoreError),
+        ("text", DamagedStoreError),
+        ("foreign", DamagedStoreError),
+        ("newer", NewerFormatError),
+    ],
+)
+def test_what_is_no_store_is_never_used_as_one(place, filled, record, damage, error, operation):
+    whole = place.read_bytes()
+    if damage == "empty":
+        place.write_bytes(b"")
+    elif damage == "header":
+        place.write_bytes(whole[:60])
+    elif damage == "text":
+        place.write_text("Dear diary, " * 1000)
+    else:
+        pragma = "user_version = 999" if damage == "newer" else "application_id = 1"
+        code = f"import sqlite3; sqlite3.connect({str(place)!r}).execute('PRAGMA {pragma}')"
+        subprocess.run([sys.executable, "-c", code], check=True)
+    before = state(place)
+    storage = NativeStorage(place)
+    storage.test_records = [record("new", embedding=[1.0] * 42)]
+    for _ in range(2):
+        with pytest.raises(error) as raised:
+            OPERATIONS[operation](storage)
+        assert str(place) in str(raised.value)
+    assert state(place) == before
+
+
+def read_everything(storage, filled):
+    """How reading went: "right", "error" (which names the file), or "missing" records.
+
+    A record that differs from the one saved is never an outcome.
+    """
+    reads = [
+        lambda: [storage.get_record(id) for id in filled],
+        lambda: storage.list_records(limit=100),
+        lambda: [record for record, _ in storage.search([0.0] * 42, limit=100)],
+    ]
+    for read in reads:
+        try:
+            found = {record.id: record for record in read() if record is not None}
+        except StoreError as error:
+            assert str(storage.path) in str(error)
+            yield "error"
+        else:
+            assert all(filled[id] == record for id, record in found.items())
+            yield "right" if len(found) == len(filled) else "missing"
+
+
+def test_a_flipped_bit_never_changes_a_record(place, filled):
+    whole = place.read_bytes()
+    chance = random.Random(11)
+    seen = collections.Counter()
+    for _ in range(200):
+        at = chance.randrange(100, len(whole))
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << chance.randrange(8)
+        place.write_bytes(bytes(flipped))
+        storage = NativeStorage(place)
+        seen.update(read_everything(storage, filled))
+        storage.close()
+        assert place.read_bytes() == bytes(flipped)
+    # Most of the file is records. SQLite has no checksum over its index pages: a flip there can
+    # hide a record from one way of reading, which `check` finds.
+    assert seen["error"] > 50
+    assert seen["missing"] < 10
+
+
+def test_a_truncated_file_is_an_error(place, filled):
+    whole = place.read_bytes()
+    for length in range(0, len(whole), len(whole) // 40):
+        place.write_bytes(whole[:length])
+        storage = NativeStorage(place)
+        assert set(read_everything(storage, filled)) == {"error"}
+        storage.close()
+        assert place.read_bytes() == whole[:length]
+
+
+def test_a_damaged_store_is_itself_again_once_it_is_restored(place, filled, tmp_path):
+    storage = NativeStorage(place)
+    backup = tmp_path / "backup.db"
+    shutil.copy(place, backup)
+    place.write_bytes(b"")
+    with pytest.raises(DamagedStoreError):
+        storage.count()
+    shutil.copy(backup, place)
+    assert storage.count() == len(filled)
+
+
+FULL = """
+import resource, sys
+from crewai_native_memory._native import Batch, Store
+
+store = Store(sys.argv[1], "l2")
+
+def save(*ids):
+    batch = Batch()
+    for id in ids:
+        batch.add(id, "text" * 500, "/", [], "{}", 0.5, 1, 1, None, False, [1.0] * 64)
+    store.save(batch)
+
+save("first")
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+saved = 1
+try:
+    while True:
+        save(f"a{saved}", f"b{saved}")
+        saved += 2
+except OSError as error:
+    assert error.filename == sys.argv[1], error.filename
+    assert store.count("/") == saved
+    print(saved)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+assert store.count("/") == saved
+save("last")
+assert store.count("/") == saved + 1
+"""
+
+
+@pytest.mark.parametrize("limit", [150_000, 400_000, 1_000_000])
+def test_a_full_disk_costs_the_save_that_met_it_and_no_other(place, script, audit, limit):
+    done = subprocess.run(script(FULL, place, limit), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 1
+    assert audit(place) == int(done.stdout) + 1
+
+
+UNPRIVILEGED = """
+import os, sys
+from crewai_native_memory import _native
+if os.geteuid() == 0:
+    os.setgid(65534), os.setuid(65534)
+store = _native.Store(sys.argv[1], "l2")
+batch = _native.Batch()
+batch.add("new", "text", "/", [], "{}", 0.5, 1, 1, None, False, [1.0])
+for name, work in [("save", lambda: store.save(batch)), ("count", lambda: store.count("/"))]:
+    try:
+        print(name, work())
+    except OSError as error:
+        print(name, type(error).__name__, error.errno, error.filename)
+"""
+
+
+@pytest.fixture
+def public():
+    """A directory that a user without privileges can reach."""
+    directory = Path(tempfile.mkdtemp())
+    directory.chmod(0o755)
+    yield directory
+    directory.chmod(0o755)
+    shutil.rmtree(directory)
+
+
+def test_a_directory_that_cannot_be_written_is_named(public, script):
+    public.chmod(0o555)
+    place = public / "sub" / "memory.db"
+    done = subprocess.run(script(UNPRIVILEGED, place), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    save, count = done.stdout.splitlines()
+    assert save == f"save PermissionError {errno.EACCES} {place.parent}"
+    assert count == "count 0"
+    assert list(public.iterdir()) == []
+
+
+def test_a_store_that_cannot_be_written_says_so_and_stays_as_it_is(public, script, record):
+    place = public / "memory.db"
+    storage = NativeStorage(place)
+    storage.save([record(embedding=[1.0])])
+    storage.close()
+    place.chmod(0o444)
+    public.chmod(0o555)
+    before = state(place)
+    done = subprocess.run(script(UNPRIVILEGED, place), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    save, count = done.stdout.splitlines()
+    assert save.startswith(f"save PermissionError {errno.EACCES} {place}")
+    # Reading needs a place for the log's index; without one it is refused, not faked.
+    assert count in ("count 1", f"count PermissionError {errno.EACCES} {place}")
+    assert state(place) == before
+
+
+def test_no_store_is_made_by_reading(tmp_path):
+    storage = NativeStorage(tmp_path / "none" / "memory.db")
+    assert storage.count() == 0
+    assert storage.search([1.0]) == [] and storage.list_records() == []
+    assert storage.get_record("x") is None and storage.list_scopes() == []
+    assert storage.get_scope_info("a//b/").path == "/a/b"
+    assert storage.delete() == 0
+    storage.touch_records(["x"])
+    storage.reset()
+    storage.optimize()
+    assert os.listdir(tmp_path) == []
+
+
+def test_leftovers_of_a_creation_that_was_killed_do_no_harm(place, record):
+    for suffix in ("-new", "-new-wal", "-new-shm"):
+        Path(f"{place}{suffix}").write_bytes(b"half of something")
+    storage = NativeStorage(place)
+    storage.save([record()])
+    assert storage.count() == 1
+    assert not Path(f"{place}-new").exists()

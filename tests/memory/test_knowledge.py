@@ -1,0 +1,353 @@
+"""The knowledge storage, alone and against CrewAI's own on Chroma."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import threading
+import uuid
+
+import numpy as np
+import pytest
+from crewai.knowledge.knowledge import Knowledge
+from crewai.knowledge.source.string_knowledge_source import StringKnowledgeSource
+from crewai.knowledge.storage import factory
+from crewai.rag.chromadb.types import ChromaEmbeddingFunctionWrapper
+from crewai.rag.embeddings.providers.custom.embedding_callable import CustomEmbeddingFunction
+from crewai_native_memory import DamagedStoreError, embedders
+from crewai_native_memory.knowledge import NativeKnowledgeStorage, storage_for
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+DIMENSIONS = 16
+
+
+class Embedder(ChromaEmbeddingFunctionWrapper):
+    """A unit vector that depends on the words of a text; remembers what it embedded."""
+
+    def __init__(self, dimensions=DIMENSIONS, salt="", **_):
+        self.dimensions = dimensions
+        self.salt = salt
+        self.embedded = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, input):
+        assert self.gate.wait(30)
+        self.embedded.extend(input)
+        return [self.vector(text) for text in input]
+
+    def embed_query(self, input):
+        return [self.vector(text) for text in input]
+
+    def vector(self, text):
+        total = np.zeros(self.dimensions)
+        for word in text.split() or [""]:
+            seed = int.from_bytes(hashlib.sha256((self.salt + word).encode()).digest()[:8], "big")
+            total += np.random.default_rng(seed).standard_normal(self.dimensions)
+        return (total / np.linalg.norm(total)).astype(np.float32)
+
+    @staticmethod
+    def name():
+        return "words"
+
+    def get_config(self):
+        return {"dimensions": self.dimensions, "salt": self.salt}
+
+    @staticmethod
+    def build_from_config(config):
+        return Embedder(**config)
+
+
+def knowledge(directory, embedder, collection="crew"):
+    storage = NativeKnowledgeStorage(collection_name=collection, directory=directory)
+    storage._function = embedder
+    return storage
+
+
+@pytest.fixture
+def embedder():
+    return Embedder()
+
+
+@pytest.fixture
+def native(tmp_path, embedder):
+    return knowledge(tmp_path, embedder)
+
+
+# --- against CrewAI's own ---------------------------------------------------------------------
+
+WORDS = st.lists(st.sampled_from("ant bee cat dog eel fox".split()), min_size=1, max_size=5)
+TEXTS = WORDS.map(" ".join)
+
+
+@pytest.fixture(scope="module")
+def chroma(tmp_path_factory):
+    """Makes CrewAI's own knowledge storage with an embedder, for a fresh collection."""
+    from chromadb.config import Settings
+    from crewai.knowledge.storage.knowledge_storage import KnowledgeStorage
+    from crewai.rag.chromadb.config import ChromaDBConfig
+    from crewai.rag.factory import create_client
+
+    place = str(tmp_path_factory.mktemp("chroma"))
+
+    def make(embedder):
+        config = ChromaDBConfig(
+            settings=Settings(
+                persist_directory=place,
+                allow_reset=True,
+                is_persistent=True,
+                anonymized_telemetry=False,
+            ),
+            embedding_function=embedder,
+        )
+        storage = KnowledgeStorage(collection_name=uuid.uuid4().hex)
+        storage._client = create_client(config)
+        return storage
+
+    return make
+
+
+def as_data(results):
+    return {(r["id"], r["content"], tuple(r["metadata"]), round(r["score"], 5)) for r in results}
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    batches=st.lists(st.lists(TEXTS, max_size=6), min_size=1, max_size=3),
+    query=WORDS,
+    threshold=st.sampled_from([0.0, 0.35, 0.6, 0.9]),
+)
+def test_finds_what_crewai_finds(chroma, tmp_path, batches, query, threshold):
+    stock = chroma(Embedder())
+    ours = knowledge(tmp_path, Embedder(), collection=uuid.uuid4().hex)
+    for batch in batches:
+        stock.save(list(batch))
+        ours.save(list(batch))
+    everything = len({text for batch in batches for text in batch})
+    for limit in (everything or 1, 2):
+        options = {"limit": limit, "score_threshold": threshold}
+        expected, found = stock.search(query, **options), ours.search(query, **options)
+        assert [round(r["score"], 5) for r in found] == [round(r["score"], 5) for r in expected]
+        if limit >= everything:  # equal scores at the cut may fall either way
+            assert as_data(found) == as_data(expected)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param("stock", marks=pytest.mark.xfail(reason="Chroma's sync client", strict=True)),
+        "native",
+    ],
+)
+async def test_async_methods_work(chroma, native, make):
+    storage = native if make == "native" else chroma(Embedder())
+    await storage.asave(["ant bee", "cat"])
+    assert [r["content"] for r in await storage.asearch(["ant", "bee"], limit=1)] == ["ant bee"]
+    await storage.areset()
+    assert await storage.asearch(["ant"]) == []
+
+
+async def test_async_saving_leaves_the_event_loop_free(native, embedder):
+    embedder.gate.clear()
+    saving = asyncio.ensure_future(native.asave(["ant"]))
+    await asyncio.sleep(0)
+    assert not saving.done()
+    embedder.gate.set()
+    await saving
+    assert embedder.embedded == ["ant"]
+
+
+# --- skipping what is known -------------------------------------------------------------------
+
+
+def test_unchanged_sources_are_embedded_once_however_often_they_are_added(native, embedder):
+    sources = [StringKnowledgeSource(content=text * 500) for text in ("ant ", "bee ", "cat ")]
+    for _ in range(4):  # as at every kickoff, where a source's chunks accumulate
+        made = Knowledge(collection_name="crew", sources=sources, storage=native)
+        made.add_sources()
+    chunks = {chunk for source in sources for chunk in source.chunks}
+    assert sum(len(source.chunks) for source in sources) > 3 * len(chunks)
+    assert sorted(embedder.embedded) == sorted(chunks)
+    assert native._storage.count() == len(chunks)
+
+
+def test_a_changed_passage_is_embedded(native, embedder):
+    native.save(["ant", "bee"])
+    native.save(["ant", "bee bee", "bee"])
+    assert embedder.embedded == ["ant", "bee", "bee bee"]
+
+
+def test_another_embedder_embeds_again(native, embedder, tmp_path):
+    native.save(["ant"])
+    salted = Embedder(salt="salted")
+    knowledge(tmp_path, salted).save(["ant"])
+    assert salted.embedded == ["ant"]
+    same = Embedder(salt="salted")
+    knowledge(tmp_path, same).save(["ant"])
+    assert same.embedded == []
+
+
+def test_what_was_embedded_before_a_failure_is_kept(native, embedder):
+    texts = [f"ant {number}" for number in range(250)]
+    calls = []
+
+    def failing(input):
+        calls.append(len(input))
+        if len(calls) == 3:
+            raise ConnectionError("the embedder is down")
+        return Embedder()(input)
+
+    failing.get_config = embedder.get_config
+    native._function = failing
+    with pytest.raises(ConnectionError, match="the embedder is down"):
+        native.save(texts)
+    native.save(texts)
+    assert calls == [100, 100, 50, 50]
+    assert native._storage.count() == 250
+
+
+# --- collections, errors ----------------------------------------------------------------------
+
+
+def test_collections_are_apart_even_where_their_names_differ_in_punctuation(tmp_path, embedder):
+    names = ["Data analyst", "Data_analyst", "data analyst", "a" * 200, "a" * 201, None, "../up"]
+    for number, name in enumerate(names):
+        knowledge(tmp_path, embedder, name).save([f"ant {number}"])
+    for number, name in enumerate(names):
+        found = knowledge(tmp_path, embedder, name).search(["ant"], limit=9, score_threshold=0)
+        assert [r["content"] for r in found] == [f"ant {number}"]
+    knowledge(tmp_path, embedder, "Data analyst").reset()
+    assert knowledge(tmp_path, embedder, "Data_analyst").search(["ant"]) != []
+    assert all(path.parent == tmp_path for path in tmp_path.rglob("*.db"))
+
+
+def test_another_dimension_is_a_mismatch_until_the_collection_is_reset(native, tmp_path):
+    native.save(["ant"])
+    wider = knowledge(tmp_path, Embedder(dimensions=8))
+    with pytest.raises(ValueError, match="(?i)dimension mismatch.*reset-memories"):
+        wider.save(["bee"])
+    with pytest.raises(ValueError, match="(?i)dimension mismatch"):
+        wider.search(["ant"])
+    wider.reset()
+    wider.save(["bee"])
+    assert [r["content"] for r in wider.search(["bee"])] == ["bee"]
+
+
+def test_what_goes_wrong_while_searching_is_told(native, embedder, tmp_path):
+    native.save(["ant"])
+    native._storage.close()
+    path = tmp_path / native._storage.path
+    path.write_bytes(b"not a store" * 1000)
+    with pytest.raises(DamagedStoreError, match=path.name):
+        native.search(["ant"])
+
+
+def test_nothing_is_embedded_to_search_nothing(native, embedder):
+    embedder.vector = None  # would fail
+    assert native.search(["ant"]) == []
+    assert native.search([]) == []
+    native.save([])
+    assert embedder.embedded == []
+
+
+def test_documents_must_be_strings(native):
+    with pytest.raises(ValueError, match=r"documents\[1\] must be a string, got int"):
+        native.save(["ant", 5])
+
+
+def test_an_embedder_that_gives_too_few_vectors_is_named(native):
+    native._function = lambda input: []
+    with pytest.raises(ValueError, match="gave 0 vectors for 1 texts"):
+        native.save(["ant"])
+
+
+# --- what CrewAI hands over -------------------------------------------------------------------
+
+
+def test_crewai_builds_knowledge_on_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(factory, "_factory", storage_for)
+
+    class Custom(Embedder, CustomEmbeddingFunction):
+        pass
+
+    config = {"provider": "custom", "config": {"embedding_callable": Custom}}
+    made = Knowledge(
+        collection_name="crew", sources=[StringKnowledgeSource(content="ant")], embedder=config
+    )
+    made.add_sources()
+    assert isinstance(made.storage, NativeKnowledgeStorage)
+    assert [r["content"] for r in made.query(["ant"])] == ["ant"]
+    assert made.model_dump(mode="json")["storage"] == {"collection_name": "crew"}
+
+
+def test_a_bad_embedder_configuration_is_told_at_once():
+    with pytest.raises(ValueError, match="Unknown provider"):
+        storage_for({"provider": "nobody", "config": {}}, "crew")
+
+
+def test_an_application_that_registered_a_chroma_client_keeps_it(monkeypatch):
+    from crewai.rag import factory as rag
+
+    monkeypatch.setitem(rag._factories, "chromadb", lambda config: None)
+    assert storage_for(None, "crew") is None
+
+
+def test_an_application_that_configured_another_place_keeps_it():
+    from chromadb.config import Settings
+    from crewai.rag.chromadb.config import ChromaDBConfig
+    from crewai.rag.config import utils
+
+    elsewhere = ChromaDBConfig(
+        settings=Settings(persist_directory="elsewhere"), embedding_function=Embedder()
+    )
+    default = ChromaDBConfig(embedding_function=Embedder(salt="mine"))
+    for config, served in ((elsewhere, False), (default, True)):
+        token = utils._rag_context.set(utils.RagContext(config=config))
+        try:
+            storage = storage_for(None, "crew")
+            assert (storage is not None) is served
+            if storage is not None:
+                assert storage._embed is config.embedding_function
+        finally:
+            utils._rag_context.reset(token)
+
+
+# --- identity of an embedder ------------------------------------------------------------------
+
+
+class Holder:
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+    def __call__(self, input):
+        return [[0.0] for _ in input]
+
+
+def test_identity_tells_models_apart_and_hides_secrets():
+    base = embedders.identity(Holder(model_name="m", api_key="secret"))
+    assert base == embedders.identity(Holder(model_name="m", api_key="other", timeout=3))
+    assert base != embedders.identity(Holder(model_name="n", api_key="secret"))
+    assert base.startswith("Holder[m]#")
+    assert "secret" not in base
+
+
+def test_identity_tells_functions_apart():
+    functions = [lambda input: [[0.0]] * len(input), lambda input: [[1.0]] * len(input)]
+    assert len({embedders.identity(function) for function in functions}) == 2
+    assert embedders.identity(math.sin) == embedders.identity(math.sin)
+
+
+def test_a_query_is_embedded_as_a_query():
+    class Asymmetric:
+        def __call__(self, input):
+            return [np.array([1.0, 0.0])] * len(input)
+
+        def embed_query(self, input):
+            return [np.array([0.0, 1.0])] * len(input)
+
+    assert list(embedders.query_vector(Asymmetric(), "q")) == [0.0, 1.0]
+    assert list(embedders.vectors(Asymmetric(), ["d"])[0]) == [1.0, 0.0]
