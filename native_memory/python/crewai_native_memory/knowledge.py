@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable  # noqa: TC003 - pydantic evaluates the types of fields
+from pathlib import Path  # noqa: TC003
 from typing import TYPE_CHECKING, Any, Final
 
 from crewai.knowledge.storage.base_knowledge_storage import BaseKnowledgeStorage
@@ -53,7 +53,7 @@ class NativeKnowledgeStorage(BaseKnowledgeStorage):
     _storage: NativeStorage = PrivateAttr()
     _function: Callable[..., Any] | None = PrivateAttr(default=None)
 
-    def model_post_init(self, context: Any, /) -> None:
+    def model_post_init(self, _context: Any, /) -> None:
         """Build the embedder at once where one is configured, so that a bad one is told early."""
         if self.embedder:
             self._function = _build(self.embedder)

@@ -1,4 +1,4 @@
-"""What this wheel offers to ``crewai-native``: the slot ``memory.storage``."""
+"""What this wheel offers to ``crewai-native``: memory and knowledge."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from crewai_native import hookimpl
-
 from crewai_native_memory import location
 from crewai_native_memory.storage import NativeStorage
 
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from crewai_native.health import Check
+    from crewai_native_memory.knowledge import NativeKnowledgeStorage
 
 _METRICS = ("l2", "cosine", "dot")
 _DEFAULT_SPECS = ("lancedb", "native")
@@ -49,7 +49,10 @@ def crewai_native_configure(options: Mapping[str, Any]) -> None:
 @hookimpl
 def crewai_native_features() -> dict[str, set[str]]:
     """What the store can be required to be."""
-    return {"memory.storage": {"durable", "exact", "isolated", "multi-process"}}
+    return {
+        "memory.storage": {"durable", "exact", "isolated", "multi-process"},
+        "knowledge.storage": {"async", "durable", "exact", "skips-unchanged"},
+    }
 
 
 @hookimpl
@@ -71,10 +74,19 @@ def crewai_native_memory_storage(spec: str) -> NativeStorage | None:
 
 
 @hookimpl
+def crewai_native_knowledge_storage(
+    embedder: Any, collection_name: str | None
+) -> NativeKnowledgeStorage | None:
+    """The storage of a knowledge collection, unless the application chose a place of its own."""
+    from crewai_native_memory.knowledge import storage_for
+
+    return storage_for(embedder, collection_name)
+
+
+@hookimpl
 def crewai_native_health() -> list[Check]:
     """Whether the default store can be read."""
     from crewai_native.health import Check, Health
-
     from crewai_native_memory import StoreError
 
     place = _options.get("path")
