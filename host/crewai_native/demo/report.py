@@ -7,15 +7,16 @@ import math
 import statistics
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.table import Table
 from rich.text import Text
 
+from crewai_native.cli import _console
 from crewai_native.demo.run import SIDES, Measurement, Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import Console
+    from rich.table import Table
 
 _SLOT: Final = "memory.storage"
 _SECONDS_PER_MODEL_CALL: Final = 1.0
@@ -46,19 +47,19 @@ def problems(result: Result) -> list[str]:
 
 def show(result: Result, console: Console) -> None:
     """Print everything."""
-    console.print(_slots(result), "")
+    console.print(_slots(result))
     if result.live:
         console.print("A real model does not say the same twice, so answers are not compared.\n")
     else:
-        console.print(_agreement(result), "")
+        console.print(_agreement(result))
         for measurement in result.measurements:
             for place, stock, accelerated in itertools.islice(differences(measurement), _SHOWN):
                 console.print(f"[red]differs[/] {measurement.title}: {place}")
                 console.print(f"  stock        {stock!r}", markup=False)
                 console.print(f"  accelerated  {accelerated!r}", markup=False)
-    console.print(_times(result), "")
+    console.print(_times(result))
     if result.trials:
-        console.print(_trials(result), "")
+        console.print(_trials(result))
     for line in _limits(result):
         console.print(line, highlight=False)
 
@@ -71,6 +72,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "problems": problems(result),
         "status": result.status,
         "metrics": result.metrics,
+        "imports": result.imports,
         "measurements": [
             {
                 "name": measurement.name,
@@ -116,11 +118,10 @@ def _slot(result: Result, name: str) -> dict[str, Any]:
 
 
 def _slots(result: Result) -> Table:
-    table = _table("What the accelerated run is served by")
-    table.add_column("slot", ratio=5)
-    table.add_column("served by", ratio=4)
-    table.add_column("calls", justify="right")
-    table.add_column("through, or why not", ratio=4)
+    table = _console.table(
+        "slot", "served by", "calls", "through, or why not", title="What serves the accelerated run"
+    )
+    _align_right(table, 2)
     stock: dict[tuple[str, str], list[str]] = {}
     for slot in result.status["slots"]:
         provider = f"{slot['provider']} {slot['version']}"
@@ -135,11 +136,10 @@ def _slots(result: Result) -> Table:
 
 
 def _agreement(result: Result) -> Table:
-    table = _table("Do the answers agree?")
-    table.add_column("step")
-    table.add_column("what is compared")
-    table.add_column("values", justify="right")
-    table.add_column("agree")
+    table = _console.table(
+        "step", "what is compared", "values", "agree", title="Do the answers agree?"
+    )
+    _align_right(table, 2)
     for measurement in result.measurements:
         values = sum(1 for _ in _leaves(measurement.outputs["stock"]))
         if not values:
@@ -157,12 +157,8 @@ def _agreement(result: Result) -> Table:
 def _times(result: Result) -> Table:
     repetitions = max(len(m.seconds["stock"]) for m in result.measurements)
     runs = "one run" if repetitions == 1 else f"medians of {repetitions} runs, in turns"
-    table = _table(f"How long it took ({runs})")
-    table.add_column("step")
-    for side in SIDES:
-        table.add_column(side, justify="right")
-    table.add_column("ratio", justify="right")
-    table.add_column("share", justify="right")
+    table = _console.table("step", *SIDES, "ratio", "share", title=f"How long it took ({runs})")
+    _align_right(table, 1, 2, 3, 4)
     repeated = [measurement for measurement in result.measurements if measurement.repeated]
     whole = Measurement("whole", "whole run")
     for side in SIDES:
@@ -192,10 +188,7 @@ def _add_times(table: Table, measurement: Measurement, share: str, style: str = 
 
 
 def _trials(result: Result) -> Table:
-    table = _table("What must not be lost or leaked")
-    table.add_column("asked of the memory", ratio=5)
-    for side in SIDES:
-        table.add_column(side, ratio=4)
+    table = _console.table("asked of the memory", *SIDES, title="What must not be lost or leaked")
     for trial in result.trials:
         table.add_row(
             trial.title,
@@ -231,6 +224,11 @@ def _limits(result: Result) -> Iterator[str]:
         if step["name"] == "first-import" and step["detail"] == "tried now"
     ]
     yield (
+        "Importing CrewAI in a new process took "
+        + " and ".join(f"{_duration(result.imports[side])} {side}" for side in SIDES)
+        + ": one look at something that disk caches decide, and that no accelerator shortens."
+    )
+    yield (
         "Both sides were warmed up before the runs. "
         + (
             f"{', '.join(dict.fromkeys(tried))} had not been seen on this machine and was first "
@@ -242,10 +240,9 @@ def _limits(result: Result) -> Iterator[str]:
     )
 
 
-def _table(title: str) -> Table:
-    return Table(
-        title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False
-    )
+def _align_right(table: Table, *columns: int) -> None:
+    for column in columns:
+        table.columns[column].justify = "right"
 
 
 def _median(measurement: Measurement, side: str) -> float:
