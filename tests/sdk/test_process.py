@@ -42,7 +42,10 @@ def test_a_forked_child_has_a_pool_and_a_runtime_of_its_own(run):
     # Python threads use both while others fork: their locks are caught in every state. The children
     # leave by sys.exit, so that the exit hook that came through the fork runs in them.
     script = """
-    import os, sys, threading
+    import os, sys, threading, warnings
+
+    # From 3.12 on, Python itself warns of a fork beside threads.
+    warnings.simplefilter("ignore", DeprecationWarning)
 
     def use():
         assert sdk.pool_sum(5000) == sum(range(5000))

@@ -27,7 +27,7 @@ use crate::process::PerProcess;
 
 /// How long stopping waits for threads that run no Python, a pool's or a runtime's, to come to the
 /// end of what they do. The process may end under them.
-pub const STOP_LIMIT: Duration = Duration::from_secs(2);
+pub const STOP_LIMIT: Duration = Duration::from_secs(1);
 
 type Hook = Box<dyn FnOnce() + Send>;
 

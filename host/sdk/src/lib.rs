@@ -32,7 +32,7 @@
 //!
 //! /// Returns the size of a file in bytes.
 //! #[pyfunction]
-//! fn size_of(py: Python<'_>, path: std::path::PathBuf) -> PyResult<u64> {
+//! fn file_size(py: Python<'_>, path: std::path::PathBuf) -> PyResult<u64> {
 //!     detached(py, || {
 //!         let found = std::fs::metadata(&path)
 //!             .with_context(|| format!("looking at {}", path.display()))?;
@@ -43,6 +43,14 @@
 //!
 //! A missing file raises `FileNotFoundError` with `errno` set and the whole chain in its message;
 //! a panic raises `RuntimeError`; other Python threads run meanwhile.
+//!
+//! # Tests without libpython
+//!
+//! Keep the core of an accelerator in modules that do not use PyO3, and build with the environment
+//! variable `PYO3_BUILD_EXTENSION_MODULE=1` (in `.cargo/config.toml`; maturin sets it anyway).
+//! Then `cargo test` needs no libpython, as long as no test reaches a Python function: an
+//! unresolved `Py...` symbol in the linker's message names the test module that does. What needs
+//! Python is tested from Python.
 
 pub mod atexit;
 pub mod context;
@@ -56,3 +64,7 @@ pub mod process;
 pub mod runtime;
 
 pub use error::{Error, HasKind, Kind, ResultExt};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -15,7 +15,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 /// A value that is built at first use in each process, and rebuilt at first use after a fork.
 ///
 /// What came through a fork is leaked: not used, not dropped, not joined. Reading costs one
-/// `getpid` system call, some 50 to 100 ns; hold on to the reference in a loop.
+/// `getpid` system call, some 50 to 300 ns; hold on to the reference in a loop.
 ///
 /// ```
 /// use crewai_native_sdk::process::PerProcess;

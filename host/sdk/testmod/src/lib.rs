@@ -252,19 +252,18 @@ fn call_in_thread(callable: Bound<'_, PyAny>, args: Bound<'_, PyTuple>) -> PyRes
     })
 }
 
-/// Calls `callable()` on a native thread, again and again until the process exits, then writes
-/// "refused" to `fd`.
+/// Calls `callable()` on a native thread, again and again until it is refused, then opens `refused`.
 #[pyfunction]
-fn call_for_ever(callable: Py<PyAny>, fd: i32) {
+fn call_for_ever(callable: Py<PyAny>, refused: &Door) {
+    let refused = Door(Arc::clone(&refused.0));
     std::thread::spawn(move || {
         while let Some(result) = try_attach(|py| callable.call0(py).map(drop)) {
             if result.is_err() {
                 return;
             }
         }
-        tell(fd, "refused\n");
-        // What is left is dropped without the GIL: PyO3 keeps it for later, or for ever.
-        drop(callable);
+        // Nobody is left to tell of a failure.
+        _ = refused.open();
     });
 }
 
