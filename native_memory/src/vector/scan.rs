@@ -21,6 +21,10 @@ use super::segment::CodeBlock;
 /// Rows of a chunk: enough to make its overhead vanish, few enough to share work evenly.
 const CHUNK_ROWS: usize = 4096;
 
+/// Bytes of codes from which on sharing a search among threads pays: what no cache holds and takes
+/// a millisecond to read. Below, two threads were measured to be slower than one.
+const LARGE: usize = 32 << 20;
+
 /// Rows of a batch; see [`Batch`]. A multiple of [`WORD`].
 const BATCH: usize = 512;
 
@@ -42,6 +46,12 @@ pub struct ScanBlock<'a> {
 impl ScanBlock<'_> {
     fn eligible(&self, word: usize) -> u64 {
         eligible(word, self.block.len(), self.filter, self.deleted)
+    }
+
+    fn count(&self) -> usize {
+        (0..self.words())
+            .map(|word| self.eligible(word).count_ones() as usize)
+            .sum()
     }
 
     fn words(&self) -> usize {
@@ -181,8 +191,8 @@ pub struct Search<'a> {
     query: &'a Query,
     k: usize,
     min_score: f64,
-    /// Whether more rows are eligible than asked for. If not, there is nothing to prune.
-    selective: bool,
+    /// How many rows the filters allow.
+    eligible: usize,
     /// The bits of the highest limit that any thread has found: see [`Query::limit_for_rank`].
     limit: AtomicU64,
 }
@@ -207,24 +217,14 @@ impl<'a> Search<'a> {
             query,
             k,
             min_score,
-            selective: Self::more_than(blocks, k),
+            eligible: blocks.iter().map(ScanBlock::count).sum(),
             limit: AtomicU64::new(query.limit_for_score(min_score).to_bits()),
         })
     }
 
-    /// Whether more than `k` rows are eligible.
-    fn more_than(blocks: &[ScanBlock<'_>], k: usize) -> bool {
-        let words = blocks
-            .iter()
-            .flat_map(|block| (0..block.words()).map(|w| block.eligible(w)));
-        let mut left = k;
-        for word in words {
-            match left.checked_sub(word.count_ones() as usize) {
-                Some(rest) => left = rest,
-                None => return true,
-            }
-        }
-        false
+    /// Whether several threads finish sooner than one, if there are processors for them.
+    pub fn is_large(&self) -> bool {
+        self.eligible * self.query.codes().stride() >= LARGE
     }
 
     /// The parts of the search, each to be passed to [`Search::scan`] once, in any order.
@@ -291,7 +291,8 @@ impl<'a> Search<'a> {
                 row: rows[i],
             };
             found.rows.push(Candidate { bounds, at });
-            if self.selective
+            // If not more rows are allowed than asked for, there is nothing to prune.
+            if self.k < self.eligible
                 && let Some(rank) = found.lower.push(bounds.lower, self.k)
             {
                 limit = limit.max(self.query.limit_for_rank(rank));

@@ -85,7 +85,7 @@ fn products(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f64]) {
         codes,
         rows,
         out,
-        |rows| products(query, rows),
+        |rows, _| products(query, rows),
         |row| products(query, [row])[0],
     );
 }

@@ -10,7 +10,7 @@ pub(super) static KERNELS: Kernels = Kernels {
             codes,
             rows,
             out,
-            |four| four.map(|row| product(query, row)),
+            |four, _| four.map(|row| product(query, row)),
             |row| product(query, row),
         );
     },

@@ -75,12 +75,16 @@ fn products_avx512(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f6
     /// The products of `N` rows.
     #[inline]
     #[target_feature(enable = "avx512f,avx512vnni")]
-    fn products<const N: usize>(query: &QueryCodes, rows: [&[i8]; N]) -> [f64; N] {
+    fn products<const N: usize>(
+        query: &QueryCodes,
+        rows: [&[i8]; N],
+        soon: [&[i8]; N],
+    ) -> [f64; N] {
         const STEP: usize = 64;
         let (query_high, query_low) = (query.high.as_slice(), query.low.as_slice());
         let stride = query.stride();
         assert!(query_high.len() == stride && query_low.len() == stride);
-        assert!(rows.iter().all(|row| row.len() == stride));
+        assert!(rows.iter().chain(&soon).all(|row| row.len() == stride));
         let flip = _mm512_set1_epi8(i8::MIN);
         let mut high = [_mm512_setzero_si512(); N];
         let mut low = [_mm512_setzero_si512(); N];
@@ -93,6 +97,8 @@ fn products_avx512(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f6
                 )
             };
             for i in 0..N {
+                // SAFETY: as above.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(soon[i].as_ptr().add(at)) };
                 // SAFETY: as above.
                 let row = unsafe { _mm512_loadu_si512(rows[i].as_ptr().add(at).cast()) };
                 let row = _mm512_xor_si512(row, flip);
@@ -111,8 +117,8 @@ fn products_avx512(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f6
         codes,
         rows,
         out,
-        |rows| products(query, rows),
-        |row| products(query, [row])[0],
+        |rows, soon| products(query, rows, soon),
+        |row| products(query, [row], [row])[0],
     );
 }
 
@@ -121,12 +127,16 @@ fn products_avx_vnni(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [
     /// The products of `N` rows.
     #[inline]
     #[target_feature(enable = "avx2,avxvnni")]
-    fn products<const N: usize>(query: &QueryCodes, rows: [&[i8]; N]) -> [f64; N] {
+    fn products<const N: usize>(
+        query: &QueryCodes,
+        rows: [&[i8]; N],
+        soon: [&[i8]; N],
+    ) -> [f64; N] {
         const STEP: usize = 32;
         let (query_high, query_low) = (query.high.as_slice(), query.low.as_slice());
         let stride = query.stride();
         assert!(query_high.len() == stride && query_low.len() == stride);
-        assert!(rows.iter().all(|row| row.len() == stride));
+        assert!(rows.iter().chain(&soon).all(|row| row.len() == stride));
         let flip = _mm256_set1_epi8(i8::MIN);
         let mut high = [_mm256_setzero_si256(); N];
         let mut low = [_mm256_setzero_si256(); N];
@@ -139,6 +149,8 @@ fn products_avx_vnni(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [
                 )
             };
             for i in 0..N {
+                // SAFETY: as above.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(soon[i].as_ptr().add(at)) };
                 // SAFETY: as above.
                 let row = unsafe { _mm256_loadu_si256(rows[i].as_ptr().add(at).cast()) };
                 let row = _mm256_xor_si256(row, flip);
@@ -153,8 +165,8 @@ fn products_avx_vnni(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [
         codes,
         rows,
         out,
-        |rows| products(query, rows),
-        |row| products(query, [row])[0],
+        |rows, soon| products(query, rows, soon),
+        |row| products(query, [row], [row])[0],
     );
 }
 
@@ -163,12 +175,16 @@ fn products_avx2(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f64]
     /// The products of `N` rows.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn products<const N: usize>(query: &QueryCodes, rows: [&[i8]; N]) -> [f64; N] {
+    fn products<const N: usize>(
+        query: &QueryCodes,
+        rows: [&[i8]; N],
+        soon: [&[i8]; N],
+    ) -> [f64; N] {
         const STEP: usize = 16;
         /// Codes after which the eight 32-bit sums are emptied: 1024 * 127 * 127 * 128 < 2^31.
         const BLOCK: usize = 8 * 1024;
         let stride = query.stride();
-        assert!(rows.iter().all(|row| row.len() == stride));
+        assert!(rows.iter().chain(&soon).all(|row| row.len() == stride));
         let mut totals = [0_i64; N];
         for block in (0..stride).step_by(BLOCK) {
             let mut sums = [_mm256_setzero_si256(); N];
@@ -176,6 +192,8 @@ fn products_avx2(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f64]
                 // SAFETY: `at + STEP <= stride`, and the query and each row have `stride` codes.
                 let wide = unsafe { _mm256_loadu_si256(query.wide.as_ptr().add(at).cast()) };
                 for i in 0..N {
+                    // SAFETY: as above.
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(soon[i].as_ptr().add(at)) };
                     // SAFETY: as above.
                     let row = unsafe { _mm_loadu_si128(rows[i].as_ptr().add(at).cast()) };
                     let row = _mm256_cvtepi8_epi16(row);
@@ -193,8 +211,8 @@ fn products_avx2(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f64]
         codes,
         rows,
         out,
-        |rows| products(query, rows),
-        |row| products(query, [row])[0],
+        |rows, soon| products(query, rows, soon),
+        |row| products(query, [row], [row])[0],
     );
 }
 
