@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,7 +76,8 @@ def _python(codes: dict[str, str]) -> Callable[[str], Callable[[], Any]]:
     """
 
     def setup(side: str) -> Callable[[], Any]:
-        code = f"import sys; sys.path.append({_HOST!r}); {codes[side]}"
+        # os is there in every start with site-packages, before any line of a .pth file runs.
+        code = f"import os, sys; sys.path.append({_HOST!r}); {codes[side]}"
         return lambda: (
             subprocess.run([sys.executable, "-S", "-E", "-c", code], check=True).returncode  # noqa: S603
         )
@@ -87,10 +89,17 @@ def _activation(_: str) -> Callable[[], Elapsed]:
     if not _roster.crewai_version():
         raise Unavailable("CrewAI is not installed")
 
+    # Programs find the bytecode that an earlier start has left, so these must be able to leave it.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
     def run() -> Elapsed:
         # The worker's environment keeps the import hook off: only the explicit call is timed.
         child = subprocess.run(  # noqa: S603 - this interpreter, running the text above
-            [sys.executable, "-c", _ACTIVATION], check=True, capture_output=True, text=True
+            [sys.executable, "-c", _ACTIVATION],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=environment,
         )
         return Elapsed(float(child.stdout.splitlines()[-1]))
 

@@ -21,6 +21,7 @@ app = typer.Typer(
     cls=Group,
     help="Shows and chooses which accelerators serve CrewAI, and measures what they gain.",
     add_completion=False,
+    rich_markup_mode=None,  # typer's rich help takes longer to import than all the rest
     pretty_exceptions_enable=False,
 )
 
@@ -100,7 +101,7 @@ def explain(
 
 @app.command()
 def status(as_json: AsJson = False) -> None:
-    """Say in a few lines what is accelerated and what should be and is not."""
+    """Say in a few lines what is accelerated, and what is not."""
     from crewai_native.cli import _views
 
     _views.status(as_json=as_json)
@@ -108,7 +109,7 @@ def status(as_json: AsJson = False) -> None:
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Look for what is wrong: versions, builds, first imports, storage, conflicts.
+    """Look for what is wrong, from versions to conflicts.
 
     Exit status 1 when something is.
     """
@@ -125,7 +126,7 @@ def metrics(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show calls, errors, fallbacks and latencies of programs that have ended.
+    """Show calls and latencies of programs that have ended.
 
     They are kept where the setting `metrics` names a file, as `crewai-native run --metrics FILE`
     does. A running program has them as crewai_native.metrics().
@@ -143,7 +144,7 @@ def fingerprints(
         typer.Option("--refresh", help="Record the installed CrewAI's code as tested."),
     ] = False,
 ) -> None:
-    """Show the code of CrewAI that slots stand in for, and whether it is code that was tested."""
+    """Show which code of CrewAI the slots replace, and know."""
     from crewai_native.cli import _views
 
     raise typer.Exit(_views.fingerprints(as_json=as_json, refresh=refresh))
@@ -187,7 +188,7 @@ def bench(
     ] = None,
     chart: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the ratios.")] = None,
 ) -> None:
-    """Measure the accelerators against stock CrewAI, on this machine.
+    """Measure the accelerators against stock CrewAI.
 
     Exit status 1 when a case failed, such as by differing results.
     """
@@ -207,7 +208,7 @@ def bench(
 @app.command(context_settings={"allow_interspersed_args": False})
 def run(
     command: Annotated[
-        list[str], typer.Argument(metavar="-- COMMAND...", help="The program and its arguments.")
+        list[str], typer.Argument(metavar="COMMAND", help="The program and its arguments.")
     ],
     *,
     slot: Annotated[

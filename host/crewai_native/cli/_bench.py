@@ -15,7 +15,7 @@ from crewai_native.bench import _chart, _results
 from crewai_native.bench._results import Outcome, Report, Result, Subject, Timing
 from crewai_native.bench._runner import Bench
 from crewai_native.cli import _console
-from crewai_native.cli._views import duration
+from crewai_native.cli._console import duration, unit_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +92,8 @@ def _table(group: str, results: list[Result]) -> Any:
     )
     for column in table.columns[2:]:
         column.justify = "right"
-    table.columns[1].no_wrap = True
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for result in results:
         case = Text(result.subject.id)
         if note := _note(result):
@@ -105,7 +106,7 @@ def _table(group: str, results: list[Result]) -> Any:
             table.add_row(
                 case if index == 0 else "",
                 timing.side,
-                f"{duration(timing.median)} ± {duration((timing.high - timing.low) / 2)}",
+                _spread(timing),
                 _against(result, timing),
                 _promise(result, timing),
             )
@@ -125,19 +126,23 @@ def _note(result: Result) -> str:
     return "; ".join(notes)
 
 
+def _spread(timing: Timing) -> str:
+    factor, unit = unit_of(timing.median)
+    half = (timing.high - timing.low) / 2
+    return f"{timing.median * factor:.3g} ± {half * factor:.2g} {unit}"
+
+
 def _against(result: Result, timing: Timing) -> str:
     found = result.comparison(timing.side)
     if found is None:
         return ""
     if result.subject.limit is not None:
         gap = found.difference
-        return f"{_signed(gap.value)}\n[{_signed(gap.low)}, {_signed(gap.high)}]"
+        factor, unit = unit_of(gap.value)
+        low, middle, high = (f"{x * factor:+.3g}" for x in (gap.low, gap.value, gap.high))
+        return f"{middle} {unit}\n[{low}, {high}]"
     ratio = found.ratio
     return f"{ratio.value:.3g}x\n[{ratio.low:.3g}, {ratio.high:.3g}]"
-
-
-def _signed(seconds: float) -> str:
-    return ("+" if seconds >= 0 else "") + duration(seconds)
 
 
 def _promise(result: Result, timing: Timing) -> Text | str:

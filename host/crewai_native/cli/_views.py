@@ -44,6 +44,8 @@ def list_slots(*, as_json: bool, every: bool) -> None:
     else:
         table = _console.table("slot", "state", "provider and reason")
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    if wide:
+        table.columns[4].min_width = len("set_memory_storage_factory")
     for slot in status.slots:
         _add_row(table, slot.slot, slot, slot.how, wide=wide)
         for candidate in slot.candidates if every else ():
@@ -119,8 +121,11 @@ def explain(name: str, *, as_json: bool) -> None:
     console = _console.stdout()
     console.print(Text.assemble((name, "bold"), f": {slot.summary}"))
     console.print(Text(f"bound by {slot.how}; a plug-in implements {slot.hook}()"))
-    for repair in slot.repairs:
-        console.print(Text(f"mends {repair.name}: {repair.summary}"))
+    if slot.repairs:
+        table = _console.table("repair", "what goes wrong in CrewAI without it")
+        for repair in slot.repairs:
+            table.add_row(Text(repair.name), Text(repair.summary))
+        console.print(table)
     console.print(
         Text.assemble(
             (found.state, _console.STYLES[found.state]),
@@ -203,7 +208,14 @@ def metrics(file: Path | None, *, as_json: bool) -> None:
             column.justify = "right"
         for slot in entry["slots"]:
             counts = (str(slot[key]) for key in ("calls", "errors", "fallbacks"))
-            table.add_row(slot["slot"], *counts, *(_duration(slot[key]) for key in ("p50", "p99")))
+            table.add_row(
+                slot["slot"],
+                *counts,
+                *(
+                    "" if slot[key] is None else _console.duration(slot[key])
+                    for key in ("p50", "p99")
+                ),
+            )
         console.print(table)
         _print_own_metrics(console, entry["plugins"])
 
@@ -218,18 +230,6 @@ def _print_own_metrics(console: Any, plugins: dict[str, dict[str, Any]]) -> None
             shown = f"{value:g}" if isinstance(value, float) else str(value)
             table.add_row(Text(distribution), Text(name), Text(shown))
     console.print(table)
-
-
-def _duration(seconds: float | None) -> str:
-    return "" if seconds is None else duration(seconds)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration with three digits and a fitting unit, such as ``12.3 ms``."""
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if abs(seconds) * factor >= 1:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
 
 
 # --- fingerprints, lock ---------------------------------------------------------------------------
@@ -256,13 +256,19 @@ def fingerprints(*, as_json: bool, refresh: bool) -> int:
         rows = [{"slot": name, **dataclasses.asdict(report)} for name, report in reports]
         _console.write_json({"crewai": crewai, "targets": rows})
         return min(unknown, 1)
-    table = _console.table("slot", "target", "fingerprint", "tested with CrewAI")
+    table = _console.table("target", "fingerprint", "tested with CrewAI")
+    table.columns[1].no_wrap = True
+    heading = ""
     for name, report in reports:
-        known = ", ".join(report.known)
-        verdict = Text(known, "green") if report.problem is None else Text("not", "yellow")
-        if report.fingerprint is None and report.problem is not None:
-            verdict = Text(report.problem, "yellow")
-        table.add_row(Text(name), Text(report.path), Text(report.fingerprint or ""), verdict)
+        if name != heading:
+            heading = name
+            table.add_section()
+            table.add_row(Text(name, "bold"))
+        if report.problem is None:
+            verdict = Text(", ".join(report.known), "green")
+        else:
+            verdict = Text("not tested" if report.fingerprint else report.problem, "yellow")
+        table.add_row(Text(report.path), Text(report.fingerprint or ""), verdict)
     console = _console.stdout()
     console.print(table)
     console.print(
