@@ -1,0 +1,483 @@
+"""tools.guard, tools.cache and tools.schemas: around real agents that call real tools."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import gc
+import sys
+import types
+import weakref
+
+import pytest
+from crewai import Agent, Crew, Task
+from crewai.agents.cache.cache_handler import CacheHandler
+from crewai.tools import BaseTool, tool
+from crewai.tools.structured_tool import CrewStructuredTool, ToolUsageLimitExceededError
+from crewai.tools.tool_failure import ToolFailure
+from crewai.utilities import pydantic_schema_utils, string_utils
+from crewai_native._errors import ProviderError
+from crewai_native.testing import ScriptedLLM, ToolCall
+from pydantic import BaseModel
+
+NATIVE = pytest.mark.parametrize("native", [True, False], ids=["native", "react"])
+
+
+class Guard:
+    """Lets every call through and writes it down."""
+
+    def __init__(self):
+        self.calls = []
+        self.answer = None
+
+    def run(self, call, proceed):
+        self.calls.append(call)
+        return proceed() if self.answer is None else self.answer
+
+    async def arun(self, call, proceed):
+        self.calls.append(call)
+        return await proceed() if self.answer is None else self.answer
+
+
+class Adder(BaseTool):
+    name: str = "Add Numbers"
+    description: str = "Adds"
+
+    def _run(self, a: int, b: int) -> int:
+        return a + b
+
+    async def _arun(self, a: int, b: int) -> int:
+        return a + b
+
+
+def crew_with(tools, script, *, native, **options):
+    llm = ScriptedLLM(script, native=native)
+    agent = Agent(role="worker", goal="work", backstory="works", llm=llm, tools=tools)
+    task = Task(description="do it", expected_output="a number", agent=agent)
+    return Crew(agents=[agent], tasks=[task], **options)
+
+
+ADD = [ToolCall("add_numbers", {"a": 1, "b": 2}), lambda turn: f"is {turn.results[-1]}"]
+
+
+class TestGuard:
+    @NATIVE
+    def test_an_agents_call_comes_once_with_what_surrounds_it(self, serve, native):
+        adder = Adder()
+        stock = crew_with([adder], ADD, native=native).kickoff().raw
+        guard = Guard()
+        binding = serve("tools.guard", lambda: guard)
+        crew = crew_with([adder], ADD, native=native)
+        assert crew.kickoff().raw == stock == "is 3"
+        (call,) = guard.calls
+        assert (call.name, call.arguments, call.args) == ("Add Numbers", {"a": 1, "b": 2}, ())
+        assert call.path == ("native" if native else "react")
+        assert not call.asynchronous
+        assert call.author_tool is adder
+        assert (call.agent.role, call.task.description) == ("worker", "do it")
+        assert call.crew is not None
+        assert call.crew.id == crew.id
+        assert binding.watch.metrics().calls == 1
+
+    @NATIVE
+    def test_what_it_returns_is_the_tools_result(self, serve, native):
+        guard = Guard()
+        guard.answer = "no adding today"
+        serve("tools.guard", lambda: guard)
+        assert crew_with([Adder()], ADD, native=native).kickoff().raw == "is no adding today"
+
+    def test_a_failure_is_told_to_a_react_agent_once(self, serve):
+        guard = Guard()
+        guard.answer = ToolFailure(message="out of order")
+        serve("tools.guard", lambda: guard)
+        assert "out of order" in crew_with([Adder()], ADD, native=False).kickoff().raw
+        assert len(guard.calls) == 1
+
+    def test_code_that_runs_a_tool_comes_too(self, serve):
+        guard = Guard()
+        serve("tools.guard", lambda: guard)
+
+        @tool("Double")
+        def double(n: int) -> int:
+            """Double."""
+            return 2 * n
+
+        assert double.run(n=4) == 8
+        assert double.run(5) == 10
+        structured = double.to_structured_tool()
+        assert structured.invoke('{"n": 6}') == 12
+        assert structured.invoke(input={"n": 7}, config={}) == 14
+        assert [(c.args, c.arguments, c.path) for c in guard.calls] == [
+            ((), {"n": 4}, "native"),
+            ((5,), {}, "native"),
+            ((), '{"n": 6}', "react"),
+            ((), {"n": 7}, "react"),
+        ]
+        assert all(c.author_tool is double for c in guard.calls)
+        assert all((c.agent, c.task, c.crew) == (None, None, None) for c in guard.calls)
+
+    def test_awaited_calls_come_too(self, serve):
+        guard = Guard()
+        serve("tools.guard", lambda: guard)
+
+        @tool("Later")
+        async def later(n: int) -> int:
+            """Later."""
+            return n
+
+        structured = CrewStructuredTool.from_function(later.func, name="later")
+
+        async def run():
+            return [
+                await Adder().arun(a=1, b=2),
+                await later.arun(n=3),
+                await structured.ainvoke({"n": 4}),
+            ]
+
+        assert asyncio.run(run()) == [3, 3, 4]
+        assert [c.asynchronous for c in guard.calls] == [True] * 3
+
+    def test_an_override_that_calls_super_comes_once(self, serve):
+        guard = Guard()
+
+        class Loud(Adder):
+            def run(self, *args, **kwargs):
+                return super().run(*args, **kwargs) * 10
+
+        serve("tools.guard", lambda: guard)
+
+        class Late(Loud):
+            def run(self, *args, **kwargs):
+                return super().run(*args, **kwargs) + 1
+
+            async def arun(self, *args, **kwargs):
+                return -1
+
+        assert Loud().run(a=1, b=2) == 30
+        assert Late().run(a=1, b=2) == 31
+        assert asyncio.run(Late().arun()) == -1
+        assert [type(c.tool) for c in guard.calls] == [Loud, Late, Late]
+
+    def test_a_structured_tool_around_a_tools_run_comes_once(self, serve):
+        guard = Guard()
+        serve("tools.guard", lambda: guard)
+        adder = Adder()
+        structured = CrewStructuredTool(
+            name="s", description="d", args_schema=adder.args_schema, func=adder.run
+        )
+        assert structured.invoke({"a": 1, "b": 2}) == 3
+        assert [c.tool for c in guard.calls] == [structured]
+        assert adder.run(a=1, b=2) == 3
+        assert len(guard.calls) == 2
+
+    def test_a_tool_that_calls_itself_comes_each_time(self, serve):
+        guard = Guard()
+        serve("tools.guard", lambda: guard)
+
+        class Factorial(BaseTool):
+            name: str = "factorial"
+            description: str = "n!"
+
+            def _run(self, n: int) -> int:
+                return n * self.run(n=n - 1) if n else 1
+
+        assert Factorial().run(n=4) == 24
+        assert [c.arguments["n"] for c in guard.calls] == [4, 3, 2, 1, 0]
+
+    def test_a_tools_tool_is_seen_with_the_agent_that_called(self, serve):
+        guard = Guard()
+        serve("tools.guard", lambda: guard)
+        inner = Adder()
+
+        class Outer(BaseTool):
+            name: str = "outer"
+            description: str = "uses another"
+
+            def _run(self, a: int) -> int:
+                return inner.run(a=a, b=a)
+
+        script = [ToolCall("outer", {"a": 2}), lambda turn: turn.results[-1]]
+        assert crew_with([Outer()], script, native=True).kickoff().raw == "4"
+        assert [(c.name, c.agent.role) for c in guard.calls] == [
+            ("outer", "worker"),
+            ("Add Numbers", "worker"),
+        ]
+        # The call is over: nothing of the crew is kept for the next.
+        inner.run(a=1, b=1)
+        assert guard.calls[-1].agent is None
+
+    def test_a_bound_method_taken_while_bound_runs_stock_afterwards(self, serve):
+        guard = Guard()
+        binding = serve("tools.guard", lambda: guard)
+        run, arun = Adder().run, Adder().arun
+        binding.undo()
+        assert run(a=1, b=2) == 3
+        assert asyncio.run(arun(a=1, b=2)) == 3
+        assert guard.calls == []
+
+    def test_a_wrong_type_names_the_distribution(self, serve):
+        with pytest.raises(ProviderError, match=r"fake-dist 1\.2.*a ToolGuard \(missing: arun\)"):
+            serve("tools.guard", lambda: types.SimpleNamespace(run=print))
+
+    @pytest.mark.parametrize(
+        "repaired",
+        [
+            pytest.param(
+                False, marks=pytest.mark.xfail(strict=True, reason="stock counts ReAct calls twice")
+            ),
+            True,
+        ],
+    )
+    def test_a_react_agent_gets_as_many_uses_as_were_granted(self, serve, repaired):
+        serve("tools.guard", Guard, features=("exact-usage-count",) if repaired else ())
+        ran = []
+
+        class Limited(BaseTool):
+            name: str = "limited"
+            description: str = "four times"
+            max_usage_count: int | None = 4
+
+            def _run(self, n: int) -> int:
+                ran.append(n)
+                return n
+
+        script = [ToolCall("limited", {"n": n}) for n in range(6)]
+        crew_with([Limited()], [*script, "done"], native=False).kickoff()
+        assert ran == [0, 1, 2, 3]
+
+    def test_the_repair_keeps_the_limit_of_invoke(self, serve):
+        serve("tools.guard", Guard, features=("exact-usage-count",))
+        limited = Adder(max_usage_count=2).to_structured_tool()
+        for _ in range(2):
+            limited.invoke({"a": 1, "b": 2})
+        with pytest.raises(ToolUsageLimitExceededError):
+            limited.invoke({"a": 1, "b": 2})
+
+
+class DictCache:
+    def __init__(self):
+        self.kept = {}
+
+    def add(self, tool, input, output):
+        self.kept[tool, input] = output
+
+    def read(self, tool, input):
+        return self.kept.get((tool, input))
+
+
+class TestCache:
+    @NATIVE
+    def test_a_crew_finds_its_results_there(self, serve, native):
+        ran, caches = [], []
+
+        @tool("Look Up")
+        def look_up(key: str) -> str:
+            """Look up."""
+            ran.append(key)
+            return key.upper()
+
+        other = Adder()
+        script = [
+            ToolCall("look_up", {"key": "a"}),
+            ToolCall("add_numbers", {"a": 1, "b": 2}),
+            ToolCall("look_up", {"key": "a"}),
+            lambda turn: ", ".join(turn.results),
+        ]
+        stock = crew_with([look_up, other], script, native=native, cache=True).kickoff().raw
+        assert ran == ["a"]
+
+        def hook(handler):
+            caches.append(DictCache())
+            return caches[-1]
+
+        serve("tools.cache", hook)
+        ran.clear()
+        crew = crew_with([look_up, other], script, native=native, cache=True)
+        assert crew.kickoff().raw == stock
+        assert ran == ["a"]
+        (used,) = [cache for cache in caches if cache.kept]
+        assert used.kept[("look_up", '{"key": "a"}')] == "A"
+
+    def test_failures_never_come_there(self, serve):
+        cache = DictCache()
+        serve("tools.cache", lambda handler: cache)
+        handler = CacheHandler()
+        handler.add("t", "1", ToolFailure(message="broken"))
+        assert handler.read("t", "1") is None
+        assert cache.kept == {}
+
+    def test_a_handler_from_before_keeps_what_it_has(self, serve):
+        handler = CacheHandler()
+        handler.add("t", "old", "old")
+        handler.add("t", "both", "stale")
+        binding = serve("tools.cache", lambda handler: DictCache())
+        handler.add(tool="t", input="both", output="fresh")
+        handler.add("t", "new", "new")
+        assert [handler.read("t", key) for key in ("old", "both", "new")] == ["old", "fresh", "new"]
+        binding.undo()
+        # What the provider kept is a miss; the stale result must not come back.
+        assert [handler.read("t", key) for key in ("old", "both", "new")] == ["old", None, None]
+        handler.add("t", "after", "after")
+        assert handler.read("t", "after") == "after"
+
+    def test_another_binding_begins_afresh(self, serve):
+        handler = CacheHandler()
+        serve("tools.cache", lambda handler: DictCache()).undo()
+        first = serve("tools.cache", lambda handler: DictCache())
+        handler.add("t", "1", "one")
+        first.undo()
+        serve("tools.cache", lambda handler: DictCache())
+        assert handler.read("t", "1") is None
+
+    def test_handlers_have_caches_of_their_own_and_copies_share_them(self, serve):
+        serve("tools.cache", lambda handler: DictCache())
+        one, two = CacheHandler(), CacheHandler()
+        one.add("t", "1", "one")
+        assert two.read("t", "1") is None
+        assert copy.copy(one).read("t", "1") == "one"
+        assert one.model_copy().read("t", "1") == "one"
+        assert one.model_dump() == {}
+
+    def test_a_cache_goes_with_its_handler(self, serve):
+        serve("tools.cache", lambda handler: DictCache())
+        handler = CacheHandler()
+        handler.add("t", "1", "one")
+        (cache,) = [v for v in handler.__pydantic_private__.values() if isinstance(v, DictCache)]
+        gone = weakref.ref(cache)
+        del handler, cache
+        gc.collect()
+        assert gone() is None
+
+    def test_stock_answers_where_the_provider_fails(self, serve, caplog):
+        class Broken:
+            def add(self, tool, input, output):
+                raise OSError("disk")
+
+            def read(self, tool, input):
+                raise OSError("disk")
+
+        binding = serve("tools.cache", lambda handler: Broken())
+        handler = CacheHandler()
+        handler.add("t", "1", "one")
+        assert handler.read("t", "1") == "one"
+        assert binding.watch.metrics().fallbacks == 2
+        for _ in range(5):
+            handler.read("t", "1")
+        assert binding.watch.reverted is not None
+        assert handler.read("t", "1") == "one"
+
+    def test_a_wrong_type_names_the_distribution(self, serve):
+        with pytest.raises(ProviderError, match=r"fake-dist 1\.2 returned 'dict'.*a ToolCache"):
+            serve("tools.cache", lambda handler: {})
+
+
+class Arguments(BaseModel):
+    first: int
+    second: str | None = None
+
+
+class Schemas:
+    """Answers as stock does, from functions taken before anything was bound."""
+
+    def __init__(self):
+        from crewai.tools import structured_tool
+
+        self.asked = []
+        self._model = pydantic_schema_utils.generate_model_description
+        self._name = string_utils.sanitize_tool_name
+        self._tool = structured_tool.format_description_for_llm
+
+    def generate_model_description(self, model, *, strip_null_types=True):
+        self.asked.append("model")
+        return self._model(model, strip_null_types=strip_null_types)
+
+    def sanitize_tool_name(self, name, max_length=64):
+        self.asked.append("name")
+        return self._name(name, max_length)
+
+    def format_description_for_llm(self, name, args_schema, description):
+        self.asked.append("tool")
+        return self._tool(name, args_schema, description)
+
+    def select_tool(self, tools, tool_name):
+        self.asked.append("select")
+        wanted = self._name(tool_name)
+        return next((t for t in tools if self._name(t.name) == wanted), None)
+
+
+class TestSchemas:
+    @NATIVE
+    def test_an_agents_run_is_as_before(self, serve, native):
+        adder = Adder()
+        stock = crew_with([adder], ADD, native=native)
+        expected = stock.kickoff().raw
+        schemas = Schemas()
+        binding = serve("tools.schemas", lambda: schemas, verify=1.0)
+        crew = crew_with([adder], ADD, native=native)
+        assert crew.kickoff().raw == expected
+        assert set(schemas.asked) >= ({"name", "model"} if native else {"name", "tool", "select"})
+        assert binding.watch.reverted is None
+        before, now = stock.agents[0].llm.calls, crew.agents[0].llm.calls
+        assert [(c.tools, c.turn.prompt) for c in now] == [(c.tools, c.turn.prompt) for c in before]
+
+    def test_functions_are_replaced_by_every_name_and_restored(self, serve):
+        from crewai.tools import base_tool
+
+        stock = string_utils.sanitize_tool_name
+        assert base_tool.sanitize_tool_name is stock
+        binding = serve("tools.schemas", Schemas)
+        assert string_utils.sanitize_tool_name is not stock
+        assert base_tool.sanitize_tool_name is string_utils.sanitize_tool_name
+        # A module that is imported while the slot is bound copies the replacement.
+        late = types.ModuleType("crewai.late_test_module")
+        late.sanitize_tool_name = kept = string_utils.sanitize_tool_name
+        sys.modules[late.__name__] = late
+        try:
+            binding.undo()
+            assert late.sanitize_tool_name is stock
+            assert string_utils.sanitize_tool_name is stock
+            assert kept("My Tool") == "my_tool"
+            assert binding.watch.metrics().calls == 0
+        finally:
+            del sys.modules[late.__name__]
+
+    def test_no_tool_found_is_reported_by_crewai(self, serve):
+        class Nothing:
+            def select_tool(self, tools, tool_name):
+                return None
+
+        binding = serve("tools.schemas", Nothing)
+        assert any("without generate_model_description" in note for note in binding.notes)
+        script = [ToolCall("no_such_tool", {}), "done"]
+        assert crew_with([Adder()], script, native=False).kickoff().raw == "done"
+        assert binding.watch.metrics().calls > 0
+        assert binding.watch.metrics().fallbacks == 0
+
+    def test_stock_answers_where_the_provider_fails(self, serve):
+        class Broken:
+            def generate_model_description(self, model, *, strip_null_types=True):
+                raise RuntimeError("bug")
+
+        expected = pydantic_schema_utils.generate_model_description(Arguments)
+        binding = serve("tools.schemas", Broken)
+        assert pydantic_schema_utils.generate_model_description(Arguments) == expected
+        assert binding.watch.metrics().fallbacks == 1
+
+    def test_a_difference_reverts_the_slot(self, serve):
+        class Wrong(Schemas):
+            def sanitize_tool_name(self, name, max_length=64):
+                return "x"
+
+        binding = serve("tools.schemas", Wrong, verify=1.0)
+        assert string_utils.sanitize_tool_name("My Tool") == "my_tool"
+        assert "'x' is not 'my_tool'" in binding.watch.reverted
+
+    def test_a_wrong_type_names_the_distribution(self, serve):
+        with pytest.raises(ProviderError, match=r"fake-dist 1\.2.*sanitize_tool_name"):
+            serve("tools.schemas", lambda: object())
+
+    def test_the_error_of_a_bad_argument_is_crewais(self, serve):
+        binding = serve("tools.schemas", Schemas)
+        with pytest.raises(AttributeError, match="model_json_schema"):
+            pydantic_schema_utils.generate_model_description(int)
+        assert binding.watch.metrics().fallbacks == 0
