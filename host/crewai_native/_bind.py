@@ -141,7 +141,8 @@ class Binding:
         """Count and time methods of a provider's class while the slot is bound; once per class.
 
         Methods that the class inherits are metered on the class itself. A class that takes no new
-        attributes, as extension types do not, stays uncounted and a note says so.
+        attributes, as extension types do not, or whose instances find their methods in some other
+        way, stays uncounted and a note says so.
         """
         with self._lock:
             if cls in self._metered or not self.watch.serving:
@@ -150,8 +151,8 @@ class Binding:
             for name in names:
                 try:
                     self.wrap(cls, name, self.watch.meter)
-                except TypeError:
-                    self.notes.append(f"calls are not counted ({cls.__qualname__} is immutable)")
+                except (AttributeError, TypeError) as error:
+                    self.notes.append(f"calls of {cls.__qualname__} are not counted ({error})")
                     return
 
     def on_undo(self, callback: Callable[[], None]) -> None:

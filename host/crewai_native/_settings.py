@@ -321,9 +321,7 @@ class _Reader:
 
 
 def _switch(value: Any, setting: str, *, or_table: bool = False) -> bool:
-    if isinstance(value, bool):
-        return value
-    text = value.strip().lower() if isinstance(value, str) else None
+    text = str(value).strip().lower() if isinstance(value, str | int) else None
     if text in _TRUE:
         return True
     if text in _FALSE:

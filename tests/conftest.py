@@ -1,0 +1,18 @@
+"""What every test starts from: CrewAI offline, and nobody's settings but the test's own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+from crewai_native.testing.offline import OFFLINE
+
+pytest_plugins = ["crewai_native.testing.plugin"]
+
+os.environ.update(OFFLINE)
+for variable in [name for name in os.environ if name.startswith("CREWAI_NATIVE")]:
+    del os.environ[variable]
+# Tests name their own; this one catches what a test forgets, away from the user's data.
+os.environ["CREWAI_STORAGE_DIR"] = tempfile.mkdtemp(prefix="crewai-native-tests-")
+# No verdict on a plug-in that a test fabricates belongs into the user's cache.
+os.environ["CREWAI_NATIVE_CACHE_DIR"] = os.environ["CREWAI_STORAGE_DIR"]

@@ -1,0 +1,340 @@
+"""Who serves a slot: every bad kind of distribution costs its slot at most, and is told."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+from crewai_native.testing.distributions import Site
+
+SLOT = "memory.storage"
+
+# What becomes of each bad kind, and a word of the reason that `list` shows.
+BAD = {
+    "broken": ("broken", "RuntimeError: acme is broken"),
+    "exiting": ("broken", "SystemExit: acme wants to stop"),
+    "aborting": ("broken", "SIGABRT"),
+    "segfaulting": ("broken", "SIGSEGV"),
+    "wrong_range": ("incompatible", "accelerates crewai <0.2,>=0.1, installed is 1.15.30"),
+    "missing_hook": ("broken", "implements no crewai_native_memory_storage"),
+    "bad_signature": ("broken", "moon"),
+    "declining": ("declined", "no GPU here"),
+}
+
+
+@pytest.fixture
+def everyone(miniature):
+    """One of each bad kind, and a sound one, all for the same slot."""
+    dists = {kind: getattr(miniature.site, kind)() for kind in BAD}
+    miniature.site.valid("zzz-valid")
+    return dists
+
+
+def test_each_bad_kind_is_named_and_the_next_candidate_serves(everyone, miniature):
+    status = miniature.status()
+    slot = status.slot(SLOT)
+    assert (slot["state"], slot["provider"]) == ("bound", "zzz-valid")
+    for kind, (state, reason) in BAD.items():
+        candidate = status.candidate(everyone[kind].name)
+        assert (kind, candidate["state"]) == (kind, state)
+        assert reason in candidate["reason"]
+        assert "\n" not in candidate["reason"]
+        assert not candidate["steps"][-1]["passed"]
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_each_bad_kind_alone_leaves_the_slot_to_stock(kind, miniature):
+    dist = getattr(miniature.site, kind)()
+    slot = miniature.status().slot(SLOT)
+    state, reason = BAD[kind]
+    assert (slot["state"], slot["provider"]) == ("stock", "stock")
+    assert slot["reason"].startswith(f"{dist.name} is {state}: ")
+    assert reason in slot["reason"]
+
+
+def test_a_hanging_import_costs_its_slot_and_no_more_than_its_limit(miniature):
+    miniature.site.hanging()
+    miniature.site.valid("zzz-valid")
+    status = miniature.status(CREWAI_NATIVE_PROBE_TIMEOUT="0.5")
+    hanging = status.candidate("acme-hanging")
+    assert (hanging["state"], hanging["reason"]) == (
+        "broken",
+        "its import did not end within 0.5 s",
+    )
+    assert status.slot(SLOT)["provider"] == "zzz-valid"
+
+
+def test_another_contract_and_an_unknown_slot_are_told(miniature):
+    miniature.site.wrong_contract()
+    miniature.site.unknown_slot()
+    status = miniature.status()
+    future, stranger = status.candidate("acme-future"), status.candidate("acme-stranger")
+    assert (future["state"], future["reason"]) == (
+        "incompatible",
+        "offers contract 2; this host speaks contract 1",
+    )
+    assert stranger["state"] == "incompatible"
+    assert SLOT in stranger["reason"]  # what would be accepted
+    assert len(status["warnings"]) == 2
+    assert status.slot(SLOT)["state"] == "stock"
+
+
+def test_the_first_copy_on_the_path_counts(miniature, tmp_path):
+    miniature.site.valid("acme-valid")
+    late = Site(tmp_path / "late")
+    late.stale("acme-valid")
+    path = f"{miniature.site.folder}:{late.folder}:{miniature.site.folder}"
+    status = miniature.status(PYTHONPATH=path)
+    assert status.slot(SLOT)["version"] == "1.0"
+    (stale,) = status["strangers"]
+    assert (stale["version"], stale["state"]) == ("0.1", "shadowed")
+    assert str(miniature.site.folder) in stale["reason"]
+
+
+def test_a_stale_copy_does_not_serve_what_the_new_one_gave_up(miniature, tmp_path):
+    miniature.site.valid("acme-valid", slots=["locks"])
+    late = Site(tmp_path / "late")
+    late.stale("acme-valid")
+    status = miniature.status(PYTHONPATH=f"{miniature.site.folder}:{late.folder}")
+    assert status.slot(SLOT)["provider"] == "stock"
+    assert status.slot("locks")["provider"] == "acme-valid"
+
+
+def test_a_damaged_distribution_is_told_and_harms_no_other(miniature):
+    damaged = miniature.site.valid("acme-damaged")
+    (damaged.info / "METADATA").unlink()
+    miniature.site.valid("acme-valid")
+    status = miniature.status()
+    assert status.slot(SLOT)["provider"] == "acme-valid"
+    (stranger,) = status["strangers"]
+    assert stranger["state"] == "broken"
+    assert "metadata cannot be read" in stranger["reason"]
+
+
+def test_two_on_one_slot_go_by_name_and_it_is_said(miniature):
+    miniature.site.duplicate("acme-b", "acme-a")
+    status = miniature.status()
+    slot = status.slot(SLOT)
+    assert slot["provider"] == "acme-a"
+    assert slot["reason"].startswith("ambiguous: 2 third-party candidates, taken by name")
+    loser = status.candidate("acme-b")
+    assert loser["state"] == "shadowed"
+    assert loser["reason"].startswith("by acme-a")
+
+
+def test_the_users_choice_goes_before_the_name(miniature):
+    miniature.site.duplicate("acme-b", "acme-a")
+    slot = miniature.status(CREWAI_NATIVE_SLOT_MEMORY_STORAGE="Acme_B").slot(SLOT)
+    assert slot["provider"] == "acme-b"
+    assert slot["reason"].startswith("chosen by CREWAI_NATIVE_SLOT_MEMORY_STORAGE")
+
+
+def test_a_third_party_goes_before_ours(miniature):
+    miniature.site.valid("crewai-native-db", slots=["locks"])
+    miniature.site.valid("zebra", slots=["locks"])
+    status = miniature.status()
+    assert status.slot("locks")["provider"] == "zebra"
+    assert status.candidate("crewai-native-db", "locks")["state"] == "shadowed"
+
+
+def test_two_on_different_slots_serve_side_by_side(miniature):
+    miniature.site.valid("acme-memory", slots=["memory.storage"])
+    miniature.site.valid("acme-locks", slots=["locks"])
+    status = miniature.status()
+    assert status.slot("memory.storage")["provider"] == "acme-memory"
+    assert status.slot("locks")["provider"] == "acme-locks"
+
+
+def test_wrapped_code_that_nobody_tested_stays_as_it_is(miniature):
+    miniature.site.valid("acme-cache", slots=["tools.cache"])
+    slot = miniature.status().slot("tools.cache")
+    assert slot["state"] == "stock"
+    assert slot["candidates"][0]["state"] == "target-changed"
+    assert "CacheHandler.add does not exist" in slot["reason"]
+
+
+def test_the_installed_crewai_decides_on_the_range(miniature):
+    miniature.site.valid("acme-range", accelerates=">=1.15,<1.16")
+    miniature.crewai("1.14.7")
+    assert miniature.status().candidate("acme-range")["state"] == "incompatible"
+    miniature.crewai("1.15.2rc1")
+    assert miniature.status().candidate("acme-range")["state"] == "bound"
+
+
+@pytest.mark.parametrize(
+    ("accelerates", "state"),
+    [(None, "bound"), (">=what", "incompatible")],
+    ids=["unsaid", "nonsense"],
+)
+def test_a_range_that_is_unsaid_or_nonsense(accelerates, state, miniature):
+    miniature.site.valid("acme-range", accelerates=accelerates)
+    candidate = miniature.status().candidate("acme-range")
+    assert candidate["state"] == state
+
+
+def test_required_features_skip_a_candidate(miniature):
+    features = """
+    from crewai_native import hookimpl
+    @hookimpl
+    def crewai_native_features():
+        return {"memory.storage": ["durable"]}
+    @hookimpl
+    def crewai_native_memory_storage(spec):
+        return None
+    """
+    miniature.site.add("acme-durable", features)
+    miniature.site.valid("acme-bare")
+    code = """
+    import crewai_native
+    require = {"memory.storage": ["durable"]}
+    status = crewai_native.activate(require=require)
+    answer(status.as_json())
+    """
+    slots = miniature.run(code)["slots"][0]
+    assert slots["provider"] == "acme-durable"
+    bare = next(c for c in slots["candidates"] if c["distribution"] == "acme-bare")
+    assert (bare["state"], bare["reason"]) == (
+        "incompatible",
+        "lacks durable, required by code; it has: none",
+    )
+
+
+@pytest.mark.parametrize("said", ['["durable"]', '{"memory.storage": "durable"}', "3"])
+def test_features_of_the_wrong_type_are_told_with_the_distribution(said, miniature):
+    source = f"""
+    from crewai_native import hookimpl
+    @hookimpl
+    def crewai_native_features():
+        return {said}
+    @hookimpl
+    def crewai_native_memory_storage(spec):
+        return None
+    """
+    miniature.site.add("acme-wrong", source)
+    candidate = miniature.status().candidate("acme-wrong")
+    assert candidate["state"] == "broken"
+    assert "acme-wrong 1.0 returned" in candidate["reason"]
+    assert "accepts a mapping of slots" in candidate["reason"]
+
+
+def test_a_hook_that_returns_the_wrong_type_is_told_where_it_is_called(miniature):
+    miniature.site.wrong_type()
+    code = """
+    import crewai
+    from crewai.memory.storage import factory
+    try:
+        factory.resolve_memory_storage("lancedb")
+    except RuntimeError as error:
+        answer([type(error).__name__, str(error)])
+    """
+    kind, message = miniature.run(code)
+    assert kind == "ProviderError"
+    assert message.startswith("acme-types 1.0 returned 'dict' for memory.storage; the slot accepts")
+    assert "\n" not in message
+
+
+def test_a_panic_in_a_rust_extension_costs_its_slot(miniature):
+    # PyO3 derives its exception from BaseException.
+    panic = "class PanicException(BaseException): pass\n"
+    hook = """
+    from crewai_native import hookimpl
+    @hookimpl
+    def crewai_native_configure(options):
+        raise PanicException("index out of bounds")
+    @hookimpl
+    def crewai_native_memory_storage(spec):
+        return None
+    """
+    miniature.site.add("acme-panic", panic + textwrap.dedent(hook))
+    candidate = miniature.status().candidate("acme-panic")
+    assert candidate["state"] == "broken"
+    assert candidate["reason"] == "PanicException: index out of bounds"
+
+
+def test_hook_wrappers_and_unknown_hooks_are_refused(miniature):
+    wrapper = """
+    from crewai_native import hookimpl
+    @hookimpl(wrapper=True)
+    def crewai_native_memory_storage(spec):
+        return (yield)
+    """
+    unknown = """
+    from crewai_native import hookimpl
+    @hookimpl
+    def crewai_native_memory_storage(spec):
+        return None
+    @hookimpl
+    def crewai_native_coffee(): pass
+    """
+    miniature.site.add("acme-wrapper", wrapper)
+    miniature.site.add("acme-unknown", unknown)
+    status = miniature.status()
+    assert "no hook wrappers" in status.candidate("acme-wrapper")["reason"]
+    assert "crewai_native_coffee is no hook" in status.candidate("acme-unknown")["reason"]
+
+
+def test_a_plugin_may_take_fewer_arguments_and_be_an_object(miniature):
+    source = """
+    from crewai_native import hookimpl
+    class Store:
+        def __getattr__(self, name):
+            if name.startswith("__"): raise AttributeError(name)
+            return lambda *a, **k: name
+    class Plugin:
+        @hookimpl
+        def crewai_native_memory_storage(self):
+            return Store()
+    plugin = Plugin()
+    """
+    dist = miniature.site.add("acme-object", source)
+    (dist.info / "entry_points.txt").write_text(
+        f"[crewai_native.v1]\nmemory.storage = {dist.module}:plugin\n"
+    )
+    code = """
+    import crewai
+    from crewai.memory.storage import factory
+    answer(factory.resolve_memory_storage("x").count())
+    """
+    assert miniature.run(code) == "count"
+
+
+def test_every_step_leaves_its_reason(miniature):
+    miniature.site.valid()
+    steps = miniature.status().candidate("acme-valid")["steps"]
+    assert [step["name"] for step in steps] == [
+        "discover",
+        "settings",
+        "trust",
+        "compatibility",
+        "order",
+        "target",
+        "first-import",
+        "features",
+        "bind",
+    ]
+    assert all(step["detail"] for step in steps)
+
+
+def test_an_import_that_aborts_costs_the_parent_nothing(miniature):
+    miniature.site.aborting()
+    code = "import crewai, sys; print('alive', 'acme_aborting' in sys.modules)"
+    done = miniature.run(code)
+    assert done.stdout == "alive False\n"
+    assert done.stderr == ""
+
+
+def test_without_crewai_activation_says_so(site, run):
+    code = """
+    import sys
+    import importlib_metadata
+    def missing(name):
+        raise importlib_metadata.PackageNotFoundError(name)
+    importlib_metadata.version = missing
+    import crewai_native
+    try:
+        crewai_native.activate()
+    except ValueError as error:
+        answer(str(error))
+    """
+    assert run(code) == "CrewAI is not installed; pip install crewai"
