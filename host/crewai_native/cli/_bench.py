@@ -101,17 +101,31 @@ def _table(group: str, results: list[Result]) -> Any:
         if result.outcome is not Outcome.MEASURED:
             style = "bold red" if result.outcome is Outcome.FAILED else "dim"
             case.append(f"\n{result.outcome}: {result.reason}", style)
-            table.add_row(case, "", "", "", "")
-        for index, timing in enumerate(result.timings):
-            table.add_row(
-                case if index == 0 else "",
-                timing.side,
-                _spread(timing),
-                _against(result, timing),
-                _promise(result, timing),
-            )
+            table.add_row(case)
+        else:
+            table.add_row(case, *_cells(result))
         table.add_section()
     return table
+
+
+def _cells(result: Result) -> list[Text]:
+    """Return side, median, ratio and target, with as many lines for each side as its longest has.
+
+    One row for a whole case, so that the case's own cell may be as long beside it.
+    """
+    columns: list[list[Text]] = [[], [], [], []]
+    for timing in result.timings:
+        entries = (
+            Text(timing.side),
+            Text(_spread(timing)),
+            Text(_against(result, timing)),
+            _promise(result, timing),
+        )
+        height = max(len(entry.split(allow_blank=True)) for entry in entries)
+        for column, entry in zip(columns, entries, strict=True):
+            lines = list(entry.split(allow_blank=True))
+            column += [*lines, *[Text()] * (height - len(lines))]
+    return [Text("\n").join(column) for column in columns]
 
 
 def _note(result: Result) -> str:
@@ -145,10 +159,10 @@ def _against(result: Result, timing: Timing) -> str:
     return f"{ratio.value:.3g}x\n[{ratio.low:.3g}, {ratio.high:.3g}]"
 
 
-def _promise(result: Result, timing: Timing) -> Text | str:
+def _promise(result: Result, timing: Timing) -> Text:
     subject = result.subject
     if timing.side != "native" or result.reached is None:
-        return ""
+        return Text()
     if subject.target is not None:
         promise = f"≥ {subject.target:g}x"
     else:
