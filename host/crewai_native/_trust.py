@@ -61,6 +61,11 @@ def read(path: Path) -> Mapping[str, Mapping[str, Any]]:
         raise ConfigurationError(
             f"lock file {path} has version {table.get('version')!r}; this host reads version 1"
         )
+    for name, pin in plugins.items():
+        if not isinstance(pin, dict):
+            raise ConfigurationError(
+                f"lock file {path} pins {name} by {pin!r}; it accepts a table of version and content"
+            )
     return {normalise(name): pin for name, pin in plugins.items()}
 
 

@@ -1,0 +1,189 @@
+"""The first import of a plug-in in a child process, and what is remembered of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from crewai_native import _discovery, _probe, _settings
+
+# Leaves a mark each time that it is imported, saying by which process.
+COUNTING = """
+import os
+with open("imports", "a") as marks:
+    print(os.environ.get("CREWAI_NATIVE", "host"), file=marks)
+from crewai_native import hookimpl
+@hookimpl
+def crewai_native_memory_storage(spec):
+    return None
+"""
+
+
+@pytest.fixture
+def imports(tmp_path):
+    """Returns who has imported the counting plug-in: the child (0) or the host."""
+
+    def read():
+        path = tmp_path / "imports"
+        return path.read_text().split() if path.exists() else []
+
+    return read
+
+
+def step(status, distribution="acme-counting"):
+    steps = status.candidate(distribution)["steps"]
+    return next(s for s in steps if s["name"] == "first-import")["detail"]
+
+
+def test_a_sound_plugin_is_tried_once(miniature, imports):
+    miniature.site.add("acme-counting", COUNTING)
+    assert step(miniature.status()) == "tried now"
+    assert imports() == ["0", "host"]
+    assert step(miniature.status()) == "remembered as sound"
+    assert imports() == ["0", "host", "host"]
+
+
+def test_it_is_tried_again_when_its_files_change(miniature, imports):
+    miniature.site.add("acme-counting", COUNTING)
+    miniature.status()
+    miniature.site.add("acme-counting", COUNTING + "# another build\n")
+    assert step(miniature.status()) == "tried now"
+    assert imports() == ["0", "host"] * 2
+
+
+def test_an_editable_install_is_tried_again_when_its_sources_change(miniature):
+    dist = miniature.site.add("acme-counting", COUNTING)
+    (dist.info / "direct_url.json").write_text('{"url": "x", "dir_info": {"editable": true}}')
+    assert step(miniature.status()) == "tried now"
+    assert step(miniature.status()) == "remembered as sound"
+    source = miniature.site.folder / "acme_counting.py"
+    source.write_text(source.read_text() + "# edited, and RECORD does not know\n")
+    assert step(miniature.status()) == "tried now"
+
+
+def test_without_a_record_the_files_themselves_count(miniature):
+    dist = miniature.site.add("acme-counting", COUNTING)
+    (dist.info / "RECORD").unlink()
+    assert step(miniature.status()) == "tried now"
+    assert step(miniature.status()) == "remembered as sound"
+    source = miniature.site.folder / "acme_counting.py"
+    source.write_text(source.read_text() + "# edited\n")
+    assert step(miniature.status()) == "tried now"
+
+
+def test_a_plugin_that_kills_is_remembered_and_not_tried_again(miniature):
+    miniature.site.add("acme-counting", COUNTING + "os.abort()\n")
+    assert "SIGABRT" in miniature.status().candidate("acme-counting")["reason"]
+    again = miniature.status().candidate("acme-counting")["reason"]
+    assert again.startswith("its import ended the process with SIGABRT (remembered")
+
+
+def test_a_plugin_that_merely_raises_heals_when_what_it_lacked_is_there(miniature):
+    miniature.site.add("acme-needs", "import acme_library\n" + COUNTING)
+    reason = miniature.status().candidate("acme-needs")["reason"]
+    assert reason == "ModuleNotFoundError: No module named 'acme_library'"
+    (miniature.site.folder / "acme_library.py").write_text("")
+    assert miniature.status().candidate("acme-needs")["state"] == "bound"
+
+
+def test_one_child_tries_all_and_each_killer_costs_one_more(miniature):
+    miniature.site.valid("acme-1", slots=["memory.storage"])
+    miniature.site.valid("acme-2", slots=["locks"])
+    code = """
+    import subprocess
+    children = []
+    popen = subprocess.Popen
+    class Counting(popen):
+        def __init__(self, *args, **kwargs):
+            children.append(args); super().__init__(*args, **kwargs)
+    subprocess.Popen = Counting
+    import crewai
+    answer(len(children))
+    """
+    assert miniature.run(code) == 1
+    miniature.site.aborting("aaa-first")
+    assert miniature.run(code) == 1
+    assert miniature.status().slot("memory.storage")["provider"] == "acme-1"
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", "null"])
+def test_a_damaged_cache_is_made_anew(content, miniature, tmp_path):
+    miniature.site.add("acme-counting", COUNTING)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "first-imports.json").write_text(content)
+    assert step(miniature.status()) == "tried now"
+    assert step(miniature.status()) == "remembered as sound"
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(miniature, tmp_path):
+    miniature.site.add("acme-counting", COUNTING)
+    (tmp_path / "cache").write_text("in the way")
+    for _ in range(2):
+        assert step(miniature.status()) == "tried now"
+
+
+def test_what_a_plugin_prints_is_taken_for_no_answer(miniature):
+    lie = 'print(\'["acme_counting", "I am broken"]\', flush=True)\n'
+    miniature.site.add("acme-counting", lie + COUNTING)
+    assert miniature.status().candidate("acme-counting")["state"] == "bound"
+
+
+def test_children_of_a_hanging_plugin_are_ended_with_it(miniature, tmp_path):
+    source = """
+    import subprocess, sys, threading
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    with open("child", "w") as file:
+        file.write(str(child.pid))
+    threading.Event().wait()
+    """
+    miniature.site.add("acme-family", source)
+    status = miniature.status(CREWAI_NATIVE_PROBE_TIMEOUT="1")
+    assert status.candidate("acme-family")["state"] == "broken"
+    pid = int((tmp_path / "child").read_text())
+    assert _ended(pid)
+
+
+def test_the_limit_holds_for_each_import_and_not_for_all_together(miniature):
+    # Each blocks for less than the limit, all of them together for more.
+    slow = "import threading\nthreading.Event().wait(0.4)\n"
+    slots = ["memory.storage", "flow.persistence", "locks"]
+    for number, slot in enumerate(slots):
+        hook = f"def crewai_native_{slot.replace('.', '_')}():\n    raise RuntimeError\n"
+        source = f"{slow}from crewai_native import hookimpl\n@hookimpl\n{hook}"
+        miniature.site.add(f"acme-{number}", source, slots=[slot])
+    status = miniature.status(CREWAI_NATIVE_PROBE_TIMEOUT="1")
+    for number, slot in enumerate(slots):
+        assert "did not end" not in status.candidate(f"acme-{number}", slot)["reason"]
+
+
+def test_again_tries_what_is_remembered(site, tmp_path):
+    site.valid("acme-again")
+    offers = [o for o in _discovery.offers()[0]["memory.storage"] if o.name == "acme-again"]
+    settings = _settings.Settings(cache_dir=tmp_path)
+    assert _probe.verdicts(offers, settings)["acme_again"].fresh
+    assert not _probe.verdicts(offers, settings)["acme_again"].fresh
+    assert _probe.verdicts(offers, settings, again=True)["acme_again"].fresh
+
+
+def test_the_cache_does_not_grow_for_ever(site, tmp_path):
+    site.valid("acme-again")
+    offers = [o for o in _discovery.offers()[0]["memory.storage"] if o.name == "acme-again"]
+    settings = _settings.Settings(cache_dir=tmp_path)
+    cache = _probe.cache_file(settings)
+    cache.write_text(json.dumps({f"old-{n}": None for n in range(1000)}))
+    _probe.verdicts(offers, settings)
+    kept = json.loads(cache.read_text())
+    assert len(kept) == 256
+    assert "old-999" in kept
+    assert not _probe.verdicts(offers, settings)["acme_again"].fresh
+
+
+def _ended(pid):
+    """Whether a process is gone, or a zombie that nobody has waited for yet."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
