@@ -1,5 +1,6 @@
 //! The module `crewai_native_memory._native`.
 
+mod care;
 mod convert;
 mod error;
 mod handle;
@@ -17,6 +18,11 @@ const SQLITE_NEEDED: i32 = 3_051_003;
 mod _native {
     use super::*;
 
+    #[pymodule_export]
+    use super::care::{
+        backup, check, note, reembed_abandon, reembed_begin, reembed_finish, reembed_pending,
+        reembed_stage, search_text, set_note, stats,
+    };
     #[pymodule_export]
     use super::convert::{Batch, Vector};
     #[pymodule_export]

@@ -41,7 +41,7 @@ impl Store {
         }
     }
 
-    fn run<T: Send>(
+    pub(super) fn run<T: Send>(
         &self,
         py: Python<'_>,
         work: impl FnOnce(&Engine) -> Result<T, StoreError> + Send,
@@ -228,7 +228,7 @@ impl Drop for Store {
     }
 }
 
-fn object(json: &str) -> PyResult<serde_json::Map<String, Value>> {
+pub(super) fn object(json: &str) -> PyResult<serde_json::Map<String, Value>> {
     crate::store::filter::parse(json)
         .map_err(|error| PyValueError::new_err(format!("metadata_filter: {error}")))
 }

@@ -39,8 +39,8 @@ pub struct Engine {
 }
 
 /// A connection and the file that it was opened on.
-struct Link {
-    connection: Connection,
+pub(super) struct Link {
+    pub(super) connection: Connection,
     identity: Identity,
 }
 
@@ -222,7 +222,7 @@ impl Engine {
     }
 
     /// Runs `work` with a connection, or gives `absent` where there is no store.
-    fn read<T>(&self, absent: T, work: impl FnOnce(&Link) -> Result<T>) -> Result<T> {
+    pub(super) fn read<T>(&self, absent: T, work: impl FnOnce(&Link) -> Result<T>) -> Result<T> {
         let _pass = Process::current().enter();
         let Some(identity) = identity(&self.path)? else {
             return Ok(absent);
@@ -250,7 +250,7 @@ impl Engine {
     }
 
     /// Runs `work` in a write transaction; `None` where there is no store and `create` is false.
-    fn write<T>(
+    pub(super) fn write<T>(
         &self,
         create: bool,
         work: impl FnOnce(&mut Write<'_>) -> Result<T>,

@@ -3,9 +3,11 @@
 //! Data flows one way. [`record`] and [`filter`] say what is stored and asked for; [`write`]
 //! changes the file ([`schema`]) in transactions, one writer at a time ([`queue`]); [`read`]
 //! answers from tables; [`mirror`] follows the file's changes and searches; [`engine`] puts them
-//! together for one file; [`process`] shares engines and takes them through a fork. Nothing here
+//! together for one file, and [`care`], [`text`] and [`reembed`] give it what is not needed every
+//! day; [`process`] shares engines and takes them through a fork. Nothing here
 //! knows about Python.
 
+pub mod care;
 pub mod engine;
 pub mod error;
 pub mod filter;
@@ -14,8 +16,10 @@ pub mod process;
 pub mod queue;
 pub mod read;
 pub mod record;
+pub mod reembed;
 pub mod schema;
 pub mod scope;
+pub mod text;
 pub mod write;
 
 pub use engine::Engine;

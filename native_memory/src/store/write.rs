@@ -17,10 +17,10 @@ const CHANGES_KEPT: i64 = 200_000;
 /// An open write transaction. Dropped without [`Write::commit`], it changes nothing.
 #[derive(Debug)]
 pub struct Write<'c> {
-    transaction: Transaction<'c>,
-    seq: i64,
-    dimension: Option<usize>,
-    new_dimension: bool,
+    pub(super) transaction: Transaction<'c>,
+    pub(super) seq: i64,
+    pub(super) dimension: Option<usize>,
+    pub(super) new_dimension: bool,
     /// Ids of a scope and of those above it, root first; by path and by id.
     lineages: HashMap<String, Rc<[i64]>>,
     lineages_by_id: HashMap<i64, Rc<[i64]>>,
@@ -527,7 +527,7 @@ pub fn meta(connection: &Connection, key: &str) -> rusqlite::Result<Option<i64>>
         .optional()
 }
 
-fn set_meta(connection: &Connection, key: &str, value: i64) -> rusqlite::Result<()> {
+pub(super) fn set_meta(connection: &Connection, key: &str, value: i64) -> rusqlite::Result<()> {
     connection
         .prepare_cached("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2")?
         .execute(params![key, value])?;
@@ -540,7 +540,7 @@ fn own(lineage: &[i64]) -> i64 {
 }
 
 /// JSON that this crate wrote and cannot read any more.
-fn unreadable(error: serde_json::Error) -> StoreError {
+pub(super) fn unreadable(error: serde_json::Error) -> StoreError {
     rusqlite::Error::FromSqlConversionFailure(
         0,
         rusqlite::types::Type::Text,
