@@ -90,7 +90,7 @@ def list_(
 
 @app.command()
 def explain(
-    slot: Annotated[str, typer.Argument(help="The slot, such as memory.storage.")],
+    slot: Annotated[str, typer.Argument(metavar="SLOT", help="Such as memory.storage.")],
     as_json: AsJson = False,
 ) -> None:
     """Tell step by step how it was decided who serves a slot."""
