@@ -72,7 +72,8 @@ class StoredRecord(MemoryRecord):
         state = self.__getstate__()
         state["__dict__"] = self._complete()
         state["__pydantic_private__"] = None
-        return copyreg.__newobj__, (MemoryRecord,), state  # type: ignore[attr-defined]
+        reconstruct = copyreg._reconstructor  # type: ignore[attr-defined]  # noqa: SLF001
+        return reconstruct, (MemoryRecord, object, None), state
 
 
 class _LazyEmbedding:

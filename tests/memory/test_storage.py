@@ -1,0 +1,285 @@
+"""What the storage accepts, refuses and promises, one thing at a time."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import copy
+import itertools
+import pickle
+import threading
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import numpy as np
+import pytest
+from crewai.memory.storage.backend import EmbeddingDimensionMismatchError, StorageBackend
+
+from crewai_native_memory import NativeStorage, location
+
+
+def ids(found):
+    return [item.id if hasattr(item, "id") else item[0].id for item in found]
+
+
+def test_it_is_a_storage_backend(storage):
+    assert isinstance(storage, StorageBackend)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("embedding", [], "at least one component"),
+        ("embedding", [1.0, float("nan")], "component 1 is NaN"),
+        ("embedding", [float("inf")], "component 0 is inf"),
+        ("embedding", [1e39], "does not fit float32"),
+        ("embedding", ["1"], "component 0 must be a number, got str"),
+        ("embedding", [True], "component 0 is a bool"),
+        ("embedding", "123", "got str"),
+        ("embedding", {1.0: 2.0}, "got dict"),
+        ("embedding", np.zeros((2, 2), dtype=np.float32), "one axis, got 2"),
+        ("embedding", np.array([], dtype=np.float64), "at least one component"),
+        ("metadata", {"k": object()}, "metadata must be JSON"),
+        ("metadata", {"k": "\ud800"}, "lone surrogates"),
+        ("metadata", [1], "metadata must be a dict, got list"),
+        ("categories", "abc", "categories must be a list of str, got str"),
+        ("categories", [1], "a category must be a str, got int"),
+        ("created_at", "yesterday", "expected a datetime, got str"),
+        ("last_accessed", None, "expected a datetime, got NoneType"),
+        ("importance", float("nan"), "importance must be a finite number"),
+        ("importance", None, "importance must be a finite number, got NoneType"),
+        ("content", None, "content must be a str, got NoneType"),
+        ("content", "\udfff", "lone surrogates"),
+        ("scope", 7, "scope must be a str, got int"),
+        ("source", 7, "source must be a str, got int"),
+        ("private", "yes", "private must be a bool, got str"),
+        ("id", 7, "id must be a str, got int"),
+    ],
+)
+def test_a_bad_record_is_named_and_nothing_of_its_batch_is_saved(
+    storage, record, field, value, words
+):
+    good = record("good", embedding=[1.0])
+    bad = record("the-bad-one").model_copy(update={field: value})
+    with pytest.raises(ValueError, match=words) as raised:
+        storage.save([good, bad])
+    assert ("7" if field == "id" else "the-bad-one") in str(raised.value)
+    assert storage.count() == 0
+    storage.save([record("the-bad-one", content="old", embedding=[1.0])])
+    with pytest.raises(ValueError, match=words):
+        storage.update(bad)
+    if field != "id":
+        assert storage.get_record("the-bad-one").content == "old"
+
+
+@pytest.mark.parametrize("query", [[], [float("nan")], ["x"], None, "abc", [1e300]])
+def test_a_bad_query_is_refused(storage, record, query):
+    storage.save([record(embedding=[1.0])])
+    with pytest.raises(ValueError, match="query_embedding"):
+        storage.search(query)
+
+
+def test_vectors_may_come_in_any_form(storage, record):
+    forms = {
+        "list": [1, 2.5],
+        "tuple": (1.0, 2.5),
+        "f4": np.array([1, 2.5], dtype=np.float32),
+        "f8": np.array([1, 2.5]),
+        "f2": np.array([1, 2.5], dtype=np.float16),
+        "strided": np.array([1, 0, 2.5, 0], dtype=np.float32)[::2],
+        "array": array.array("f", [1, 2.5]),
+        "scalars": [np.float32(1), np.float64(2.5)],
+    }
+    storage.save([record(name).model_copy(update={"embedding": v}) for name, v in forms.items()])
+    for name in forms:
+        assert storage.get_record(name).embedding == [1.0, 2.5]
+    for vector in forms.values():
+        assert {score for _, score in storage.search(vector)} == {1.0}
+
+
+def test_dimensions(storage, record):
+    with pytest.raises(EmbeddingDimensionMismatchError) as raised:
+        storage.save([record("a", embedding=[1.0, 2.0]), record("b", embedding=[1.0])])
+    assert (raised.value.stored_dim, raised.value.new_dim) == (2, 1)
+    assert storage.count() == 0
+    storage.save([record("bare"), record("a", embedding=[1.0, 2.0])])
+    for attempt in (
+        lambda: storage.save([record("c", embedding=[1.0, 2.0, 3.0])]),
+        lambda: storage.update(record("a", embedding=[1.0, 2.0, 3.0])),
+        lambda: storage.search([1.0, 2.0, 3.0]),
+    ):
+        with pytest.raises(EmbeddingDimensionMismatchError) as raised:
+            attempt()
+        assert (raised.value.stored_dim, raised.value.new_dim) == (2, 3)
+    storage.delete()
+    with pytest.raises(EmbeddingDimensionMismatchError):
+        storage.save([record("c", embedding=[1.0, 2.0, 3.0])])
+    storage.reset()
+    storage.save([record("c", embedding=[1.0, 2.0, 3.0])])
+    assert ids(storage.search([1.0, 2.0, 3.0])) == ["c"]
+
+
+def test_deleting_by_an_empty_selection_deletes_nothing(storage, record):
+    storage.save([record(f"r{n}") for n in range(3)])
+    assert storage.delete(record_ids=[]) == 0
+    assert storage.delete(categories=[]) == 0
+    assert storage.delete(metadata_filter={}) == 0
+    assert storage.delete(record_ids=[], scope_prefix="/") == 0
+    assert storage.count() == 3
+    assert storage.delete() == 3
+
+
+def test_metadata_with_nan_is_kept_and_is_no_obstacle(storage, record):
+    storage.save([record("a", metadata={"x": float("nan"), "y": 1, "z": float("-inf")})])
+    kept = storage.get_record("a").metadata
+    assert kept["x"] != kept["x"]
+    assert (kept["y"], kept["z"]) == (1, float("-inf"))
+    assert storage.delete(metadata_filter={"x": None}) == 0
+    assert storage.delete(metadata_filter={"y": True}) == 1
+
+
+def test_datetimes_are_naive_utc(storage, record):
+    east = timezone(timedelta(hours=5, minutes=30))
+    moment = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=east)
+    storage.save([record("a", created_at=moment, last_accessed=moment.astimezone(UTC))])
+    stored = storage.get_record("a")
+    assert stored.created_at == stored.last_accessed == datetime(2026, 3, 1, 6, 30, 0, 123456)
+    assert storage.delete(older_than=moment) == 0
+    assert storage.delete(older_than=moment + timedelta(microseconds=1)) == 1
+    for extreme in (datetime.min, datetime.max):
+        storage.save([record("a", created_at=extreme)])
+        assert storage.get_record("a").created_at == extreme
+        assert storage.get_scope_info("/").oldest_record == extreme
+
+
+def test_time_source_and_privacy_filter_before_ranking(storage, record):
+    day = [datetime(2026, 1, n) for n in (1, 2, 3)]
+    storage.save(
+        [
+            record("near-ann", source="ann", private=True, created_at=day[0], embedding=[0.0]),
+            record("near-bob", source="bob", private=True, created_at=day[1], embedding=[0.1]),
+            record("nobody", private=True, created_at=day[1], embedding=[0.2]),
+            record("far-ann", source="ann", created_at=day[2], embedding=[5.0]),
+            record("far", created_at=day[2], embedding=[6.0]),
+        ]
+    )
+    search = storage.search
+    assert ids(search([0.0], limit=1, created_from=day[2])) == ["far-ann"]
+    assert ids(search([0.0], limit=2, created_from=day[1], created_before=day[2])) == [
+        "near-bob",
+        "nobody",
+    ]
+    assert ids(search([0.0], limit=1, sources=["bob", "eve"])) == ["near-bob"]
+    assert ids(search([0.0], limit=2, include_private=False)) == ["far-ann", "far"]
+    assert ids(search([0.0], limit=2, include_private=False, source="ann")) == [
+        "near-ann",
+        "far-ann",
+    ]
+    assert ids(search([0.0], sources=[])) == []
+
+
+def test_equal_scores_come_in_the_order_of_ids(storage, record):
+    names = [f"{n:02}" for n in range(40)]
+    storage.save([record(name, embedding=[1.0, 1.0]) for name in reversed(names)])
+    assert ids(storage.search([0.0, 0.0], limit=7)) == names[:7]
+
+
+def test_scores_of_each_metric(tmp_path, record):
+    vectors = {"same": [2.0, 0.0], "long": [4.0, 0.0], "across": [0.0, 1.0], "zero": [0.0, 0.0]}
+    expected = {
+        "l2": {"same": 1.0, "long": 0.2, "across": 1 / 6, "zero": 0.2},
+        "cosine": {"same": 1.0, "long": 1.0, "across": 0.0, "zero": 0.0},
+        "dot": {"same": 4.0, "long": 8.0, "across": 0.0, "zero": 0.0},
+    }
+    for metric, scores in expected.items():
+        storage = NativeStorage(tmp_path, metric=metric)
+        storage.save([record(name, embedding=v) for name, v in vectors.items()])
+        assert {r.id: s for r, s in storage.search([2.0, 0.0])} == pytest.approx(scores)
+    assert ids(storage.search([2.0, 0.0], min_score=4.0)) == ["long", "same"]
+    with pytest.raises(ValueError, match="'l2', 'cosine' or 'dot', got \"manhattan\""):
+        NativeStorage(tmp_path, metric="manhattan")
+
+
+def test_there_is_no_row_limit(storage, record):
+    storage.save([record(f"r{n}", scope=f"/s/{n % 7}", categories=["c"]) for n in range(1000)])
+    assert storage.count("/s") == storage.list_categories("/s")["c"] == 1000
+    assert len(storage.list_records(limit=10_000)) == 1000
+
+
+def test_handles_are_cheap_shared_and_survive_close(tmp_path, record):
+    first, second = NativeStorage(tmp_path / "a" / ".." / "m.db"), NativeStorage(tmp_path / "m.db")
+    first.save([record(embedding=[1.0])])
+    first.close()
+    first.close()
+    assert second.count() == 1
+    second.close()
+    assert first.count() == 1
+    first.save([record("later", embedding=[2.0])])
+    assert ids(second.search([2.0], limit=1)) == ["later"]
+    assert copy.deepcopy(first) is first
+    twin = pickle.loads(pickle.dumps(first))
+    assert twin.count() == 2
+
+
+def test_places(tmp_path, crewai_home):
+    assert NativeStorage().path == str(crewai_home / "native" / "memory.db")
+    assert NativeStorage(tmp_path / "notes.db").path == str(tmp_path / "notes.db")
+    assert NativeStorage(tmp_path / "lance").path == str(tmp_path / "lance/native/memory.db")
+    (tmp_path / "odd.db").mkdir()
+    assert location.resolve(tmp_path / "odd.db") == tmp_path / "odd.db/native/memory.db"
+    assert not (tmp_path / "lance").exists()
+    assert location.resolve("~/x.db") == Path.home() / "x.db"
+
+
+def test_the_async_twins_leave_the_event_loop_free(storage, record, monkeypatch):
+    """Eight calls wait in threads while the loop goes on; none of them is the loop's thread."""
+    everybody = threading.Barrier(8 + 1)
+    callers = set()
+    search = NativeStorage.search
+
+    def held(self, *args, **kwargs):
+        callers.add(threading.get_ident())
+        everybody.wait(timeout=30)
+        return search(self, *args, **kwargs)
+
+    async def scenario():
+        await storage.asave([record("a", embedding=[1.0]), record("b", embedding=[2.0])])
+        monkeypatch.setattr(NativeStorage, "search", held)
+        searches = [asyncio.ensure_future(storage.asearch([1.0], limit=1)) for _ in range(8)]
+        # All eight are under way, and this coroutine runs.
+        while everybody.n_waiting < 8:
+            await asyncio.sleep(0)
+        assert threading.get_ident() not in callers
+        everybody.wait(timeout=30)
+        found = await asyncio.gather(*searches)
+        assert [ids(result) for result in found] == [["a"]] * 8
+        assert await storage.adelete(record_ids=["a"]) == 1
+        assert storage.count() == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_long_batch_does_not_hold_the_interpreter(storage):
+    """Another thread gets turns while one saves a large batch, searches, and lists it all."""
+    from crewai.memory.types import MemoryRecord
+
+    vector = np.linspace(-1, 1, 1536).tolist()
+    batch = [MemoryRecord(id=f"r{n}", content="text", embedding=vector) for n in range(400)]
+    steps = itertools.count()
+    stop = threading.Event()
+
+    def run():
+        while not stop.is_set():
+            next(steps)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        storage.save(batch)
+        after_save = next(steps)
+        storage.search(vector, limit=400)
+        storage.list_records(limit=400)
+    finally:
+        stop.set()
+        thread.join()
+    assert after_save > 100
