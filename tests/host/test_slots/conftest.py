@@ -8,8 +8,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import crewai_native
 import pytest
+
+import crewai_native
 from crewai_native import _targets, slots
 from crewai_native._bind import Binding
 from crewai_native._watch import Watch

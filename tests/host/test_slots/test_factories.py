@@ -7,19 +7,22 @@ from typing import Any
 
 import pytest
 from crewai.flow.flow import Flow, start
-from crewai.flow.persistence import FlowPersistence, factory as flow_factory, persist
+from crewai.flow.persistence import FlowPersistence, persist
+from crewai.flow.persistence import factory as flow_factory
 from crewai.knowledge.knowledge import Knowledge
 from crewai.knowledge.storage import factory as knowledge_factory
 from crewai.knowledge.storage.base_knowledge_storage import BaseKnowledgeStorage
 from crewai.knowledge.storage.knowledge_storage import KnowledgeStorage as StockKnowledgeStorage
 from crewai_core import lock_store
+from pydantic import Field
+
 from crewai_native._errors import Declined, ProviderError, Shadowed
 
 
 class Shelf(BaseKnowledgeStorage):
     """Finds every passage that was saved."""
 
-    passages: list[str] = []
+    passages: list[str] = Field(default_factory=list)
 
     def search(self, query, limit=5, metadata_filter=None, score_threshold=0.6):
         return [{"content": passage} for passage in self.passages]
@@ -144,7 +147,7 @@ class TestFlowPersistence:
 
         serve("flow.persistence", Nameless)
         with pytest.raises(
-            ProviderError, match="fake-dist.*persistence_type is 'ShelfPersistence'"
+            ProviderError, match=r"fake-dist.*persistence_type is 'ShelfPersistence'"
         ):
             counting_flow()
 

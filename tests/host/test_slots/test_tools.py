@@ -16,9 +16,10 @@ from crewai.tools import BaseTool, tool
 from crewai.tools.structured_tool import CrewStructuredTool, ToolUsageLimitExceededError
 from crewai.tools.tool_failure import ToolFailure
 from crewai.utilities import pydantic_schema_utils, string_utils
+from pydantic import BaseModel
+
 from crewai_native._errors import ProviderError
 from crewai_native.testing import ScriptedLLM, ToolCall
-from pydantic import BaseModel
 
 NATIVE = pytest.mark.parametrize("native", [True, False], ids=["native", "react"])
 
@@ -258,10 +259,10 @@ class DictCache:
     def __init__(self):
         self.kept = {}
 
-    def add(self, tool, input, output):
+    def add(self, tool, input, output):  # noqa: A002
         self.kept[tool, input] = output
 
-    def read(self, tool, input):
+    def read(self, tool, input):  # noqa: A002
         return self.kept.get((tool, input))
 
 
@@ -350,10 +351,10 @@ class TestCache:
 
     def test_stock_answers_where_the_provider_fails(self, serve, caplog):
         class Broken:
-            def add(self, tool, input, output):
+            def add(self, tool, input, output):  # noqa: A002
                 raise OSError("disk")
 
-            def read(self, tool, input):
+            def read(self, tool, input):  # noqa: A002
                 raise OSError("disk")
 
         binding = serve("tools.cache", lambda handler: Broken())
@@ -474,7 +475,7 @@ class TestSchemas:
 
     def test_a_wrong_type_names_the_distribution(self, serve):
         with pytest.raises(ProviderError, match=r"fake-dist 1\.2.*sanitize_tool_name"):
-            serve("tools.schemas", lambda: object())
+            serve("tools.schemas", object)
 
     def test_the_error_of_a_bad_argument_is_crewais(self, serve):
         binding = serve("tools.schemas", Schemas)
