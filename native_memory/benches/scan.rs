@@ -4,7 +4,8 @@
 //! clusters and spread evenly: the time of a search for 10 rows, rescoring included, per row; the
 //! bandwidth at which it went through the codes; the same for a plain sum over their bytes, taken
 //! in turn with it; the ratio of the two, which should be at most 1.5; with two threads, and with
-//! every eighth row allowed; and how many true scores were computed. Times are lower quartiles.
+//! every eighth row allowed; and how many true scores were computed. From 10,000 rows on, also the
+//! approximate search: seconds to build its groups, how many of them it visits, time, recall. Times are lower quartiles.
 
 #![allow(clippy::print_stdout, reason = "printing is what it is for")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a measurement fails")]
@@ -16,7 +17,7 @@ use std::time::Instant;
 
 use crewai_native_memory::vector::kernels::kernels;
 use crewai_native_memory::vector::{
-    Bitmap, Candidates, Hit, Metric, Query, RowRef, ScanBlock, Search, Tail,
+    Bitmap, Candidates, Hit, Metric, Partitions, Query, RowRef, ScanBlock, Search, Tail,
 };
 
 const K: usize = 10;
@@ -66,7 +67,7 @@ fn data(rows: usize, dimension: usize, clustered: bool) -> (Tail, Vec<Query>) {
     for i in 0..rows {
         tail.append(i as i64, &vector(i)).unwrap();
     }
-    let queries = (0..10)
+    let queries = (0..100)
         .map(|i| Query::new(&vector(i), Metric::L2).unwrap())
         .collect();
     (tail, queries)
@@ -179,6 +180,49 @@ fn measure(rows: usize, dimension: usize, clustered: bool) {
     );
 }
 
+fn measure_approximate(rows: usize, dimension: usize, clustered: bool) {
+    let (tail, queries) = data(rows, dimension, clustered);
+    let all = [ScanBlock {
+        block: tail.block(),
+        filter: None,
+        deleted: None,
+    }];
+    let start = Instant::now();
+    let partitions = Partitions::build(&tail.block(), None, Metric::L2).unwrap();
+    let built = start.elapsed().as_secs_f64();
+    let top = |blocks: &[ScanBlock<'_>], query: &Query| -> Vec<i64> {
+        let Ok(found) = Search::new(blocks, query, K, None)
+            .unwrap()
+            .run(no_fetch, by_id);
+        found.hits.iter().map(|hit| hit.id).collect()
+    };
+    let (mut exact, mut approximate, mut found) = (Vec::new(), Vec::new(), 0);
+    for query in &queries {
+        let (mut expected, mut some) = (Vec::new(), Vec::new());
+        exact.push(seconds(|| expected = top(&all, query)));
+        approximate.push(seconds(|| {
+            let selected = partitions.select(query, rows).unwrap();
+            some = top(
+                &[ScanBlock {
+                    filter: Some(selected.words()),
+                    ..all[0]
+                }],
+                query,
+            );
+        }));
+        found += some.iter().filter(|id| expected.contains(id)).count();
+    }
+    let (groups, probes) = partitions.probes();
+    println!(
+        "{rows:>7} x {dimension:<4} {:<9} approximate: build {built:>6.2} s   {probes:>4} of {groups} groups   \
+         {:>8.3} ms   exact {:>8.3} ms   recall {:.3}",
+        if clustered { "clustered" } else { "uniform" },
+        quartile(approximate) * 1e3,
+        quartile(exact) * 1e3,
+        found as f64 / (K * queries.len()) as f64,
+    );
+}
+
 fn main() {
     let sizes: Vec<usize> = std::env::args()
         .filter_map(|arg| arg.parse().ok())
@@ -193,6 +237,9 @@ fn main() {
         for dimension in [384, 1536, 3072] {
             for clustered in [true, false] {
                 measure(rows, dimension, clustered);
+                if rows >= 10_000 {
+                    measure_approximate(rows, dimension, clustered);
+                }
             }
         }
     }

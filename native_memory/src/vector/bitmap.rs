@@ -90,3 +90,19 @@ pub(crate) fn eligible(
         .unwrap_or(0);
     existing & wanted & !dead
 }
+
+/// All rows that [`eligible`] gives, ascending.
+pub(crate) fn eligible_rows<'a>(
+    rows: usize,
+    filter: Option<&'a [u64]>,
+    deleted: Option<&'a [u64]>,
+) -> impl Iterator<Item = usize> + 'a {
+    (0..rows.div_ceil(WORD)).flat_map(move |word| {
+        let mut bits = eligible(word, rows, filter, deleted);
+        std::iter::from_fn(move || {
+            let bit = bits.trailing_zeros() as usize;
+            bits &= bits.wrapping_sub(1);
+            (bit < WORD).then_some(word * WORD + bit)
+        })
+    })
+}

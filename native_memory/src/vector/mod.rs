@@ -8,16 +8,18 @@
 //!
 //! Data flows one way: [`quantize`] makes codes, [`segment`] keeps them (a memory-mapped file or a
 //! tail in memory, both seen as a [`CodeBlock`]), [`scan`] searches blocks with the functions in
-//! [`kernels`]. Nothing here knows about SQLite or Python.
+//! [`kernels`]. [`partition`] makes an approximate search of it. Nothing here knows about SQLite or Python.
 
 mod aligned;
 pub mod bitmap;
 pub mod kernels;
+pub mod partition;
 pub mod quantize;
 pub mod scan;
 pub mod segment;
 
 pub use bitmap::Bitmap;
+pub use partition::Partitions;
 pub use quantize::{MAX_DIMENSION, Metric, Query, VectorError};
-pub use scan::{Candidates, Chunk, Hit, RowRef, ScanBlock, Search};
+pub use scan::{Candidates, Chunk, Found, Hit, RowRef, ScanBlock, Search};
 pub use segment::{CodeBlock, SealSource, Segment, SegmentError, Tail};

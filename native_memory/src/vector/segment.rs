@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use memmap2::Mmap;
 
 use super::aligned::{LINE, Lines};
-use super::bitmap::{WORD, eligible};
+use super::bitmap::eligible_rows;
 use super::quantize::{MAX_DIMENSION, RowCode, VectorError, quantize, stride};
 
 // The columns are read in place.
@@ -243,16 +243,8 @@ pub struct SealSource<'a> {
 }
 
 impl SealSource<'_> {
-    fn rows(&self) -> impl Iterator<Item = usize> + '_ {
-        let count = self.block.len();
-        (0..count.div_ceil(WORD)).flat_map(move |word| {
-            let mut bits = eligible(word, count, None, self.deleted);
-            std::iter::from_fn(move || {
-                let bit = bits.trailing_zeros() as usize;
-                bits &= bits.wrapping_sub(1);
-                (bit < WORD).then_some(word * WORD + bit)
-            })
-        })
+    fn rows(&self) -> impl Iterator<Item = usize> {
+        eligible_rows(self.block.len(), None, self.deleted)
     }
 }
 

@@ -200,7 +200,7 @@ fn no_fetch(_: RowRef, _: i64, _: &mut [f32]) -> Result<(), Infallible> {
 }
 
 /// `n` numbers in `-1..1`, always the same ones.
-fn noise(seed: u64, n: usize) -> Vec<f32> {
+pub(crate) fn noise(seed: u64, n: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
         state ^= state << 13;
