@@ -7,13 +7,17 @@ dozens of modules, and instances, ``isinstance`` and pickles must keep meaning t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import importlib
 import inspect
 import logging
 import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final
+
+import _crewai_native_hook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -36,7 +40,9 @@ class _Change:
 
     def undo(self) -> None:
         if not self.in_force():
-            where = getattr(self.owner, "__qualname__", self.owner.__name__)
+            where = getattr(self.owner, "__qualname__", None) or getattr(
+                self.owner, "__name__", repr(self.owner)
+            )
             _logger.warning(
                 "%s.%s was replaced by other code after crewai-native had set it; left as it is",
                 where,
@@ -62,6 +68,7 @@ class Binding:
         self._changes: list[_Change] = []
         self._undo: list[Callable[[], None]] = []
         self._metered: set[type] = set()
+        self._waiting: list[Callable[[], None]] = []
         # A factory meters what a provider hands out, on whichever thread CrewAI calls it.
         self._lock = threading.RLock()
 
@@ -155,6 +162,42 @@ class Binding:
                     self.notes.append(f"calls of {cls.__qualname__} are not counted ({error})")
                     return
 
+    def when_imported(self, modules: Iterable[str], action: Callable[[], None]) -> None:
+        """Do something as soon as all these modules are there, at the latest in :meth:`settle`.
+
+        CrewAI imports some of its modules on first use only; importing them at activation, to
+        change a method in them, would make every program pay for that.
+        """
+        wanted = list(modules)
+
+        def step() -> None:
+            with self._lock:
+                if wait not in self._waiting or not self.watch.serving:
+                    return
+                missing = next((name for name in wanted if name not in sys.modules), None)
+                if missing is None:
+                    self._waiting.remove(wait)
+                    action()
+                else:
+                    _crewai_native_hook.when_imported(missing, step)
+                    self.on_undo(lambda: _crewai_native_hook.forget(missing, step))
+
+        def wait() -> None:
+            # Not under the lock: another thread that is importing one of them will want it.
+            for name in wanted:
+                with contextlib.suppress(Exception):  # the action finds out what is not there
+                    importlib.import_module(name)
+            wanted.clear()
+            step()
+
+        self._waiting.append(wait)
+        step()
+
+    def settle(self) -> None:
+        """Do everything that still waits for an import."""
+        for wait in list(self._waiting):
+            wait()
+
     def on_undo(self, callback: Callable[[], None]) -> None:
         """Call something when the slot is unbound."""
         self._undo.append(callback)
@@ -162,6 +205,19 @@ class Binding:
     def in_force(self) -> bool:
         """Return whether everything that was set still stands."""
         return all(change.in_force() for change in self._changes)
+
+    def attempt(self, action: Callable[[], None]) -> Exception | None:
+        """Make some changes, or none: where that fails, they are undone and the error returned."""
+        with self._lock:
+            steps, changes = len(self._undo), len(self._changes)
+            try:
+                action()
+            except Exception as error:  # noqa: BLE001 - returned
+                while len(self._undo) > steps:
+                    self._undo.pop()()
+                del self._changes[changes:]
+                return error
+        return None
 
     def undo(self) -> None:
         """Take every change back, the last first.
@@ -177,6 +233,7 @@ class Binding:
             undo, self._undo = self._undo, []
             self._changes.clear()
             self._metered.clear()
+            self._waiting.clear()
         for callback in reversed(undo):
             try:
                 callback()
@@ -189,8 +246,10 @@ class Binding:
 def _names_of(function: Any, package: str) -> Iterator[tuple[Any, str]]:
     """Find the names that the loaded modules of a package know a function by."""
     prefix = f"{package}."
-    for module_name, module in list(sys.modules.items()):
+    # Copies, each made in one step: other threads import modules meanwhile, and list(items())
+    # fails when one does.
+    for module_name, module in sys.modules.copy().items():
         if module is not None and (module_name == package or module_name.startswith(prefix)):
-            for name, attribute in list(vars(module).items()):
+            for name, attribute in vars(module).copy().items():
                 if attribute is function:
                     yield module, name

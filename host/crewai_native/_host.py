@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import importlib_metadata
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from crewai_native._discovery import Offer
     from crewai_native._settings import Settings
-    from crewai_native.slots._base import Slot
+    from crewai_native.slots._base import Repair, Slot
 
 _logger = logging.getLogger("crewai_native")
 
@@ -332,7 +332,7 @@ class Host:
         rule = next(step.detail for step in candidate.steps if step.name == "order")
         candidate.passed("bind", slot.how)
         candidate.state = State.BOUND
-        candidate.reason = "; ".join([rule, *binding.notes])
+        candidate.reason = rule
         self._bound[slot.name] = _Bound(slot, offer, binding, rule)
 
     def _join(self, bound: _Bound, offer: Offer, provider: Provider) -> None:
@@ -346,13 +346,19 @@ class Host:
         offer.candidate.reason = "available by name"
 
     @staticmethod
-    def _repair(binding: Binding, repair: Any, provider: Provider) -> None:
+    def _repair(binding: Binding, repair: Repair, provider: Provider) -> None:
         if repair.feature not in provider.features:
             binding.notes.append(f"without repair {repair.name} (needs {repair.feature})")
-        elif problems := _targets.problems(repair.targets):
-            binding.notes.append(f"without repair {repair.name} ({'; '.join(problems)})")
-        else:
-            repair.bind(binding, provider)
+            return
+
+        def bind() -> None:
+            if problems := _targets.problems(repair.targets):
+                binding.notes.append(f"without repair {repair.name} ({'; '.join(problems)})")
+            elif error := binding.attempt(lambda: repair.bind(binding, provider)):
+                _logger.error("repair %s could not be bound", repair.name, exc_info=error)
+                binding.notes.append(f"without repair {repair.name} ({_one_line(error)})")
+
+        binding.when_imported({target.module for target in repair.targets}, bind)
 
     def _unbind(self, names: Iterable[str]) -> None:
         wanted = set(names)
@@ -427,6 +433,7 @@ class Host:
         )
         if bound is None:
             return status
+        bound.binding.settle()
         mine = next(c for c in candidates if c.distribution == bound.offer.candidate.distribution)
         if bound.binding.watch.reverted is not None:
             mine.state, mine.reason = State.BROKEN, f"reverted: {bound.binding.watch.reverted}"
@@ -435,6 +442,7 @@ class Host:
         else:
             status.state, status.provider = State.BOUND, mine.distribution
             status.version, status.how = mine.version, slot.how
+            mine.reason = "; ".join([bound.reason, *bound.binding.notes])
         status.reason = mine.reason
         return status
 

@@ -30,6 +30,11 @@ class Target:
     parameters: tuple[str, ...] | None = None
     wrapped: bool = False
 
+    @property
+    def module(self) -> str:
+        """The module that it is in."""
+        return self.path.partition(":")[0]
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Repair:
