@@ -96,9 +96,11 @@ def test_a_sound_run_has_no_problems():
     assert report.problems(_result()) == []
 
 
-def test_stock_in_the_accelerated_run_is_a_problem():
+@pytest.mark.parametrize("process", ["status", "fresh_status"])
+def test_stock_in_the_accelerated_run_is_a_problem(process):
     result = _result()
-    result.status["slots"][0].update(state="stock", provider="stock", reason="switched off")
+    (slot,) = getattr(result, process)["slots"]
+    slot.update(state="stock", provider="stock", reason="switched off")
     assert report.problems(result) == ["memory.storage was not accelerated: switched off"]
 
 
@@ -147,7 +149,8 @@ def _result():
     return Result(
         crewai="1.15.30",
         live=False,
-        status={"slots": [slot]},
+        status={"slots": [dict(slot)]},
+        fresh_status={"slots": [dict(slot)]},
         metrics=[{"slot": "memory.storage", "calls": 3}],
         measurements=[recall],
     )

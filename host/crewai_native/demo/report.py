@@ -26,11 +26,12 @@ _SHOWN: Final = 3
 def problems(result: Result) -> list[str]:
     """Return why the run does not show what it is for; nothing where it does."""
     found = []
-    slot = _slot(result, _SLOT)
-    if slot["state"] != "bound":
-        found.append(f"{_SLOT} was not accelerated: {slot['reason']}")
+    slots = [_slot(status, _SLOT) for status in (result.status, result.fresh_status)]
+    unbound = next((slot for slot in slots if slot["state"] != "bound"), None)
+    if unbound is not None:
+        found.append(f"{_SLOT} was not accelerated: {unbound['reason']}")
     elif result.calls(_SLOT) == 0:
-        found.append(f"{_SLOT} is bound to {slot['provider']}, but was never called")
+        found.append(f"{_SLOT} is bound to {slots[0]['provider']}, but was never called")
     if not result.live:
         found += [
             f"the answers differ: {measurement.title}: {count} values"
@@ -72,6 +73,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "problems": problems(result),
         "status": result.status,
         "metrics": result.metrics,
+        "builds": result.builds,
         "imports": result.imports,
         "measurements": [
             {
@@ -112,8 +114,8 @@ def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         yield place, value
 
 
-def _slot(result: Result, name: str) -> dict[str, Any]:
-    slots: list[dict[str, Any]] = result.status["slots"]
+def _slot(status: dict[str, Any], name: str) -> dict[str, Any]:
+    slots: list[dict[str, Any]] = status["slots"]
     return next(slot for slot in slots if slot["slot"] == name)
 
 
@@ -215,6 +217,12 @@ def _limits(result: Result) -> Iterator[str]:
             f"model, they alone take {calls * _SECONDS_PER_MODEL_CALL:.0f} s, beside the "
             f"{taken:.1f} s of everything else in stock CrewAI's kickoffs. An accelerator does not "
             "make the model, or the embedder, answer sooner."
+        )
+    debug = [name for name, build in result.builds.items() if build.get("profile") == "debug"]
+    if debug:
+        yield (
+            f"[yellow]{', '.join(debug)} was built for debugging, without optimisation:[/] the "
+            "accelerated times say nothing."
         )
     bound = [c for s in result.status["slots"] for c in s["candidates"] if c["state"] == "bound"]
     tried = [

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 from crewai_native.demo.checks import CHECKS
 from crewai_native.demo.phases import PHASES, QUESTIONS
+from crewai_native.testing.offline import OFFLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,12 +25,6 @@ ACKNOWLEDGED: Final = 20
 """Lines that a process has saved when it is killed."""
 
 _SECONDS_PER_REQUEST: Final = 300.0
-_OFFLINE: Final = {
-    "CREWAI_DISABLE_TELEMETRY": "true",
-    "CREWAI_DISABLE_VERSION_CHECK": "true",
-    "CREWAI_TRACING_ENABLED": "false",
-    "OTEL_SDK_DISABLED": "true",
-}
 
 
 class DemoError(Exception):
@@ -91,7 +86,9 @@ class Result:
         crewai: CrewAI's version.
         live: Whether a real model answered.
         status: The accelerated side's account of itself: :meth:`crewai_native.Status.as_json`.
+        fresh_status: The same of its second process.
         metrics: What its slots did, as in :func:`crewai_native.metrics`.
+        builds: The passports of its native modules, by module.
         imports: Seconds that importing CrewAI took in a fresh process, per side.
         measurements: Durations and outputs by step.
         trials: What each side got right and wrong.
@@ -100,7 +97,9 @@ class Result:
     crewai: str
     live: bool
     status: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fresh_status: dict[str, Any] = dataclasses.field(default_factory=dict)
     metrics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    builds: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     imports: dict[str, float] = dataclasses.field(default_factory=dict)
     measurements: list[Measurement] = dataclasses.field(default_factory=list)
     trials: list[Trial] = dataclasses.field(default_factory=list)
@@ -120,7 +119,7 @@ class Process:
 
     def __init__(self, side: str, *, live: bool) -> None:
         self._side = side
-        environment = {**os.environ, **_OFFLINE}
+        environment = {**os.environ, **OFFLINE}
         if not live:
             environment.pop("OPENAI_API_KEY", None)  # offline means offline
         if side == "stock":
@@ -244,7 +243,9 @@ def run(*, repetitions: int, live: bool, progress: Callable[[str], None]) -> Res
                 _try_alone(result, side, first[side], storage)
         accelerated = first["accelerated"].do("status")
         result.status, result.metrics = accelerated["status"], accelerated["metrics"]
+        result.builds = accelerated["builds"]
         second, restarted = processes("a fresh")
+        result.fresh_status = restarted["accelerated"]["status"]
         _reopen(result, second, restarted, last)
         if not live:
             for side in SIDES:

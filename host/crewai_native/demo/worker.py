@@ -16,6 +16,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import crewai_native
+from crewai_native import _roster
+from crewai_native._host import HOST
 
 if TYPE_CHECKING:
     from crewai import Memory
@@ -55,10 +57,15 @@ class Worker:
         return {"crewai": crewai.__version__, "import_seconds": seconds, **self.status()}
 
     def status(self) -> dict[str, Any]:
-        """Say who serves each slot, and what they have done."""
+        """Say who serves each slot, what they have done, and how they were built."""
         return {
             "status": crewai_native.status().as_json(),
             "metrics": [dataclasses.asdict(metrics) for metrics in crewai_native.metrics()],
+            "builds": {
+                module: build
+                for plugin in HOST.plugins()
+                for module, build in _roster.builds(plugin.value).items()
+            },
         }
 
     def session(self, storage: str) -> float:
