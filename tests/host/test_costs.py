@@ -1,0 +1,109 @@
+"""What the host costs those who do not use it, and what it must not load.
+
+The budgets are promises of the documentation. A machine that is busy makes a single measurement
+longer and never shorter, so the shortest of several is what is held to them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from crewai_native.slots import SLOT_NAMES
+
+HEAVY = {
+    "crewai",
+    "lancedb",
+    "chromadb",
+    "pydantic",
+    "pluggy",
+    "importlib_metadata",
+    "rich",
+    "typer",
+}
+
+
+def loaded_by(run, code):
+    top = "answer(sorted({name.partition('.')[0] for name in sys.modules}))"
+    return set(run(f"import sys\n{code}\n{top}"))
+
+
+def test_importing_the_host_loads_nothing_heavy_and_no_plugin(site, run):
+    site.valid(slots=SLOT_NAMES)
+    loaded = loaded_by(run, "import crewai_native")
+    assert "crewai_native" in loaded
+    assert not loaded & {*HEAVY, "acme_valid", "crewai_native_memory"}
+
+
+def test_importing_the_kit_does_not_import_crewai(run):
+    loaded = loaded_by(run, "import crewai_native.testing; crewai_native.testing.HashEmbedder")
+    assert not loaded & HEAVY
+
+
+def test_every_public_name_of_the_host_is_there(run):
+    code = "import crewai_native as n; answer([name for name in n.__all__ if not hasattr(n, name)])"
+    assert run(code) == []
+
+
+def test_a_disabled_slots_wheel_is_not_loaded(miniature):
+    miniature.site.valid("acme-memory", slots=["memory.storage"])
+    miniature.site.valid("acme-locks", slots=["locks"])
+    code = "import crewai, sys; answer([n for n in sys.modules if n.startswith('acme')])"
+    assert sorted(miniature.run(code)) == ["acme_locks", "acme_memory"]
+    assert miniature.run(code, CREWAI_NATIVE_MEMORY="0") == ["acme_locks"]
+    assert miniature.run(code, CREWAI_NATIVE_SLOT_LOCKS="stock") == ["acme_memory"]
+
+
+def test_start_up_without_crewai_loads_only_the_hook(run):
+    loaded = run("import sys; answer([n for n in sys.modules if 'crewai' in n])")
+    assert loaded == ["_crewai_native_hook"]
+
+
+def import_times(code):
+    """Return the cumulated import time of each module, in seconds; the shortest of ten runs."""
+    shortest: dict[str, float] = {}
+    for _ in range(10):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for line in done.stderr.splitlines():
+            _, _, rest = line.partition("|")
+            micros, _, name = rest.partition("|")
+            if micros.strip().isdigit():
+                seconds = int(micros) * 1e-6
+                shortest[name.strip()] = min(seconds, shortest.get(name.strip(), seconds))
+    return shortest
+
+
+def test_importing_the_host_takes_at_most_30_ms():
+    assert import_times("import crewai_native")["crewai_native"] <= 0.030
+
+
+def test_the_line_in_the_pth_file_takes_at_most_1_ms():
+    assert import_times("pass")["_crewai_native_hook"] <= 0.001
+
+
+@pytest.mark.slow
+def test_importing_crewai_with_everything_bound_takes_at_most_100_ms_longer(site, run):
+    site.valid(slots=SLOT_NAMES)
+    code = """
+    import sys, time
+    import _crewai_native_hook
+    for callback in list(_crewai_native_hook._waiting["crewai"]):
+        _crewai_native_hook.forget("crewai", callback)
+    import crewai
+    start = time.perf_counter()
+    callback()
+    took = time.perf_counter() - start
+    import crewai_native
+    answer([took, crewai_native.status().active, "lancedb" in sys.modules])
+    """
+    run(code)  # the first imports of the plug-ins, in child processes, happen once
+    runs = [run(code) for _ in range(3)]
+    assert all(active and not lancedb for _, active, lancedb in runs)
+    assert min(took for took, *_ in runs) <= 0.100
