@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from crewai_native import hookimpl
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from crewai_native.health import Check
     from crewai_native_memory.knowledge import NativeKnowledgeStorage
 
+_BOOLEANS = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
 _METRICS = ("l2", "cosine", "dot")
 _DEFAULT_SPECS = ("lancedb", "native")
 """CrewAI's own default, which says that the user did not choose; and ours, by name."""
@@ -27,10 +29,15 @@ _options: dict[str, Any] = {}
 
 @hookimpl
 def crewai_native_configure(options: Mapping[str, Any]) -> None:
-    """Takes ``metric`` ("l2", "cosine", "dot") and ``path`` (instead of the default place)."""
+    """Takes the options of ``memory``.
+
+    ``metric``: "l2" (the default), "cosine" or "dot". ``path``: the store to use instead of the
+    default one. ``import``: whether records of CrewAI's own store at the same place are brought
+    over at the first use; true by default.
+    """
     from crewai_native import ConfigurationError
 
-    known = {"metric", "path"}
+    known = {"import", "metric", "path"}
     for name in options.keys() - known:
         raise ConfigurationError(
             f"memory has no option {name!r}; it has {', '.join(sorted(known))}"
@@ -42,8 +49,13 @@ def crewai_native_configure(options: Mapping[str, Any]) -> None:
     path = options.get("path")
     if path is not None and not isinstance(path, str | os.PathLike):
         raise ConfigurationError(f"memory.path must be a path; got {path!r}")
+    brought = str(options.get("import", True)).strip().lower()
+    if brought not in _BOOLEANS:
+        raise ConfigurationError(
+            f"memory.import must be one of {', '.join(_BOOLEANS)}; got {options['import']!r}"
+        )
     _options.clear()
-    _options.update(options)
+    _options.update(options, **{"import": _BOOLEANS[brought]})
 
 
 @hookimpl
@@ -61,16 +73,25 @@ def crewai_native_memory_storage(spec: str) -> NativeStorage | None:
 
     ``"lancedb"`` (CrewAI's default) and ``"native"`` mean the default place; ``"native:<path>"``
     and any other path mean that place; ``"qdrant-edge"`` is the user's choice of another store.
+
+    Where CrewAI's own store lies at that place and ours does not yet, the first operation brings
+    its records over.
     """
     if spec in _OTHER_STORES:
         return None
-    place: str | os.PathLike[str] | None
-    if spec in _DEFAULT_SPECS:
-        place = _options.get("path")
-    else:
-        place = spec.removeprefix(_PREFIX)
+    return _open(None if spec in _DEFAULT_SPECS else spec.removeprefix(_PREFIX))
+
+
+def _open(place: str | None) -> NativeStorage:
+    """The store at a place, or at the configured or the default one."""
+    from crewai_native_memory import moving
+
     metric = cast("Literal['l2', 'cosine', 'dot']", _options.get("metric", "l2"))
-    return NativeStorage(place, metric=metric)
+    storage = NativeStorage(_options.get("path") if place is None else place, metric=metric)
+    if not _options.get("import", True):
+        return storage
+    directory = moving.default_directory() if place is None else Path(place).expanduser()
+    return moving.import_first(storage, directory)
 
 
 @hookimpl

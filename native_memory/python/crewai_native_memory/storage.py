@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextvars
+import dataclasses
 import functools
 import json
+import math
 import os
 import time
 from importlib import import_module
@@ -26,6 +28,10 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _ASYNC_THREADS = 8
+# Reciprocal rank fusion: the constant of the paper, and how deep both rankings are looked at.
+_FUSION_CONSTANT = 60
+_FUSION_DEPTH = 50
+_FUSION_FACTOR = 5
 _pool: tuple[int, ThreadPoolExecutor] | None = None
 
 
@@ -51,6 +57,27 @@ async def _in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kw
 def _records() -> Any:
     """The module that needs CrewAI, which is loaded by whoever calls a storage's methods."""
     return import_module("crewai_native_memory.records")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stats:
+    """Sizes of a store.
+
+    Attributes:
+        records: Number of records.
+        vectors: Number of records with an embedding.
+        dimension: Length of the embeddings, once there is one.
+        file: Size of the file in bytes.
+        log: Size in bytes of the write-ahead log beside it.
+        free: Bytes in the file that ``optimize`` gives back.
+    """
+
+    records: int
+    vectors: int
+    dimension: int | None
+    file: int
+    log: int
+    free: int
 
 
 class NativeStorage:
@@ -83,8 +110,9 @@ class NativeStorage:
         metric: Literal["l2", "cosine", "dot"] = "l2",
     ) -> None:
         file = location.default_path() if path is None else location.resolve(path)
-        self._store = _native.Store(file, metric)
+        self._core = _native.Store(file, metric)
         self._metric = metric
+        self._first: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
         return f"NativeStorage({str(self.path)!r}, metric={self._metric!r})"
@@ -97,12 +125,28 @@ class NativeStorage:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(NativeStorage, metric=self._metric), (str(self.path),)
+        # Whoever gets the copy knows nothing of what has to come first.
+        return functools.partial(NativeStorage, metric=self._metric), (str(self._store.path),)
 
     @property
     def path(self) -> str:
         """The file."""
-        return str(self._store.path)
+        return str(self._core.path)
+
+    @property
+    def _store(self) -> _native.Store:
+        """The core, after what has to come first."""
+        if self._first is not None:
+            self._first()
+            self._first = None
+        return self._core
+
+    def do_first(self, prepare: Callable[[], None]) -> None:
+        """Have something done before this handle's first operation.
+
+        It is done again before the next one if it raises, and several threads may do it at once.
+        """
+        self._first = prepare
 
     # Writing
 
@@ -238,6 +282,79 @@ class NativeStorage:
             )
         return [module.record_at(rows, at) for at in range(len(rows))]
 
+    def search_text(
+        self,
+        text: str,
+        scope_prefix: str | None = None,
+        categories: list[str] | None = None,
+        metadata_filter: dict[str, Any] | None = None,
+        limit: int = 10,
+        *,
+        created_from: datetime | None = None,
+        created_before: datetime | None = None,
+        sources: Iterable[str] | None = None,
+        source: str | None = None,
+        include_private: bool = True,
+    ) -> list[tuple[MemoryRecord, float]]:
+        """Finds the records with the most, and the rarest, words of a text (BM25).
+
+        Words are compared without regard to case and accents. The first call on a store indexes
+        its contents, and the index is kept up to date from then on. The conditions are those of
+        :meth:`search`.
+
+        Returns:
+            (record, score) pairs, best first, equal scores in the order of ids. A score is above
+            0 and has no upper limit; it compares within one result only.
+        """
+        if limit <= 0:
+            return []
+        rows = _native.search_text(
+            self._store,
+            text,
+            limit=limit,
+            scope=scope_prefix,
+            categories=list(categories) if categories else None,
+            metadata=_json("metadata_filter", metadata_filter or None),
+            created_from=_microseconds("created_from", created_from),
+            created_before=_microseconds("created_before", created_before),
+            sources=None if sources is None else list(sources),
+            include_private=include_private,
+            viewer=source,
+        )
+        module = _records()
+        return [module.record_at(rows, at) for at in range(len(rows))]
+
+    def search_hybrid(
+        self,
+        text: str,
+        query_embedding: Sequence[float],
+        scope_prefix: str | None = None,
+        categories: list[str] | None = None,
+        *,
+        metadata_filter: dict[str, Any] | None = None,
+        limit: int = 10,
+        **conditions: Any,
+    ) -> list[tuple[MemoryRecord, float]]:
+        """Finds records by their words and by similarity: :meth:`search_text` and :meth:`search`.
+
+        The two rankings are merged by reciprocal rank fusion (Cormack, Clarke and Büttcher,
+        SIGIR 2009): a record scores the sum of ``1 / (60 + rank)``.
+
+        Returns:
+            (record, score) pairs, best first, equal scores in the order of ids.
+        """
+        depth = max(_FUSION_DEPTH, _FUSION_FACTOR * limit)
+        chosen = (scope_prefix, categories, metadata_filter, depth)
+        scores: dict[str, float] = {}
+        records: dict[str, MemoryRecord] = {}
+        by_similarity = self.search(query_embedding, *chosen, min_score=-math.inf, **conditions)
+        for found in (by_similarity, self.search_text(text, *chosen, **conditions)):
+            for rank, (record, _) in enumerate(found, start=1):
+                records.setdefault(record.id, record)
+                scores[record.id] = scores.get(record.id, 0.0) + 1 / (_FUSION_CONSTANT + rank)
+        best = sorted(scores, key=lambda id_: (-scores[id_], id_))[: max(limit, 0)]
+        return [(records[id_], scores[id_]) for id_ in best]
+
     def get_record(self, record_id: str) -> MemoryRecord | None:
         """The record with this id, or None."""
         return next(_each(self._store.get(record_id)), None)
@@ -284,7 +401,35 @@ class NativeStorage:
 
     def close(self) -> None:
         """Lets go of the file. The handle stays usable: its next call opens the file again."""
-        self._store.close()
+        self._core.close()
+
+    def note(self, key: Literal["embedder", "import"]) -> str | None:
+        """What the store was told to remember: which embedder made its vectors, what it imported."""
+        return _native.note(self._store, key)
+
+    def set_note(self, key: Literal["embedder", "import"], text: str) -> None:
+        """Have the store remember something."""
+        _native.set_note(self._store, key, text)
+
+    def stats(self) -> Stats:
+        """The store's sizes; zeros where there is none."""
+        return Stats(*_native.stats(self._store))
+
+    def check(self) -> list[str]:
+        """Read everything, compare it with its checksums and counts, and say what is wrong.
+
+        Raises:
+            StoreError: The file cannot be opened at all.
+        """
+        return _native.check(self._store)
+
+    def backup(self, path: str | os.PathLike[str]) -> bool:
+        """Copy the store to a new file while it is in use; say whether there was one to copy.
+
+        Raises:
+            ValueError: There is a file at ``path``.
+        """
+        return _native.backup(self._store, path)
 
     # Asynchronous twins; each runs in a thread and never blocks the event loop.
 
@@ -372,6 +517,4 @@ def _json(name: str, values: dict[str, Any] | None) -> str | None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_native.before_fork, after_in_parent=_native.after_fork_in_parent
-    )
+    os.register_at_fork(before=_native.before_fork, after_in_parent=_native.after_fork_in_parent)

@@ -1,0 +1,302 @@
+"""Records come over from CrewAI's other stores, and go back, whole and once."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import random
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from crewai.memory.storage.lancedb_storage import LanceDBStorage
+from crewai.memory.types import MemoryRecord
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from crewai_native_memory import NativeStorage, moving, plugin
+
+NOON = dt.datetime(2026, 1, 1, 12)  # noqa: DTZ001 - CrewAI's datetimes are naive UTC
+DIMENSIONS = 4
+
+
+def make(number, **fields):
+    rng = random.Random(number)
+    defaults = {
+        "id": f"r{number}",
+        "content": f"text {number} · ü",
+        "scope": f"/s/{number % 3}",
+        "categories": ["a", "b"][: number % 3],
+        "metadata": {"n": number, "nested": {"list": [1, None, "x"]}},
+        "importance": 0.25,
+        "created_at": NOON + dt.timedelta(seconds=number, microseconds=123456),
+        "last_accessed": NOON + dt.timedelta(days=1),
+        "embedding": [rng.uniform(-1, 1) for _ in range(DIMENSIONS)],
+        "source": "ann" if number % 2 else None,
+        "private": number % 5 == 0,
+    }
+    return MemoryRecord(**(defaults | fields))
+
+
+def as_data(record):
+    embedding = record.embedding
+    # The stores keep float32.
+    rounded = None if embedding is None else np.asarray(embedding, np.float32).tolist()
+    return record.model_dump() | {"embedding": rounded}
+
+
+def everything(storage):
+    return {record.id: as_data(record) for record in storage.list_records(limit=10**6)}
+
+
+def tree(directory):
+    return {
+        path.relative_to(directory): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def lance(crewai_home):
+    """CrewAI's own store at its default place."""
+    return LanceDBStorage(compact_every=0)
+
+
+@pytest.fixture
+def native(crewai_home):
+    """A handle on the native store at the default place, as CrewAI gets it."""
+
+    def open_():
+        return plugin.crewai_native_memory_storage(spec="lancedb")
+
+    return open_
+
+
+# --- first use --------------------------------------------------------------------------------
+
+
+def test_the_first_use_brings_the_records_of_crewais_store(lance, native, crewai_home):
+    records = [make(number) for number in range(2500)]
+    lance.save(records)
+    before = tree(crewai_home / "memory")
+    storage = native()
+    assert not Path(storage.path).exists()  # making a handle touches nothing
+    assert storage.count() == len(records)
+    assert everything(storage) == {record.id: as_data(record) for record in records}
+    assert tree(crewai_home / "memory") == before
+
+
+def test_it_happens_once(lance, native):
+    lance.save([make(1), make(2)])
+    storage = native()
+    storage.delete(record_ids=["r1"])
+    lance.save([make(3)])
+    assert set(everything(storage)) == {"r2"}
+    assert set(everything(native())) == {"r2"}
+    storage.reset()
+    assert everything(native()) == {}
+
+
+def test_every_operation_comes_after_it(lance, native, crewai_home, tmp_path):
+    lance.save([make(1)])
+    operations = {
+        "save": lambda storage: storage.save([make(2)]),
+        "get_record": lambda storage: storage.get_record("r1"),
+        "search": lambda storage: storage.search([1.0] * DIMENSIONS),
+        "search_text": lambda storage: storage.search_text("text"),
+        "delete": lambda storage: storage.delete(record_ids=["nobody"]),
+        "touch_records": lambda storage: storage.touch_records(["r1"]),
+        "stats": lambda storage: storage.stats(),
+        "backup": lambda storage: storage.backup(tmp_path / "copy.db"),
+    }
+    for operation in operations.values():
+        storage = native()
+        operation(storage)
+        assert NativeStorage(storage.path).get_record("r1") is not None
+        storage.close()
+        for path in Path(storage.path).parent.iterdir():
+            path.unlink()
+
+
+def test_a_store_that_is_in_use_already_gets_nothing(lance, native):
+    lance.save([make(1)])
+    NativeStorage().save([make(2)])
+    assert set(everything(native())) == {"r2"}
+
+
+def test_nothing_is_imported_where_it_is_switched_off(lance, native, monkeypatch):
+    lance.save([make(1)])
+    plugin.crewai_native_configure(options={"import": "false"})
+    try:
+        assert native().count() == 0
+    finally:
+        plugin.crewai_native_configure(options={})
+
+
+def test_lancedb_is_not_loaded_where_there_is_nothing_to_import(script, crewai_home):
+    code = """
+import sys
+from crewai_native_memory import plugin
+storage = plugin.crewai_native_memory_storage(spec="lancedb")
+assert storage.count() == 0
+storage.search([1.0])
+assert not {"lancedb", "pyarrow", "qdrant_edge"} & set(sys.modules)
+"""
+    subprocess.run(script(code), check=True, env=os.environ | {"CREWAI_NATIVE": "0"})
+
+
+def test_an_import_killed_half_way_is_finished_by_the_next_use(lance, native, script, crewai_home):
+    records = [make(number) for number in range(3000)]
+    lance.save(records)
+    code = """
+import os, signal
+from crewai_native_memory import moving, plugin, storage
+save = storage.NativeStorage.save
+def save_and_die(self, records):
+    save(self, records)
+    os.kill(os.getpid(), signal.SIGKILL)
+storage.NativeStorage.save = save_and_die
+plugin.crewai_native_memory_storage(spec="lancedb").count()
+"""
+    killed = subprocess.run(script(code), check=False, env=os.environ | {"CREWAI_NATIVE": "0"})
+    assert killed.returncode == -signal.SIGKILL
+    assert 0 < NativeStorage().count() < len(records)
+    assert set(everything(native())) == {record.id for record in records}
+
+
+def test_processes_that_start_together_import_once(lance, script, crewai_home):
+    lance.save([make(number) for number in range(1500)])
+    code = """
+import logging, sys
+logging.basicConfig(level=logging.INFO)
+from crewai_native_memory import plugin
+assert plugin.crewai_native_memory_storage(spec="lancedb").count() == 1500
+"""
+    env = os.environ | {"CREWAI_NATIVE": "0"}
+    running = [
+        subprocess.Popen(script(code), env=env, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    logs = [process.communicate(timeout=120)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], logs
+    assert sum(log.count("imported 1500 records") for log in logs) == 1
+
+
+def test_a_store_that_cannot_be_read_is_told(crewai_home, native):
+    table = crewai_home / "memory" / "memories.lance" / "data"
+    table.mkdir(parents=True)
+    (table / "x.lance").write_bytes(b"no table")
+    with pytest.raises(moving.MoveError, match="cannot read LanceDB table"):
+        native().count()
+    assert native()._first is not None  # and tried again
+
+
+# --- what the other stores hold ---------------------------------------------------------------
+
+
+def test_of_rows_with_one_id_the_newest_is_the_record(lance, native):
+    lance.save([make(1, content="old", last_accessed=NOON)])
+    lance.save([make(1, content="new", last_accessed=NOON + dt.timedelta(hours=1))])
+    lance.save([make(1, content="older", last_accessed=NOON - dt.timedelta(hours=1)), make(2)])
+    storage = native()
+    assert storage.get_record("r1").content == "new"
+    assert storage.count() == 2
+    report = moving.bring(storage, moving.open_source(moving.default_directory()))
+    assert (report.records, report.imported, report.duplicates) == (2, 0, 2)
+
+
+def test_zeros_stand_for_no_embedding(lance, native):
+    lance.save([make(1), make(2, embedding=None)])
+    storage = native()
+    assert storage.get_record("r2").embedding is None
+    assert [record.id for record, _ in storage.search([1.0] * DIMENSIONS)] == ["r1"]
+
+
+def test_datetimes_with_a_zone_become_naive_utc(lance, native):
+    zone = dt.timezone(dt.timedelta(hours=2))
+    lance.save([make(1, created_at=NOON.replace(tzinfo=zone))])
+    assert native().get_record("r1").created_at == NOON - dt.timedelta(hours=2)
+
+
+def test_qdrant_edge_is_imported_too(crewai_home, native, script):
+    from crewai.memory.storage.qdrant_edge_storage import QdrantEdgeStorage
+
+    records = [make(number, embedding=[0.6, 0.8, 0, 0]) for number in range(300)]
+    records.append(make(300, embedding=None))
+    # One flushed to the central shard, one left behind by a process that died.
+    flushed = QdrantEdgeStorage()
+    flushed.save(records[:200])
+    flushed.close()
+    dying = QdrantEdgeStorage()
+    dying.save(records[200:])
+    before = tree(crewai_home / "memory")
+    assert everything(native()) == {record.id: as_data(record) for record in records}
+    assert tree(crewai_home / "memory") == before
+    dying._closed = True  # its atexit handler would merge the shards into what pytest removes
+
+
+def test_a_place_that_holds_nothing_is_told(tmp_path):
+    with pytest.raises(moving.MoveError, match=r"expected a \.jsonl file, a directory"):
+        moving.open_source(tmp_path)
+
+
+# --- exporting --------------------------------------------------------------------------------
+
+RECORDS = st.builds(
+    make,
+    st.integers(0, 40),
+    content=st.text(min_size=1),
+    metadata=st.dictionaries(
+        st.text(), st.none() | st.booleans() | st.integers() | st.text(), max_size=3
+    ),
+    embedding=st.none()
+    | st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=4, max_size=4),
+)
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(records=st.lists(RECORDS, max_size=8))
+def test_json_lines_bring_everything_back(tmp_path_factory, records):
+    directory = tmp_path_factory.mktemp("move")
+    storage = NativeStorage(directory / "a.db")
+    storage.save(records)
+    path = directory / "records.jsonl"
+    assert moving.export_json_lines(storage, path) == storage.count()
+    copy = NativeStorage(directory / "b.db")
+    moving.bring(copy, moving.open_source(path))
+    ours, theirs = (s.list_records(limit=100) for s in (storage, copy))
+    assert [(r.id, r.embedding) for r in ours] == [(r.id, r.embedding) for r in theirs]
+    assert ours == theirs
+
+
+def test_lancedb_gets_everything_back(tmp_path):
+    storage = NativeStorage(tmp_path / "a.db")
+    storage.save([make(number) for number in range(1200)])
+    assert moving.export_lance(storage, tmp_path / "lance") == 1200
+    stock = LanceDBStorage(path=tmp_path / "lance", compact_every=0)
+    assert everything(stock) == everything(storage)
+    with pytest.raises(moving.MoveError, match="holds a store already"):
+        moving.export_lance(storage, tmp_path / "lance")
+    assert list(tmp_path.glob(".crewai-native-*")) == []
+
+
+def test_json_lines_are_read_strictly(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps({"format": "crewai-native-memory", "version": 2}) + "\n")
+    with pytest.raises(moving.MoveError, match="this release reads crewai-native-memory up to 1"):
+        moving.bring(NativeStorage(tmp_path / "a.db"), moving.open_source(path))
+    path.write_text('{"id": "1", "content": "fine"}\n{"id": "2"}\n')
+    with pytest.raises(moving.MoveError, match="line 2: 'content'"):
+        moving.bring(NativeStorage(tmp_path / "a.db"), moving.open_source(path))
+
+
+def test_an_export_overwrites_nothing(tmp_path):
+    (tmp_path / "records.jsonl").write_text("mine")
+    with pytest.raises(FileExistsError):
+        moving.export_json_lines(NativeStorage(tmp_path / "a.db"), tmp_path / "records.jsonl")
+    assert (tmp_path / "records.jsonl").read_text() == "mine"
