@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,12 +28,21 @@ class Elapsed:
     """Returned by a run that has timed itself, such as one that looks into a process of its own.
 
     Attributes:
-        seconds: What counts, in place of the time between call and return.
+        seconds: What counts, in place of the time between call and return; above 0.
         result: What is compared between the sides.
     """
 
     seconds: float
     result: Any = None
+
+    def __post_init__(self) -> None:
+        """Refuse a time that no ratio can be made of.
+
+        Raises:
+            ValueError: It is not a number above 0.
+        """
+        if not 0 < self.seconds < math.inf:
+            raise ValueError(f"Elapsed seconds are {self.seconds}; they accept a number above 0")
 
 
 def identical(results: Mapping[str, Any]) -> str | None:

@@ -47,7 +47,7 @@ def _drawing(bars: list[tuple[Result, Comparison]], height: int, footer: str) ->
     if not bars:
         yield _text(16, _TOP + 16, "no ratios were measured")
         return
-    ends = [end for _, c in bars for end in (c.ratio.low, c.ratio.high) if 0 < end < math.inf]
+    ends = [end for _, c in bars for end in (c.ratio.low, c.ratio.high)]
     scale = _Scale(ends)
     bottom = _TOP + _ROW * len(bars)
     for tick in scale.ticks():
@@ -93,8 +93,7 @@ class _Scale:
 
     def x(self, value: float) -> float:
         """Return where a value lies, kept within the scale."""
-        exponent = math.log10(value) if 0 < value < math.inf else self._high
-        share = (exponent - self._low) / (self._high - self._low)
+        share = (math.log10(value) - self._low) / (self._high - self._low)
         return _LABELS + min(max(share, 0.0), 1.0) * (_WIDTH - _LABELS - _VALUES)
 
     def ticks(self) -> list[float]:

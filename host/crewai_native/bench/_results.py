@@ -138,7 +138,10 @@ class Report:
 
     def dumps(self) -> str:
         """Return the report as JSON."""
-        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=1) + "\n"
+        return (
+            json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=1, allow_nan=False)
+            + "\n"
+        )
 
 
 def ratios(path: Path) -> dict[str, Comparison]:

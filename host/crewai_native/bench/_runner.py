@@ -347,8 +347,7 @@ def _compare(side: str, base: str, rounds: dict[str, list[float]]) -> Comparison
     return Comparison(
         side,
         base,
-        # A run that timed itself may say zero.
-        _stats.median([first / second if second else float("inf") for first, second in pairs]),
+        _stats.median([first / second for first, second in pairs]),
         _stats.median([second - first for first, second in pairs]),
     )
 

@@ -103,7 +103,7 @@ class Worker:
             if self_timed or seconds >= _BATCH or loops >= _MOST_LOOPS:
                 return {"loops": loops}
             # Ten times more at most: a first short batch says little.
-            loops = min(10 * loops, max(loops + 1, int(1.2 * loops * _BATCH / max(seconds, 1e-9))))
+            loops = min(10 * loops, max(loops + 1, int(1.2 * loops * _BATCH / seconds)))
 
     def _timed(self, case: str, side: str, loops: int) -> dict[str, Any]:
         subject = self._cases[case]
@@ -139,7 +139,7 @@ def _time(run: Callable[[], Any], loops: int) -> tuple[float, bool]:
     start = clock()
     for _ in rounds:
         result = run()
-    seconds = clock() - start
+    seconds = max(clock() - start, 1e-9)  # a clock with coarse ticks may not have moved
     # Runs that time themselves come one at a time: the calibration sees to that.
     return (result.seconds, True) if isinstance(result, Elapsed) else (seconds, False)
 
