@@ -213,7 +213,13 @@ impl Store {
         self.run(py, |engine| engine.reset(&scope))
     }
 
-    /// Gives freed space back to the file system.
+    /// (rows in mapped segments, rows in memory, why sealing failed) of this process.
+    fn holdings(&self, py: Python<'_>) -> PyResult<(usize, usize, Option<String>)> {
+        let held = self.run(py, |engine| Ok(engine.holdings()))?;
+        Ok((held.sealed, held.in_memory, held.seal_failure))
+    }
+
+    /// Seals segments, and gives freed space back to the file system.
     fn optimize(&self, py: Python<'_>) -> PyResult<()> {
         self.run(py, Engine::optimize)
     }

@@ -3,10 +3,11 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
-use rusqlite::Connection;
 use rusqlite::config::DbConfig;
+use rusqlite::{Connection, Transaction};
 
 use crate::vector::Query;
 
@@ -19,6 +20,7 @@ use super::read::{self, ScopeInfo};
 use super::record::Record;
 use super::schema;
 use super::scope::ROOT;
+use super::snapshot;
 use super::write::Write;
 
 /// Idle connections kept for readers; more are opened when more threads read, and closed after.
@@ -35,29 +37,59 @@ pub struct Engine {
     queue: WriterQueue,
     writer: Mutex<Option<Link>>,
     readers: Mutex<Vec<Link>>,
-    mirror: RwLock<(Option<Identity>, Mirror)>,
+    pub(super) mirror: RwLock<(Option<Identity>, Mirror)>,
+    pub(super) sealing: Sealing,
+    /// For threads that outlive the call which started them.
+    pub(super) this: Weak<Self>,
+}
+
+/// What a process holds of a store to search it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holdings {
+    /// Rows in mapped segments, deleted ones among them.
+    pub sealed: usize,
+    /// Rows in memory.
+    pub in_memory: usize,
+    /// Why the last attempt to seal failed. Searches are right all the same.
+    pub seal_failure: Option<String>,
+}
+
+/// The state of sealing in the background.
+#[derive(Debug, Default)]
+pub(super) struct Sealing {
+    pub(super) busy: AtomicBool,
+    pub(super) failure: Mutex<Option<String>>,
 }
 
 /// A connection and the file that it was opened on.
 pub(super) struct Link {
     pub(super) connection: Connection,
-    identity: Identity,
+    pub(super) identity: Identity,
+}
+
+impl Link {
+    /// A read transaction: what it sees does not change.
+    pub(super) fn begin(&self) -> Result<Transaction<'_>> {
+        Ok(self.connection.unchecked_transaction()?)
+    }
 }
 
 /// Which file a path names, so that a store that was replaced is not taken for the old one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Identity(u64, u64);
+pub(super) struct Identity(u64, u64);
 
 impl Engine {
     /// An engine for `path`; opens nothing.
-    pub fn new(path: PathBuf) -> Self {
-        Self {
+    pub fn new(path: PathBuf) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
             queue: WriterQueue::new(&path),
-            path,
             writer: Mutex::default(),
             readers: Mutex::default(),
-            mirror: RwLock::default(),
-        }
+            mirror: RwLock::new((None, Mirror::new(&snapshot::directory(&path)))),
+            sealing: Sealing::default(),
+            this: Weak::clone(this),
+            path,
+        })
     }
 
     /// The file.
@@ -130,19 +162,23 @@ impl Engine {
                 // The transaction must not be older than the mirror, or catching up would go
                 // back; hence it begins under the mirror's lock.
                 let shared = self.mirror.read().unwrap_or_else(PoisonError::into_inner);
-                let transaction = link.connection.unchecked_transaction()?;
+                let transaction = link.begin()?;
                 if shared.0 == Some(link.identity) && shared.1.is_current(&transaction)? {
                     return find(&shared.1, &transaction, query, filter, k, min_score);
                 }
                 drop(transaction);
                 drop(shared);
                 let mut own = self.mirror.write().unwrap_or_else(PoisonError::into_inner);
-                let transaction = link.connection.unchecked_transaction()?;
+                let transaction = link.begin()?;
                 if own.0 != Some(link.identity) {
-                    *own = (Some(link.identity), Mirror::default());
+                    let directory = snapshot::directory(&self.path);
+                    *own = (Some(link.identity), Mirror::new(&directory));
                 }
                 if !own.1.is_current(&transaction)? {
                     own.1.catch_up(&transaction)?;
+                    if own.1.wants_sealing() && !self.sealing_failed() {
+                        self.seal_aside();
+                    }
                 }
                 tries += 1;
                 if tries == OPTIMISTIC_TRIES {
@@ -160,7 +196,7 @@ impl Engine {
     /// Records of a scope, newest first; of the same age, last saved first.
     pub fn list(&self, scope: &str, limit: usize, offset: usize) -> Result<Vec<Record>> {
         self.read(Vec::new(), |link| {
-            let transaction = link.connection.unchecked_transaction()?;
+            let transaction = link.begin()?;
             read::list(&transaction, scope, limit, offset)
         })
     }
@@ -168,7 +204,7 @@ impl Engine {
     /// What a scope holds.
     pub fn scope_info(&self, scope: &str) -> Result<ScopeInfo> {
         self.read(ScopeInfo::default(), |link| {
-            let transaction = link.connection.unchecked_transaction()?;
+            let transaction = link.begin()?;
             read::scope_info(&transaction, scope)
         })
     }
@@ -188,8 +224,12 @@ impl Engine {
         self.read(0, |link| read::count(&link.connection, scope))
     }
 
-    /// Hands freed space back to the file system and empties the write-ahead log.
+    /// Seals what searches need into files, hands freed space back to the file system, and
+    /// empties the write-ahead log.
     pub fn optimize(&self) -> Result<()> {
+        if self.path.exists() {
+            self.seal()?;
+        }
         let _pass = Process::current().enter();
         if !self.path.exists() {
             return Ok(());
@@ -204,6 +244,23 @@ impl Engine {
                 "PRAGMA incremental_vacuum; PRAGMA optimize; PRAGMA wal_checkpoint(TRUNCATE)",
             )
             .map_err(|error| StoreError::from(error).at(&self.path))
+    }
+
+    /// What this process holds to search the store. Opens nothing.
+    pub fn holdings(&self) -> Holdings {
+        let mirror = self.mirror.read().unwrap_or_else(PoisonError::into_inner);
+        let failure = self.sealing.failure.lock();
+        Holdings {
+            sealed: mirror.1.rows_sealed(),
+            in_memory: mirror.1.rows_in_memory(),
+            seal_failure: failure.unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// Whether sealing failed; then only [`Engine::optimize`] tries again.
+    fn sealing_failed(&self) -> bool {
+        let failure = self.sealing.failure.lock();
+        failure.unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// Closes every connection without tidying up; the next operation opens them again. Nothing
@@ -256,6 +313,15 @@ impl Engine {
         work: impl FnOnce(&mut Write<'_>) -> Result<T>,
     ) -> Result<Option<T>> {
         let _pass = Process::current().enter();
+        self.transact(create, work)
+    }
+
+    /// [`Engine::write`] for a caller that is inside the gate already.
+    pub(super) fn transact<T>(
+        &self,
+        create: bool,
+        work: impl FnOnce(&mut Write<'_>) -> Result<T>,
+    ) -> Result<Option<T>> {
         if identity(&self.path)?.is_none() {
             if !create {
                 return Ok(None);
@@ -293,7 +359,7 @@ impl Engine {
         Ok(writer.as_mut())
     }
 
-    fn link(&self) -> Result<Option<Link>> {
+    pub(super) fn link(&self) -> Result<Option<Link>> {
         // The identity first: if the file is replaced in between, the link looks stale and is
         // opened again, instead of passing for the new file.
         let Some(identity) = identity(&self.path)? else {

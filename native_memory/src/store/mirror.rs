@@ -6,24 +6,35 @@
 use std::cell::Cell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
-use crate::vector::{Bitmap, CodeBlock, Hit, Query, RowRef, ScanBlock, Search, Tail};
+use crate::vector::{
+    Bitmap, CodeBlock, Hit, Query, RowRef, ScanBlock, SealSource, Search, Segment, Tail,
+};
 
 use super::error::{Result, StoreError};
 use super::filter::{Filter, Visibility, has_metadata};
 use super::read::damaged;
 use super::record::vector_from_bytes;
 use super::scope::ROOT;
-use super::write::meta;
+use super::snapshot::{Snapshot, SnapshotPart};
+use super::write::{meta, meta_text};
 
 /// No parent, no source.
 const NONE: u32 = u32::MAX;
+/// Rows in memory from which sealing them pays; reading so many takes some 20 ms when a store is
+/// opened.
+const SEAL_ROWS: usize = 2048;
 
 /// The searchable part of a store at `seq`.
-#[derive(Default)]
 pub struct Mirror {
+    /// Where segments and snapshots are.
+    directory: PathBuf,
+    /// The snapshot that this mirror began with.
+    snapshot: Option<String>,
     seq: i64,
     loaded: bool,
     dimension: usize,
@@ -35,9 +46,15 @@ pub struct Mirror {
 
 /// Vectors with ascending ids, and what filters look at, row by row.
 struct Part {
-    codes: Tail,
+    codes: Codes,
     deleted: Bitmap,
     columns: Columns,
+}
+
+/// Where the codes of a part are.
+enum Codes {
+    Sealed(Segment),
+    Memory(Tail),
 }
 
 #[derive(Default)]
@@ -78,6 +95,25 @@ struct CategorySets {
 }
 
 impl Mirror {
+    /// A mirror that knows nothing yet.
+    pub fn new(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            snapshot: None,
+            seq: 0,
+            loaded: false,
+            dimension: 0,
+            scopes: Scopes::default(),
+            sets: CategorySets::default(),
+            sources: HashMap::new(),
+            parts: Vec::new(),
+        }
+    }
+
+    fn forget(&mut self) {
+        *self = Self::new(&self.directory);
+    }
+
     /// Whether this is the state of the file that `connection`'s transaction sees.
     pub fn is_current(&self, connection: &Connection) -> Result<bool> {
         Ok(self.loaded && meta(connection, "seq")?.unwrap_or(0) == self.seq)
@@ -88,7 +124,7 @@ impl Mirror {
     pub fn catch_up(&mut self, connection: &Connection) -> Result<()> {
         let caught_up = self.try_catch_up(connection);
         if caught_up.is_err() {
-            *self = Self::default();
+            self.forget();
         }
         caught_up
     }
@@ -96,12 +132,22 @@ impl Mirror {
     fn try_catch_up(&mut self, connection: &Connection) -> Result<()> {
         let seq = meta(connection, "seq")?.unwrap_or(0);
         let trimmed = meta(connection, "trimmed")?.unwrap_or(0);
-        if !self.loaded || self.seq < trimmed {
-            *self = Self::default();
+        let published = meta_text(connection, "snapshot")?;
+        // Another process may have sealed what this one still has in memory.
+        let outdone = published != self.snapshot && self.wants_sealing();
+        if !self.loaded || self.seq < trimmed || outdone {
+            self.forget();
         }
         self.dimension = meta(connection, "dimension")?.unwrap_or(0) as usize;
         self.scopes.read_new(connection)?;
         self.sets.read_new(connection)?;
+        if !self.loaded
+            && let Some(name) = published
+            && let Some(snapshot) = Snapshot::read(&self.directory, &name)
+            && (trimmed..=seq).contains(&snapshot.seq)
+        {
+            self.adopt(name, snapshot);
+        }
         if self.loaded {
             self.replay(connection)?;
         } else {
@@ -112,6 +158,164 @@ impl Mirror {
         Ok(())
     }
 
+    /// Takes over a snapshot, whole or not at all.
+    fn adopt(&mut self, name: String, snapshot: Snapshot) {
+        let dimension = self.dimension;
+        let parts = snapshot.parts.into_iter().map(|part| {
+            let segment = Segment::open(&self.directory.join(&part.file)).ok()?;
+            let fits = segment.len() == part.records.len()
+                && (segment.is_empty() || segment.block().dimension == dimension);
+            // A scope or set that has gone since belongs to a row that was deleted or moved
+            // since, which the changes will say.
+            let places = |ids: &[i64], place: &dyn Fn(i64) -> Option<u32>| {
+                ids.iter().map(|&id| place(id).unwrap_or(0)).collect()
+            };
+            fits.then(|| Part {
+                codes: Codes::Sealed(segment),
+                deleted: bitmap(part.deleted),
+                columns: Columns {
+                    scopes: places(&part.scopes, &|id| self.scopes.position(id)),
+                    sets: places(&part.sets, &|id| self.sets.position(id)),
+                    records: part.records,
+                    created_at: part.created_at,
+                    sources: part.sources,
+                    private: bitmap(part.private),
+                },
+            })
+        });
+        if let Some(parts) = parts.collect::<Option<Vec<Part>>>() {
+            self.parts = parts;
+            self.sources = (0..).zip(snapshot.sources).map(|(at, name)| (name, at)).collect();
+            self.seq = snapshot.seq;
+            self.snapshot = Some(name);
+            self.loaded = true;
+        }
+    }
+
+    /// Whether enough rows are in memory to be sealed.
+    pub fn wants_sealing(&self) -> bool {
+        self.rows_in_memory() >= SEAL_ROWS
+    }
+
+    /// The number of rows that are not in a segment.
+    pub fn rows_in_memory(&self) -> usize {
+        self.parts
+            .iter()
+            .filter(|part| matches!(part.codes, Codes::Memory(_)))
+            .map(|part| part.columns.records.len())
+            .sum()
+    }
+
+    /// The number of rows in segments.
+    pub fn rows_sealed(&self) -> usize {
+        self.parts.iter().map(|part| part.columns.records.len()).sum::<usize>()
+            - self.rows_in_memory()
+    }
+
+    /// Writes everything into segments, and a snapshot that names them; gives its name and those
+    /// of all files that it needs. Rows that were deleted are left out of what is written anew.
+    pub fn seal(&self, unique: &str) -> Result<(String, Vec<String>)> {
+        let io = |error| StoreError::io(&self.directory, error);
+        fs::create_dir_all(&self.directory).map_err(io)?;
+        let from = self.first_to_rewrite();
+        let mut snapshot = Snapshot {
+            seq: self.seq,
+            dimension: self.dimension as u64,
+            sources: vec![String::new(); self.sources.len()],
+            parts: self.parts[..from]
+                .iter()
+                .filter_map(|part| match &part.codes {
+                    Codes::Sealed(segment) => Some((part, file_name(segment.path()))),
+                    Codes::Memory(_) => None,
+                })
+                .map(|(part, file)| self.described(&[part], file))
+                .collect(),
+        };
+        for (name, &at) in &self.sources {
+            snapshot.sources[at as usize].clone_from(name);
+        }
+        let rewritten: Vec<&Part> = self.parts[from..].iter().collect();
+        if rewritten.iter().any(|part| part.live() > 0) {
+            let file = format!("{unique}.codes");
+            let sources: Vec<SealSource<'_>> = rewritten
+                .iter()
+                .map(|part| SealSource {
+                    block: part.block(),
+                    deleted: Some(part.deleted.words()),
+                })
+                .collect();
+            let path = self.directory.join(&file);
+            Segment::write(&path, self.dimension, &sources, false, |_, _| Ok(())).map_err(
+                |error| StoreError::Failed {
+                    path,
+                    detail: error.to_string(),
+                },
+            )?;
+            snapshot.parts.push(self.described(&rewritten, file));
+        }
+        let name = format!("{unique}.snapshot");
+        snapshot.write(&self.directory, &name).map_err(io)?;
+        let mut files: Vec<String> = snapshot.parts.into_iter().map(|part| part.file).collect();
+        files.push(name.clone());
+        Ok((name, files))
+    }
+
+    /// The first of the parts that become one segment: those in memory, segments that are not
+    /// much larger than all after them (so that there are few, and each row is copied few times),
+    /// and whatever follows one that is mostly deleted.
+    fn first_to_rewrite(&self) -> usize {
+        let mut live = 0;
+        let mut from = self.parts.len();
+        for (at, part) in self.parts.iter().enumerate().rev() {
+            let small = part.live() <= 2 * live;
+            let wasteful = part.live() < part.columns.records.len() / 2;
+            if matches!(part.codes, Codes::Memory(_)) || small || wasteful {
+                from = at;
+            }
+            live += part.live();
+        }
+        from
+    }
+
+    /// The columns of some parts' rows, as the one segment that they become or are.
+    ///
+    /// A part that stays as it is keeps its deleted rows, marked; the rows of parts that are
+    /// rewritten lose theirs.
+    fn described(&self, parts: &[&Part], file: String) -> SnapshotPart {
+        let rewritten = !matches!(
+            parts,
+            [Part { codes: Codes::Sealed(segment), .. }] if file_name(segment.path()) == file
+        );
+        let mut out = SnapshotPart {
+            file,
+            ..SnapshotPart::default()
+        };
+        let mut private = Bitmap::new();
+        for part in parts {
+            let columns = &part.columns;
+            for row in 0..columns.records.len() {
+                if rewritten && part.deleted.contains(row) {
+                    continue;
+                }
+                if columns.private.contains(row) {
+                    private.insert(out.records.len());
+                }
+                out.records.push(columns.records[row]);
+                out.created_at.push(columns.created_at[row]);
+                let id = |ids: &[i64], at: u32| ids.get(at as usize).copied().unwrap_or(0);
+                out.scopes.push(id(&self.scopes.ids, columns.scopes[row]));
+                out.sets.push(id(&self.sets.ids, columns.sets[row]));
+                out.sources.push(columns.sources[row]);
+            }
+            if !rewritten {
+                out.deleted = part.deleted.words().to_vec();
+            }
+        }
+        out.private = private.words().to_vec();
+        out
+    }
+
+    /// Reads every record and every vector.
     fn load(&mut self, connection: &Connection) -> Result<()> {
         let mut statement = connection.prepare(
             "SELECT vector, record, scope, categories, created_at, source, private
@@ -144,6 +348,7 @@ impl Mirror {
                 (Some((part, at)), true) => {
                     let entry = self.resolve(&entry(row, 0)?)?;
                     self.parts[part].columns.set(at, &entry);
+                    self.parts[part].deleted.remove(at);
                 }
                 (Some((part, at)), false) => self.parts[part].deleted.insert(at),
                 (None, true) => self.append(&entry(row, 0)?, &mut vectors)?,
@@ -155,17 +360,19 @@ impl Mirror {
 
     fn append(&mut self, entry: &Entry, vectors: &mut Vectors<'_>) -> Result<()> {
         let resolved = self.resolve(entry)?;
-        if self.parts.is_empty() {
+        if !matches!(self.parts.last(), Some(part) if matches!(part.codes, Codes::Memory(_))) {
+            let tail = Tail::new(self.dimension, false).map_err(|e| damaged(e.to_string()))?;
             self.parts.push(Part {
-                codes: Tail::new(self.dimension, false).map_err(|e| damaged(e.to_string()))?,
+                codes: Codes::Memory(tail),
                 deleted: Bitmap::new(),
                 columns: Columns::default(),
             });
         }
-        if let Some(part) = self.parts.last_mut() {
+        if let Some(part) = self.parts.last_mut()
+            && let Codes::Memory(tail) = &mut part.codes
+        {
             let vector = vectors.get(entry.vector)?;
-            let at = part
-                .codes
+            let at = tail
                 .append(entry.vector, &vector)
                 .map_err(|error| damaged(format!("vector {}: {error}", entry.vector)))?;
             part.columns.set(at, &resolved);
@@ -194,7 +401,7 @@ impl Mirror {
 
     fn find(&self, vector: i64) -> Option<(usize, usize)> {
         self.parts.iter().enumerate().find_map(|(number, part)| {
-            let at = part.codes.block().ids.binary_search(&vector).ok()?;
+            let at = part.block().ids.binary_search(&vector).ok()?;
             Some((number, at))
         })
     }
@@ -272,11 +479,11 @@ impl Mirror {
         };
         if let Some(scope) = filter.scope.as_deref().filter(|scope| *scope != ROOT) {
             let inside = self.scopes.subtree(connection, scope)?;
-            keep(&|row| inside[columns.scopes[row] as usize]);
+            keep(&|row| inside.get(columns.scopes[row] as usize) == Some(&true));
         }
         if let Some(wanted) = &filter.categories {
             let fits = self.sets.having(wanted);
-            keep(&|row| fits[columns.sets[row] as usize]);
+            keep(&|row| fits.get(columns.sets[row] as usize) == Some(&true));
         }
         if filter.created_from.is_some() || filter.created_before.is_some() {
             let from = filter.created_from.unwrap_or(i64::MIN);
@@ -325,7 +532,14 @@ impl Mirror {
 
 impl Part {
     fn block(&self) -> CodeBlock<'_> {
-        self.codes.block()
+        match &self.codes {
+            Codes::Sealed(segment) => segment.block(),
+            Codes::Memory(tail) => tail.block(),
+        }
+    }
+
+    fn live(&self) -> usize {
+        self.columns.records.len() - self.deleted.count()
     }
 }
 
@@ -548,4 +762,14 @@ fn retain(set: &mut Bitmap, test: &dyn Fn(usize) -> bool) {
             }
         }
     }
+}
+
+fn bitmap(words: Vec<u64>) -> Bitmap {
+    let mut set = Bitmap::new();
+    *set.words_mut() = words;
+    set
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -2,8 +2,8 @@
 //!
 //! Data flows one way. [`record`] and [`filter`] say what is stored and asked for; [`write`]
 //! changes the file ([`schema`]) in transactions, one writer at a time ([`queue`]); [`read`]
-//! answers from tables; [`mirror`] follows the file's changes and searches; [`engine`] puts them
-//! together for one file, and [`care`], [`text`] and [`reembed`] give it what is not needed every
+//! answers from tables; [`mirror`] follows the file's changes and searches, beginning with a
+//! [`snapshot`] that [`seal`] made; [`engine`] puts them together for one file, and [`care`], [`text`] and [`reembed`] give it what is not needed every
 //! day; [`process`] shares engines and takes them through a fork. Nothing here
 //! knows about Python.
 
@@ -19,10 +19,12 @@ pub mod record;
 pub mod reembed;
 pub mod schema;
 pub mod scope;
+pub mod seal;
+pub mod snapshot;
 pub mod text;
 pub mod write;
 
-pub use engine::Engine;
+pub use engine::{Engine, Holdings};
 pub use error::{Result, StoreError};
 pub use filter::{Filter, Visibility};
 pub use process::Process;

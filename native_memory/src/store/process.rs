@@ -79,7 +79,7 @@ impl Process {
             return engine;
         }
         engines.retain(|_, engine| engine.strong_count() > 0);
-        let engine = Arc::new(Engine::new(path.to_owned()));
+        let engine = Engine::new(path.to_owned());
         engines.insert(path.to_owned(), Arc::downgrade(&engine));
         engine
     }

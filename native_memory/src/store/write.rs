@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{
+    Connection, OptionalExtension, ToSql, Transaction, TransactionBehavior, params,
+};
 
 use super::error::{Result, StoreError};
 use super::filter::{Filter, has_category, has_metadata};
@@ -201,6 +203,13 @@ impl<'c> Write<'c> {
         self.transaction
             .execute("DELETE FROM meta WHERE key IN ('dimension', 'embedder')", [])?;
         Ok(())
+    }
+
+    /// Names the snapshot from which search indexes begin, and gives the name of the one before.
+    pub fn publish(&mut self, snapshot: &str) -> Result<Option<String>> {
+        let before = meta_text(&self.transaction, "snapshot")?;
+        set_meta(&self.transaction, "snapshot", snapshot)?;
+        Ok(before)
     }
 
     /// Writes the aggregates and commits.
@@ -527,7 +536,19 @@ pub fn meta(connection: &Connection, key: &str) -> rusqlite::Result<Option<i64>>
         .optional()
 }
 
-pub(super) fn set_meta(connection: &Connection, key: &str, value: i64) -> rusqlite::Result<()> {
+/// A text of the `meta` table.
+pub fn meta_text(connection: &Connection, key: &str) -> rusqlite::Result<Option<String>> {
+    connection
+        .prepare_cached("SELECT value FROM meta WHERE key = ?1")?
+        .query_row([key], |row| row.get(0))
+        .optional()
+}
+
+pub(super) fn set_meta(
+    connection: &Connection,
+    key: &str,
+    value: impl ToSql,
+) -> rusqlite::Result<()> {
     connection
         .prepare_cached("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2")?
         .execute(params![key, value])?;

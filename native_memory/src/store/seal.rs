@@ -1,0 +1,110 @@
+//! Sealing: what search indexes hold in memory becomes files that all processes map.
+//!
+//! It happens aside from everything else, on a connection and a mirror of its own, so that it
+//! holds nobody up. One process at a time seals a store; the others take over the result.
+
+use std::collections::HashSet;
+use std::fs::{self, File, TryLockError};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::PoisonError;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::engine::Engine;
+use super::error::{Result, StoreError};
+use super::mirror::Mirror;
+use super::process::Process;
+use super::snapshot::{self, Snapshot};
+
+impl Engine {
+    /// Seals in a thread of its own, unless one is at it already.
+    pub(super) fn seal_aside(&self) {
+        let Some(engine) = self.this.upgrade() else {
+            return;
+        };
+        if self.sealing.busy.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let thread = std::thread::Builder::new().name("crewai-native-seal".into());
+        let started = thread.spawn(move || {
+            engine.remember(engine.seal());
+            engine.sealing.busy.store(false, Ordering::Release);
+        });
+        if let Err(error) = started {
+            self.remember(Err(StoreError::io(self.path(), error)));
+            self.sealing.busy.store(false, Ordering::Release);
+        }
+    }
+
+    /// Seals now, if there is enough to seal.
+    pub(super) fn seal(&self) -> Result<()> {
+        let _pass = Process::current().enter();
+        let Some(link) = self.link()? else {
+            return Ok(());
+        };
+        let directory = snapshot::directory(self.path());
+        let mut mirror = Mirror::new(&directory);
+        let located = |error: StoreError| error.at(self.path());
+        {
+            let transaction = link.begin().map_err(located)?;
+            mirror.catch_up(&transaction).map_err(located)?;
+        }
+        if !mirror.wants_sealing() {
+            return Ok(());
+        }
+        let io = |error| StoreError::io(&directory, error);
+        fs::create_dir_all(&directory).map_err(io)?;
+        let lock = File::create(directory.join("lock")).map_err(io)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(io(error)),
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let unique = format!("{}-{}", std::process::id(), now.as_nanos());
+        let (name, mut needed) = mirror.seal(&unique)?;
+        drop(mirror);
+        let before = self.transact(false, |write| write.publish(&name))?.flatten();
+        // A process that is just reading the snapshot before this one still finds its files.
+        if let Some(before) = before {
+            let parts = Snapshot::read(&directory, &before).map_or(Vec::new(), |old| old.parts);
+            needed.extend(parts.into_iter().map(|part| part.file));
+            needed.push(before);
+        }
+        sweep(&directory, &needed).map_err(io)?;
+        self.adopt(&link, &directory)
+    }
+
+    /// Takes the new snapshot into use here.
+    fn adopt(&self, link: &super::engine::Link, directory: &Path) -> Result<()> {
+        let located = |error: StoreError| error.at(self.path());
+        let mut fresh = Mirror::new(directory);
+        {
+            let transaction = link.begin().map_err(located)?;
+            fresh.catch_up(&transaction).map_err(located)?;
+        }
+        let mut shared = self.mirror.write().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock only what was committed meanwhile is left to read.
+        let transaction = link.begin().map_err(located)?;
+        fresh.catch_up(&transaction).map_err(located)?;
+        *shared = (Some(link.identity), fresh);
+        Ok(())
+    }
+
+    fn remember(&self, done: Result<()>) {
+        let mut failure = self.sealing.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        *failure = done.err().map(|error| error.to_string());
+    }
+}
+
+/// Removes segments and snapshots that nobody needs, and what processes that died left.
+fn sweep(directory: &Path, needed: &[String]) -> std::io::Result<()> {
+    let needed: HashSet<&str> = needed.iter().map(String::as_str).chain(["lock"]).collect();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(|name| !needed.contains(name)) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}

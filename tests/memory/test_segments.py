@@ -1,0 +1,218 @@
+"""Stores large enough to be sealed: what lies in files answers as what lies in memory."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crewai_native_memory import _native
+
+ROWS, DIMENSION = 3000, 8  # a little more than what is worth sealing
+RANDOM = np.random.default_rng(3)
+VECTORS = RANDOM.standard_normal((3 * ROWS, DIMENSION)).astype(np.float32)
+
+
+def fill(store, start, stop):
+    batch = _native.Batch()
+    for n in range(start, stop):
+        batch.add(
+            f"r{n}", "text", f"/s/{n % 5}", [f"c{n % 3}"], "{}", 0.5, n, n,
+            f"u{n % 4}", n % 2 == 0, VECTORS[n],
+        )  # fmt: skip
+    store.save(batch)
+
+
+def search(store, query, **conditions):
+    rows = store.search(query, limit=10, min_score=0.0, **conditions)
+    return [rows.take(at)[0] for at in range(len(rows))]
+
+
+def expected(query, live, inside=lambda n: True):
+    live = [n for n in sorted(live) if inside(n)]
+    far = np.sum((VECTORS[live].astype(np.float64) - query) ** 2, axis=1)
+    return [f"r{live[at]}" for at in np.argsort(far, kind="stable")[:10]]
+
+
+def agree(store, live):
+    for _ in range(3):
+        query = RANDOM.standard_normal(DIMENSION).astype(np.float32)
+        assert search(store, query) == expected(query, live)
+        assert search(store, query, scope="/s/2") == expected(query, live, lambda n: n % 5 == 2)
+        assert search(store, query, categories=["c1"], sources=["u1"]) == expected(
+            query, live, lambda n: n % 3 == 1 and n % 4 == 1
+        )
+        assert search(store, query, include_private=False, viewer="u2") == expected(
+            query, live, lambda n: n % 2 == 1 or n % 4 == 2
+        )
+
+
+@pytest.fixture
+def place(tmp_path):
+    return tmp_path / "memory.db"
+
+
+@pytest.fixture
+def store(place):
+    store = _native.Store(place, "l2")
+    yield store
+    store.close()
+
+
+def files(place):
+    return sorted(path.name for path in Path(f"{place}-codes").glob("*"))
+
+
+def segments(place):
+    return [name for name in files(place) if name.endswith(".codes")]
+
+
+def test_a_sealed_store_answers_as_before_and_after_every_change(store, place):
+    chance = random.Random(1)
+    fill(store, 0, ROWS)
+    live = set(range(ROWS))
+    agree(store, live)
+    store.optimize()
+    assert store.holdings() == (ROWS, 0, None)
+    agree(store, live)
+    for turn in range(4):
+        doomed = set(chance.sample(sorted(live), 200))
+        assert store.delete(record_ids=[f"r{n}" for n in doomed]) == 200
+        live -= doomed
+        fresh = range(ROWS + turn * 900, ROWS + (turn + 1) * 900)
+        fill(store, fresh.start, fresh.stop)
+        live |= set(fresh)
+        agree(store, live)
+        # Records that are saved again as they are, or with another embedding, stay single.
+        again = min(live)
+        fill(store, again, again + 1)
+        agree(store, live)
+        store.optimize()
+        store.close()
+        agree(store, live)
+    assert sum(store.holdings()[:2]) < len(live) + ROWS
+    assert len(segments(place)) <= 4
+
+
+def test_a_change_of_filters_reaches_sealed_rows(store):
+    fill(store, 0, ROWS)
+    store.optimize()
+    batch = _native.Batch()
+    batch.add("r7", "text", "/elsewhere", ["new"], "{}", 0.5, 7, 7, "me", False, VECTORS[7])
+    store.save(batch)
+    for _ in range(2):
+        assert search(store, VECTORS[7], scope="/elsewhere") == ["r7"]
+        assert search(store, VECTORS[7], categories=["new"], sources=["me"]) == ["r7"]
+        assert "r7" not in search(store, VECTORS[7], scope="/s/2")
+        store.close()
+
+
+def test_searching_seals_in_the_background(store, place):
+    fill(store, 0, ROWS)
+    agree(store, set(range(ROWS)))
+    deadline = time.monotonic() + 60
+    while store.holdings()[0] != ROWS and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert store.holdings() == (ROWS, 0, None)
+    assert len(segments(place)) == 1
+    agree(store, set(range(ROWS)))
+
+
+OTHER = """
+import sys
+from crewai_native_memory._native import Store
+store = Store(sys.argv[1], "l2")
+for line in sys.stdin:
+    print(eval(line), flush=True)
+"""
+
+
+def test_other_processes_take_over_what_one_sealed(store, place, script):
+    fill(store, 0, ROWS)
+    store.optimize()
+    with subprocess.Popen(
+        script(OTHER, place), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as other:
+
+        def ask(expression):
+            other.stdin.write(expression + "\n")
+            return other.stdout.readline().strip()
+
+        query = f"(len(store.search({[0.0] * DIMENSION}, limit=9, min_score=0)), store.holdings())"
+        assert ask(query) == f"(9, ({ROWS}, 0, None))"
+        fill(store, ROWS, ROWS + 100)
+        assert ask(query) == f"(9, ({ROWS}, 100, None))"
+        # Segments that the other one has mapped go on answering after they were replaced.
+        for turn in range(2):
+            fill(store, ROWS + 100, 2 * ROWS + 500)
+            store.delete(record_ids=[f"r{n}" for n in range(turn * 50)])
+            store.optimize()
+        assert int(ask("store.count('/')")) == store.count("/")
+        rows = ask(f"[r.take(n)[0] for r in [store.search({VECTORS[70].tolist()}, limit=1,"
+                   " min_score=0)] for n in range(1)]")  # fmt: skip
+        assert rows == "['r70']"
+        other.stdin.close()
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut", "flipped header", "flipped snapshot"])
+def test_files_that_are_lost_are_made_again(store, place, harm):
+    fill(store, 0, ROWS)
+    store.optimize()
+    store.close()
+    codes = Path(f"{place}-codes")
+    for path in codes.iterdir():
+        if harm == "gone":
+            path.unlink()
+        elif harm == "cut" and path.stat().st_size:
+            os.truncate(path, path.stat().st_size // 2)
+        elif path.suffix == (".snapshot" if "snapshot" in harm else ".codes"):
+            data = bytearray(path.read_bytes())
+            data[40] ^= 8
+            path.write_bytes(bytes(data))
+    agree(store, set(range(ROWS)))
+    store.optimize()
+    agree(store, set(range(ROWS)))
+    store.close()
+    agree(store, set(range(ROWS)))
+    assert store.holdings()[0] == ROWS
+
+
+def test_a_reset_leaves_nothing_searchable(store, place):
+    fill(store, 0, ROWS)
+    store.optimize()
+    store.reset()
+    assert search(store, VECTORS[0]) == []
+    store.close()
+    assert search(store, VECTORS[0]) == []
+    batch = _native.Batch()
+    batch.add("x", "text", "/", [], "{}", 0.5, 1, 1, None, False, [1.0, 2.0])
+    store.save(batch)
+    assert search(store, [1.0, 2.0]) == ["x"]
+
+
+def test_what_nobody_needs_is_removed(store, place):
+    for turn in range(3):
+        fill(store, 0, ROWS)
+        store.delete(record_ids=[f"r{n}" for n in range(0, ROWS, 2)])
+        fill(store, turn * ROWS, (turn + 1) * ROWS)
+        (Path(f"{place}-codes") / "left.tmp").write_bytes(b"x") if turn else None
+        store.optimize()
+    # The snapshot in force, the one before for whoever is reading it, their segments, the lock.
+    assert len([name for name in files(place) if name.endswith(".snapshot")]) <= 2
+    assert "left.tmp" not in files(place)
+
+
+def test_a_directory_that_cannot_be_written_costs_no_answer(store, place):
+    Path(f"{place}-codes").write_text("a file where the directory should be")
+    fill(store, 0, ROWS)
+    agree(store, set(range(ROWS)))
+    deadline = time.monotonic() + 60
+    while store.holdings()[2] is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert f"{place}-codes" in store.holdings()[2]
+    agree(store, set(range(ROWS)))
