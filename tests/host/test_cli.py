@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+import types
 
 import pytest
 from typer.testing import CliRunner
 
-from crewai_native import Candidate, SlotStatus, State, Status, __version__
+from crewai_native import (
+    Candidate,
+    SlotStatus,
+    State,
+    Status,
+    __version__,
+    _roster,
+    _targets,
+    slots,
+)
 from crewai_native.cli import _app, _survey
 from crewai_native.slots import SLOT_NAMES
+from crewai_native.slots._base import Target
 
 AMBIGUOUS = (
     "ambiguous: 2 third-party candidates, taken by name; choose with "
@@ -163,6 +175,48 @@ def test_version_and_help(invoke):
     listed = re.findall(r"^  ([a-z]+)  ", invoke("--help").stdout, flags=re.MULTILINE)
     assert set(listed) >= {"list", "explain", "status", "doctor", "metrics", "bench", "run"}
     assert "..." not in invoke("--help").stdout.partition("Commands:")[2]
+
+
+@pytest.fixture
+def one_target(monkeypatch, tmp_path):
+    """One slot that stands in for one function, and a file of fingerprints that knows nothing."""
+    target = Target("textwrap:dedent", wrapped=True)
+    official = Target("textwrap:fill", ("text", "width", "kwargs"))
+    slot = types.SimpleNamespace(targets=(target, official), repairs=())
+    path = tmp_path / "fingerprints.json"
+    path.write_text("{}")
+    monkeypatch.setattr(slots, "SLOT_NAMES", ("tools.guard",))
+    monkeypatch.setattr(slots, "load", lambda name: slot)
+    monkeypatch.setattr(_roster, "crewai_version", lambda: "1.99")
+    monkeypatch.setattr(_targets, "FINGERPRINTS", path)
+    _targets._known.cache_clear()
+    yield path
+    _targets._known.cache_clear()
+
+
+def test_fingerprints_are_unknown_until_they_are_recorded(one_target, invoke):
+    unknown = invoke("fingerprints")
+    assert unknown.exit_code == 1
+    assert "not tested" in unknown.stdout
+    assert "0 of 1 targets are known" in unknown.stdout
+    refreshed = invoke("fingerprints", "--refresh", "--json")
+    assert refreshed.exit_code == 0
+    [target] = json.loads(refreshed.stdout)["targets"]
+    assert target["path"] == "textwrap:dedent"
+    assert target["known"] == ["1.99"]
+    assert json.loads(one_target.read_text()) == {
+        "textwrap:dedent": {target["fingerprint"]: ["1.99"]}
+    }
+    assert "1 of 1 targets are known" in invoke("fingerprints").stdout
+
+
+def test_fingerprints_that_cannot_be_written_are_one_line(one_target, capsys):
+    one_target.unlink()
+    one_target.mkdir()
+    _targets._known.cache_clear()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(_targets, "_known", functools.cache(dict))
+        assert str(one_target) in error_of(capsys, "fingerprints", "--refresh")
 
 
 def error_of(capsys, *arguments):

@@ -144,7 +144,10 @@ def fingerprints(
         typer.Option("--refresh", help="Record the installed CrewAI's code as tested."),
     ] = False,
 ) -> None:
-    """Show which code of CrewAI the slots replace, and know."""
+    """Show which code of CrewAI the slots replace, and know.
+
+    Exit status 1 when some of it is not code that was tested.
+    """
     from crewai_native.cli import _views
 
     raise typer.Exit(_views.fingerprints(as_json=as_json, refresh=refresh))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from crewai_native._types import Candidate, Status
+    from crewai_native.slots._base import Target
 
 # States of a candidate that somebody should do something about.
 _TELLING = (State.BROKEN, State.TARGET_CHANGED, State.INCOMPATIBLE, State.UNTRUSTED)
@@ -249,7 +250,7 @@ def fingerprints(*, as_json: bool, refresh: bool) -> int:
         wrapped[name] = [target for target in targets if target.wrapped]
     with _survey.importing_crewai():
         if refresh:
-            _targets.refresh([t for targets in wrapped.values() for t in targets], crewai)
+            _refresh([target for targets in wrapped.values() for target in targets], crewai)
         reports = [(name, _targets.probe(t)) for name, targets in wrapped.items() for t in targets]
     unknown = sum(report.problem is not None for _, report in reports)
     if as_json:
@@ -275,6 +276,17 @@ def fingerprints(*, as_json: bool, refresh: bool) -> int:
         Text(f"CrewAI {crewai}: {len(reports) - unknown} of {len(reports)} targets are known")
     )
     return min(unknown, 1)
+
+
+def _refresh(targets: list[Target], crewai: str) -> None:
+    from crewai_native import _targets
+
+    try:
+        _targets.refresh(targets, crewai)
+    except OSError as error:
+        raise ConfigurationError(
+            f"fingerprints in {_targets.FINGERPRINTS} cannot be written: {error.strerror}"
+        ) from error
 
 
 def lock(*, check: bool) -> int:
