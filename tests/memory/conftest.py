@@ -1,5 +1,6 @@
 """Fixtures of the memory tests."""
 
+# ruff: noqa: A002, PLW1510 - a record has an id; what a child says is looked at
 from __future__ import annotations
 
 import os

@@ -1,5 +1,6 @@
 """CrewAI's own ``Memory`` on the native store, through the slot's hook."""
 
+# ruff: noqa: DTZ001 - CrewAI's datetimes are naive
 from __future__ import annotations
 
 import hashlib

@@ -1,5 +1,6 @@
 """Disks that are full, files that are damaged, directories that cannot be written."""
 
+# ruff: noqa: A001, PT018, PT017, PLW1510, PLR0917, PTH208 - what a child says is looked at
 from __future__ import annotations
 
 import collections

@@ -1,5 +1,6 @@
 """The store against a reference that is too simple to be wrong."""
 
+# ruff: noqa: A001, DTZ001, PLR0917, PLR1714 - CrewAI's datetimes are naive
 from __future__ import annotations
 
 import math
@@ -278,9 +279,7 @@ def stored_form(record):
     embedding = record.embedding
     if embedding is not None:
         embedding = [float(np.float32(x)) for x in embedding]
-    return record.model_copy(
-        update={"scope": Reference.path(record.scope), "embedding": embedding}
-    )
+    return record.model_copy(update={"scope": Reference.path(record.scope), "embedding": embedding})
 
 
 class CosineMachine(StoreMachine):

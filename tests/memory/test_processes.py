@@ -1,5 +1,6 @@
 """Many processes and threads on one store, some of them killed."""
 
+# ruff: noqa: A001, PT018, PERF401, PERF403, BLE001 - short names and whole truths read best here
 from __future__ import annotations
 
 import itertools

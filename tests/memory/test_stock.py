@@ -4,6 +4,7 @@ Each defect of the stock store has a test that both run: strictly expected to fa
 that its repair upstream is noticed.
 """
 
+# ruff: noqa: DTZ001, PT018, RUF043 - CrewAI's datetimes are naive
 from __future__ import annotations
 
 import asyncio

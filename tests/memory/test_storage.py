@@ -1,5 +1,6 @@
 """What the storage accepts, refuses and promises, one thing at a time."""
 
+# ruff: noqa: DTZ001, DTZ901, ASYNC110 - CrewAI's datetimes are naive; a barrier has no event
 from __future__ import annotations
 
 import array

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
 
 FILE_NAME = "memory.db"
 _DATABASE_SUFFIXES = {".db", ".sqlite", ".sqlite3"}

@@ -69,7 +69,7 @@ class StoredRecord(MemoryRecord):
     __hash__ = None  # type: ignore[assignment]  # as MemoryRecord
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        state = self.__getstate__()
+        state: dict[str, Any] = self.__getstate__()  # type: ignore[assignment]
         state["__dict__"] = self._complete()
         state["__pydantic_private__"] = None
         reconstruct = copyreg._reconstructor  # type: ignore[attr-defined]  # noqa: SLF001
@@ -83,10 +83,10 @@ class _LazyEmbedding:
         if record is None:
             # Pydantic keeps its fields off the class, and so does this.
             raise AttributeError("embedding")
-        return record._complete()["embedding"]
+        return record._complete()["embedding"]  # noqa: SLF001 - its other half
 
 
-StoredRecord.embedding = _LazyEmbedding()  # type: ignore[assignment, method-assign]
+StoredRecord.embedding = _LazyEmbedding()
 
 
 def record_at(rows: Rows, at: int) -> tuple[StoredRecord, float]:
@@ -128,7 +128,7 @@ def add_record(batch: Batch, record: MemoryRecord) -> None:
         raise ValueError(f"record {record.id!r}: created_at, last_accessed: {error}") from None
     metadata = record.metadata
     if not isinstance(metadata, dict):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004 - one error for whatever a record cannot hold
             f"record {record.id!r}: metadata must be a dict, got {type(metadata).__name__}"
         )
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import dataclasses
 import functools
@@ -17,7 +18,6 @@ from crewai_native_memory import _native, location
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from concurrent.futures import ThreadPoolExecutor
-    from contextlib import AbstractContextManager
     from datetime import datetime
 
     from crewai.memory.types import MemoryRecord, ScopeInfo
@@ -37,7 +37,7 @@ _pool: tuple[int, ThreadPoolExecutor] | None = None
 
 def _executor() -> ThreadPoolExecutor:
     """The threads for the asynchronous methods; new ones after a fork."""
-    global _pool
+    global _pool  # noqa: PLW0603 - one per process
     pid = os.getpid()
     if _pool is None or _pool[0] != pid:
         from concurrent.futures import ThreadPoolExecutor
@@ -215,14 +215,16 @@ class NativeStorage:
         )
 
     def reset(self, scope_prefix: str | None = None) -> None:
-        """Deletes a scope. Without one (or with the root) everything, so that the next save may
-        have embeddings of another length.
+        """Deletes a scope.
+
+        Without one, or with the root, it deletes everything: then the next save may have
+        embeddings of another length.
         """
         self._store.reset(scope_prefix)
 
     # Reading
 
-    def search(
+    def search(  # noqa: PLR0917 - CrewAI's own signature
         self,
         query_embedding: Sequence[float],
         scope_prefix: str | None = None,
@@ -437,7 +439,7 @@ class NativeStorage:
         """:meth:`save`, without blocking the event loop."""
         await _in_thread(self.save, records)
 
-    async def asearch(
+    async def asearch(  # noqa: PLR0917 - CrewAI's own signature
         self,
         query_embedding: Sequence[float],
         scope_prefix: str | None = None,
@@ -479,22 +481,13 @@ def _each(rows: _native.Rows) -> Iterator[MemoryRecord]:
         yield module.record_at(rows, at)[0]
 
 
-class _DimensionErrors:
+@contextlib.contextmanager
+def _dimension_errors(module: Any) -> Iterator[None]:
     """Turns the core's error into CrewAI's own."""
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, _native.DimensionError):
-            raise self._module.EmbeddingDimensionMismatchError(*error.args) from None
-
-
-def _dimension_errors(module: Any) -> AbstractContextManager[None]:
-    return _DimensionErrors(module)
+    try:
+        yield
+    except _native.DimensionError as error:
+        raise module.EmbeddingDimensionMismatchError(*error.args) from None
 
 
 def _microseconds(name: str, moment: datetime | None) -> int | None:
