@@ -73,6 +73,9 @@ def crewai_native_unconfigure() -> None:
 
 
 # --- slots ------------------------------------------------------------------------------------
+#
+# A hook without arguments is called once, when the slot is bound, and what it returns is held until
+# the slot is unbound. The others are factories that CrewAI calls as it goes.
 
 
 @hookspec
@@ -88,6 +91,9 @@ def crewai_native_memory_storage(spec: str) -> Any:
 def crewai_native_knowledge_storage(embedder: Any, collection_name: str | None) -> Any:
     """Return a ``BaseKnowledgeStorage``, or None to leave it to CrewAI.
 
+    Called for every ``Knowledge``, for an agent's own at each kickoff: return cheap handles on
+    shared state. CrewAI then saves all of the sources again.
+
     Args:
         embedder: The embedder's configuration as the user wrote it; None for the default.
         collection_name: Name of the collection; None for the default.
@@ -96,22 +102,33 @@ def crewai_native_knowledge_storage(embedder: Any, collection_name: str | None) 
 
 @hookspec
 def crewai_native_tools_guard() -> Any:
-    """Return a :class:`~crewai_native.slots.tools_guard.ToolGuard`."""
+    """Return a :class:`~crewai_native.slots.tools_guard.ToolGuard`.
+
+    A provider with the feature ``exact-usage-count`` gets ``current_usage_count`` right in every
+    path: a call of a text-based agent counts once then, not twice.
+    """
 
 
 @hookspec
 def crewai_native_tools_cache(handler: Any) -> Any:
-    """Return a :class:`~crewai_native.slots.tools_cache.ToolCache` for one ``CacheHandler``."""
+    """Return a :class:`~crewai_native.slots.tools_cache.ToolCache` for one ``CacheHandler``.
+
+    Called once for each handler, at its first use; the handler keeps it. Also called once when
+    the slot is bound, with a handler that is thrown away.
+    """
 
 
 @hookspec
 def crewai_native_tools_schemas() -> Any:
-    """Return a :class:`~crewai_native.slots.tools_schemas.ToolSchemas`."""
+    """Return a :class:`~crewai_native.slots.tools_schemas.ToolSchemas`, or part of one."""
 
 
 @hookspec
 def crewai_native_tasks_batch() -> Any:
-    """Return a :class:`~crewai_native.slots.tasks_batch.BatchEngine`."""
+    """Return a :class:`~crewai_native.slots.tasks_batch.BatchEngine`.
+
+    Several distributions serve this slot side by side, each by the name of its engine.
+    """
 
 
 @hookspec
@@ -131,10 +148,11 @@ def crewai_native_tasks_executor() -> Any:
 
 @hookspec
 def crewai_native_flow_persistence() -> Any:
-    """Return a ``FlowPersistence`` on shared, durable state.
+    """Return a ``FlowPersistence``.
 
-    Its class's name must equal the default of its ``persistence_type`` field: CrewAI looks the
-    class up by it when it restores a checkpoint.
+    Called for every class and method that ``@persist`` decorates, while a program is imported:
+    return cheap handles on shared, durable state. The name of its class must equal the default of
+    its ``persistence_type`` field: CrewAI looks the class up by it when it restores a checkpoint.
     """
 
 
@@ -152,9 +170,13 @@ def crewai_native_replay_store() -> Any:
 def crewai_native_locks(name: str, timeout: float) -> Any:
     """Return a context manager that holds the named lock while its block runs.
 
-    It may be left on another thread than it was entered on, and excludes unpatched CrewAI
-    processes (which ``flock`` ``<tempdir>/crewai:<md5 of the name>.lock``). Entering raises
+    Called each time a lock is wanted. The manager may be left on another thread than it was
+    entered on, and excludes unpatched CrewAI processes (which ``flock`` the file
+    ``<tempdir>/crewai:<md5 of the name>.lock``). Entering raises
     ``portalocker.exceptions.LockException`` after ``timeout`` seconds.
+
+    Where CrewAI locks through Redis, only a provider with the feature ``distributed``, or one that
+    the user chose, takes its place.
     """
 
 

@@ -75,7 +75,8 @@ class CheckpointWriter(Protocol):
     def drain(self, state: Any) -> None:
         """Wait until a run's checkpoints are durable.
 
-        Called when the outermost kickoff ends, however it ends, on its thread.
+        Called when the outermost kickoff ends, however it ends, on its thread, which may be that
+        of the caller's event loop.
 
         Raises:
             Exception: A checkpoint failed and the user wants to know; the kickoff raises it.

@@ -73,7 +73,9 @@ class ReplayStore(Protocol):
     """
 
     def open(self, path: str) -> ReplayLog:
-        """Return the log for a crew that has just been made.
+        """Return the log for a crew that has just been made, before it runs, if it ever does.
+
+        Called for every ``Crew`` and every copy of one: return a cheap handle on shared state.
 
         Args:
             path: The SQLite file that CrewAI's own store uses for this project. It is CrewAI's

@@ -48,7 +48,7 @@ class FlowDriver(Protocol):
     """Runs flows, with the events, hooks, order, contexts and errors of CrewAI's own runtime.
 
     Streaming kickoffs and those from a checkpoint arrive here as the plain kickoffs that CrewAI
-    makes of them.
+    makes of them. A flow that resumes after human feedback is CrewAI's.
     """
 
     def drives(self, flow: Any) -> bool:

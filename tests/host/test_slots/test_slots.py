@@ -140,6 +140,11 @@ def bound(name: str) -> Binding:
     return binding
 
 
+def servable() -> list[str]:
+    """Return the slots that can be bound to this release; on the newest that is all of them."""
+    return [n for n in slots.SLOT_NAMES if not _targets.problems(slots.load(n).targets)]
+
+
 def a_run() -> str:
     @tool("note")
     def note(text: str) -> str:
@@ -158,19 +163,20 @@ def a_run() -> str:
 
 @pytest.mark.parametrize("name", slots.SLOT_NAMES)
 class TestEach:
-    def test_its_targets_are_as_they_were_tested(self, name):
+    def test_its_targets_are_as_they_were_tested(self, name, check_targets):
         slot = slots.load(name)
         assert slot.name == name
-        assert _targets.problems(slot.targets) == []
+        check_targets(slot.targets)
         for repair in slot.repairs:
-            assert _targets.problems(repair.targets) == []
+            check_targets(repair.targets)
 
     def test_its_hook_is_specified_and_documented(self, name):
         slot = slots.load(name)
         assert getattr(hookspecs, slot.hook).__doc__
         assert slot.describe()["how"]
 
-    def test_what_it_replaces_is_among_its_targets(self, name):
+    def test_what_it_replaces_is_among_its_targets(self, name, check_targets):
+        check_targets(slots.load(name).targets)
         targets = {}
         for target in slots.load(name).targets:
             owner, attribute, found = _targets.resolve(target.path)
@@ -193,16 +199,18 @@ def _is_crewais(owner: Any) -> bool:
 
 def test_no_two_slots_replace_the_same(serve):
     places = {}
-    for name in slots.SLOT_NAMES:
+    for name in servable():
         binding = serve(name, hook_of(name))
         places[name] = {(c.owner, c.name) for c in binding._changes}
+        # Probing sees CrewAI's code under ours, so a slot can be bound after any other.
+        assert _targets.problems(slots.load(name).targets) == []
     for one, other in itertools.combinations(places, 2):
         assert places[one] & places[other] == set(), (one, other)
 
 
 def test_a_crew_runs_with_all_of_them_and_they_come_off_in_any_order(serve):
     expected = a_run()
-    bindings = [serve(name, hook_of(name)) for name in slots.SLOT_NAMES]
+    bindings = [serve(name, hook_of(name)) for name in servable()]
     assert a_run() == expected == "A"
     random.Random(5).shuffle(bindings)
     for binding in bindings:
@@ -212,6 +220,6 @@ def test_a_crew_runs_with_all_of_them_and_they_come_off_in_any_order(serve):
 
 def test_binding_again_after_undoing_works(serve):
     for _ in range(3):
-        bindings = [serve(name, hook_of(name)) for name in slots.SLOT_NAMES]
+        bindings = [serve(name, hook_of(name)) for name in servable()]
         for binding in bindings:
             binding.undo()
