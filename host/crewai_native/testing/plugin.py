@@ -8,11 +8,13 @@ A plug-in's own test-suite that runs the contract of the slots that it serves::
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 import textwrap
+import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -73,6 +75,10 @@ def provider(
     if name == "stock" and defect is not None:
         request.applymarker(pytest.mark.xfail(reason=defect.args[0], strict=True))
     monkeypatch.setenv("CREWAI_STORAGE_DIR", str(tmp_path / "storage"))
+    with warnings.catch_warnings():
+        # What CrewAI's dependencies say while they are imported is not the provider's fault.
+        warnings.simplefilter("ignore")
+        importlib.import_module("crewai")
     status = crewai_native.activate(enabled=True, slots={slot: name})
     try:
         mine = next((c for c in status[slot].candidates if c.distribution == name), None)
