@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from crewai_native import ConfigurationError
+from crewai_native import ConfigurationError, _numbers
 from crewai_native.bench import Case, Elapsed, Unavailable, _chart, _results, _stats, _worker
 from crewai_native.bench._results import Comparison, Outcome, Report, Result, Subject, Timing
 from crewai_native.bench._runner import Bench
@@ -84,6 +84,14 @@ def test_too_few_values_give_their_range():
 def test_quartiles():
     assert _stats.quartiles([5.0]) == (5.0, 5.0, 5.0)
     assert _stats.quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == (2.0, 3.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0, "0"), (1.2345, "1.23"), (999.9, "1000"), (123456.0, "123000"), (-0.01234, "-0.0123")],
+)
+def test_numbers_are_short_and_without_exponents(value, said):
+    assert _numbers.digits(value) == said
 
 
 # --- the worker -----------------------------------------------------------------------------------
@@ -381,7 +389,7 @@ def test_a_chart_without_ratios_says_so():
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=5))
 def test_a_chart_holds_ratios_of_any_size(values):
     _, said = texts(_chart.svg(report(*((v * 0.9, v, v * 1.1) for v in values))))
-    assert any(text.startswith(f"{values[0]:.3g}x") for text in said)
+    assert any(text.startswith(f"{_numbers.digits(values[0])}x") for text in said)
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf])

@@ -6,6 +6,8 @@ import math
 from typing import TYPE_CHECKING, Final
 from xml.sax.saxutils import escape
 
+from crewai_native._numbers import digits
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -80,7 +82,7 @@ def _bar(
     if result.subject.target is not None and comparison.side == "native":
         target = scale.x(result.subject.target)
         yield _line((target, y - 11), (target, y + 11), "#d55e00", 2)
-    text = f"{ratio.value:.3g}x [{ratio.low:.3g}, {ratio.high:.3g}]"
+    text = f"{digits(ratio.value)}x [{digits(ratio.low)}, {digits(ratio.high)}]"
     yield _text(_WIDTH - _VALUES + 12, y + 4, text, size=12)
 
 

@@ -11,11 +11,11 @@ from rich.text import Text
 
 from crewai_native import _settings
 from crewai_native._errors import ConfigurationError
+from crewai_native._numbers import digits, duration, unit_of
 from crewai_native.bench import _chart, _results
 from crewai_native.bench._results import Outcome, Report, Result, Subject, Timing
 from crewai_native.bench._runner import Bench
 from crewai_native.cli import _console
-from crewai_native.cli._console import duration, unit_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,7 +143,7 @@ def _note(result: Result) -> str:
 def _spread(timing: Timing) -> str:
     factor, unit = unit_of(timing.median)
     half = (timing.high - timing.low) / 2
-    return f"{timing.median * factor:.3g} ± {half * factor:.2g} {unit}"
+    return f"{digits(timing.median * factor)} ± {digits(half * factor, 2)} {unit}"
 
 
 def _against(result: Result, timing: Timing) -> str:
@@ -153,10 +153,10 @@ def _against(result: Result, timing: Timing) -> str:
     if result.subject.limit is not None:
         gap = found.difference
         factor, unit = unit_of(gap.value)
-        low, middle, high = (f"{x * factor:+.3g}" for x in (gap.low, gap.value, gap.high))
-        return f"{middle} {unit}\n[{low}, {high}]"
+        low, middle, high = (digits(x * factor) for x in (gap.low, gap.value, gap.high))
+        return f"{'+' if gap.value > 0 else ''}{middle} {unit}\n[{low}, {high}]"
     ratio = found.ratio
-    return f"{ratio.value:.3g}x\n[{ratio.low:.3g}, {ratio.high:.3g}]"
+    return f"{digits(ratio.value)}x\n[{digits(ratio.low)}, {digits(ratio.high)}]"
 
 
 def _promise(result: Result, timing: Timing) -> Text:
@@ -200,7 +200,7 @@ def _print_changes(console: Console, before: Path, after: Path) -> None:
     for case in dict.fromkeys([*first, *second]):
         old, new = first.get(case), second.get(case)
         if old is None or new is None:
-            shown = [f"{c.ratio.value:.3g}x" if c is not None else "" for c in (old, new)]
+            shown = [f"{digits(c.ratio.value)}x" if c is not None else "" for c in (old, new)]
             table.add_row(Text(case), *shown, Text("only in one", "dim"))
             continue
         apart = new.ratio.low > old.ratio.high or new.ratio.high < old.ratio.low
@@ -213,7 +213,10 @@ def _print_changes(console: Console, before: Path, after: Path) -> None:
             change.stylize("green")
         table.add_row(
             Text(case),
-            *(f"{c.ratio.value:.3g}x\n[{c.ratio.low:.3g}, {c.ratio.high:.3g}]" for c in (old, new)),
+            *(
+                f"{digits(c.ratio.value)}x\n[{digits(c.ratio.low)}, {digits(c.ratio.high)}]"
+                for c in (old, new)
+            ),
             change,
         )
     console.print(table)

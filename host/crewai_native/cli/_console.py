@@ -74,17 +74,3 @@ def complain(text: str) -> None:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def duration(seconds: float) -> str:
-    """Return a duration with three digits and a fitting unit, such as ``12.3 ms``."""
-    factor, unit = unit_of(seconds)
-    return f"{seconds * factor:.3g} {unit}"
-
-
-def unit_of(seconds: float) -> tuple[float, str]:
-    """Return what makes a duration of seconds a readable number, and the unit it is then in."""
-    for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "µs")):
-        if abs(seconds) * factor >= 1:
-            return factor, unit
-    return 1e9, "ns"

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from crewai_native import __version__, _record, _roster, _settings, _trust, slots
 from crewai_native._errors import ConfigurationError
+from crewai_native._numbers import duration
 from crewai_native._types import SlotStatus, State
 from crewai_native.cli import _console, _survey
 from crewai_native.health import Health
@@ -212,10 +213,7 @@ def metrics(file: Path | None, *, as_json: bool) -> None:
             table.add_row(
                 slot["slot"],
                 *counts,
-                *(
-                    "" if slot[key] is None else _console.duration(slot[key])
-                    for key in ("p50", "p99")
-                ),
+                *("" if slot[key] is None else duration(slot[key]) for key in ("p50", "p99")),
             )
         console.print(table)
         _print_own_metrics(console, entry["plugins"])
