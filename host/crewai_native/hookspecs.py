@@ -7,7 +7,6 @@ optional. As usual with pluggy, an implementation may take fewer arguments than 
 No hook is called on a hot path: the host takes the implementing function once and binds that.
 """
 
-# ruff: noqa: D417, ARG001 - the arguments are described where they need it; specifications use none
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ hookimpl = pluggy.HookimplMarker("crewai_native")
 
 
 @hookspec
-def crewai_native_configure(options: Mapping[str, Any]) -> None:  # type: ignore[empty-body]
+def crewai_native_configure(options: Mapping[str, Any]) -> None:
     """Take the component's options, before any of the plug-in's slots is bound.
 
     Args:
