@@ -204,7 +204,9 @@ class Binding:
 
     def in_force(self) -> bool:
         """Return whether everything that was set still stands."""
-        return all(change.in_force() for change in self._changes)
+        # Of several changes in one place, each made on top of the one before, the last counts.
+        last = {(id(change.owner), change.name): change for change in self._changes}
+        return all(change.in_force() for change in last.values())
 
     def attempt(self, action: Callable[[], None]) -> Exception | None:
         """Make some changes, or none: where that fails, they are undone and the error returned."""
