@@ -1,6 +1,6 @@
 """Takes the pictures of docs/images: what the commands print, in real runs.
 
-    python scripts/screenshots.py
+    python scripts/screenshots.py [demo] [list]
 
 Takes as long as `make demo`. Run it on a machine that has nothing else to do.
 """
@@ -19,18 +19,19 @@ from crewai_native.demo import report
 from crewai_native.demo.run import run
 
 IMAGES: Final = Path(__file__).parents[1] / "docs" / "images"
-WIDTH: Final = 112
+WIDTH: Final = 120
 
 
-def main() -> None:
-    """Take all of them."""
-    console = _recording()
-    # First, for the demo measures what other work here would disturb.
+def _demo() -> None:
     result = run(repetitions=5, live=False, progress=lambda text: print(text, file=sys.stderr))
-    report.show(result, console)
-    _save(console, "demo", "make demo")
     for problem in report.problems(result):
         sys.exit(f"not a run to show: {problem}")
+    console = _recording()
+    report.show(result, console)
+    _save(console, "demo", "make demo")
+
+
+def _list() -> None:
     console = _recording()
     _console.stdout = lambda: console
     _views.list_slots(as_json=False, every=False)
@@ -51,4 +52,7 @@ def _save(console: Console, name: str, title: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # The demo first, for it measures what other work here would disturb.
+    pictures = {"demo": _demo, "list": _list}
+    for name in sys.argv[1:] or pictures:
+        pictures[name]()

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from crewai_native import _settings
+from crewai_native import ConfigurationError, _settings
 from crewai_native._types import COMPONENTS
+from crewai_native_memory import plugin as memory_plugin
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-EXAMPLES = sorted(path for path in ROOT.glob("examples/*.py") if path.name != "move_memory.py")
+EXAMPLES = sorted(path for path in ROOT.glob("examples/*.py") if path.name != "take_memory_back.py")
 # The plug-in's module is tried out as a plug-in, and signatures are no programs.
 NOT_RUN = {"writing-a-plugin.md", "slots.md"}
 
@@ -69,15 +70,15 @@ def test_examples_and_blocks_run(environment, tmp_path):
     assert ended.stdout.count("running ") == len(programs)
 
 
-def test_memory_moves_both_ways(environment, tmp_path):
-    # The example's own function, between two stores of each kind, in one process.
+def test_memory_can_be_taken_back(environment, tmp_path):
     program = """
         import runpy, sys
         from crewai.memory.storage.lancedb_storage import LanceDBStorage
         from crewai.memory.types import MemoryRecord
         from crewai_native_memory import NativeStorage
         example, folder = sys.argv[1:]
-        move = runpy.run_path(example)
+        take_back = runpy.run_path(example)["main"]
+        take_back.__globals__["PAGE"] = 3
 
         def seen(storage):
             return sorted(
@@ -86,39 +87,29 @@ def test_memory_moves_both_ways(environment, tmp_path):
                 for r in storage.list_records(limit=10_000)
             )
 
-        move["copy"].__globals__["PAGE"] = 3
-        stock = LanceDBStorage(path=folder + "/memory")
-        stock.save([
+        native = NativeStorage(folder)
+        native.save([
             MemoryRecord(id=f"r{i}", content=f"text {i}", scope=f"/a/{i}", categories=["x"],
                          metadata={"k": i}, source="s", private=bool(i % 2), importance=i / 10,
                          embedding=[i / 8, 1.0, 0.5])
             for i in range(8)
         ])
-        before = seen(stock)
-        move["main"]("to-native", folder)
-        move["main"]("to-native", folder)
-        native = NativeStorage(folder)
-        assert seen(native) == before, seen(native)
-        native.save([MemoryRecord(id="later", content="only there", embedding=[1.0, 0.0, 0.0])])
-        after = seen(native)
-        move["main"]("to-stock", folder)
-        assert seen(LanceDBStorage(path=folder + "/memory")) == after
+        take_back(folder + "/back", folder)
+        assert seen(LanceDBStorage(path=folder + "/back")) == seen(native)
+        take_back(folder + "/back", folder)
     """
     ended = subprocess.run(
         [
-            sys.executable,
-            "-c",
-            textwrap.dedent(program),
-            ROOT / "examples/move_memory.py",
-            tmp_path,
+            *(sys.executable, "-c", textwrap.dedent(program)),
+            *(ROOT / "examples/take_memory_back.py", tmp_path),
         ],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.splitlines()[-1] == "9 records copied to-stock"
+    assert ended.stdout.splitlines() == [f"8 records written to {tmp_path}/back"], ended.stderr
+    assert ended.stderr.splitlines()[-1] == f"{tmp_path}/back exists already"
 
 
 def test_the_documented_plugin_is_bound(environment, tmp_path):
@@ -184,6 +175,14 @@ def test_every_setting_is_documented_and_none_more():
     variables.update({"slots": "CREWAI_NATIVE_SLOT_<SLOT>", "require": ""})
     assert documented == variables
     assert set(documented) == set(_settings._TABLE_KEYS)
+
+
+def test_options_of_memory_are_documented():
+    page = (ROOT / "docs/configuration.md").read_text()
+    documented = re.findall(r"^\| `memory\.(\w+)` \|", page, re.MULTILINE)
+    with pytest.raises(ConfigurationError) as refused:
+        memory_plugin.crewai_native_configure({"no-such-option": 1})
+    assert str(refused.value).endswith(f"it has {', '.join(sorted(documented))}")
 
 
 def test_documented_defaults_are_the_defaults():
