@@ -16,7 +16,8 @@ const SQLITE_NEEDED: i32 = 3_051_003;
 
 #[pymodule]
 mod _native {
-    use super::*;
+    use super::{Bound, Process, PyImportError, PyModule, PyResult, Python, SQLITE_NEEDED};
+    use pyo3::pyfunction;
 
     #[pymodule_export]
     use super::care::{

@@ -55,7 +55,7 @@ impl Batch {
         Self::default()
     }
 
-    /// Adds a record; a value that cannot be stored raises ValueError and names the record.
+    /// Adds a record; a value that cannot be stored raises `ValueError` and names the record.
     ///
     /// `created_at` and `last_accessed` are microseconds since 1970 UTC; `metadata` is JSON.
     #[pyo3(signature = (id, content, scope, categories, metadata, importance, created_at,
@@ -76,7 +76,9 @@ impl Batch {
         embedding: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
         let fail = |reason: String| {
-            let id = id.str().map_or_else(|_| "?".to_owned(), |id| id.to_string_lossy().into());
+            let id = id
+                .str()
+                .map_or_else(|_| "?".to_owned(), |id| id.to_string_lossy().into());
             raise(StoreError::InvalidRecord { id, reason })
         };
         let text = |value: &Bound<'_, PyAny>, field: &str| text(value, field).map_err(&fail);
@@ -85,12 +87,18 @@ impl Batch {
             .ok()
             .filter(|number| number.is_finite())
             .ok_or_else(|| {
-                fail(format!("importance must be a finite number, got {}", described(importance)))
+                fail(format!(
+                    "importance must be a finite number, got {}",
+                    described(importance)
+                ))
             })?;
         let names = categories
             .cast::<PyList>()
             .map_err(|_| {
-                fail(format!("categories must be a list of str, got {}", described(categories)))
+                fail(format!(
+                    "categories must be a list of str, got {}",
+                    described(categories)
+                ))
             })?
             .iter()
             .map(|name| text(&name, "a category"))
@@ -104,15 +112,23 @@ impl Batch {
             importance,
             created_at,
             last_accessed,
-            source: (!source.is_none()).then(|| text(source, "source")).transpose()?,
-            private: private
-                .extract::<bool>()
-                .map_err(|_| fail(format!("private must be a bool, got {}", described(private))))?,
+            source: (!source.is_none())
+                .then(|| text(source, "source"))
+                .transpose()?,
+            private: private.extract::<bool>().map_err(|_| {
+                fail(format!(
+                    "private must be a bool, got {}",
+                    described(private)
+                ))
+            })?,
             embedding: (!embedding.is_none())
                 .then(|| vector(embedding).map_err(|reason| fail(format!("embedding: {reason}"))))
                 .transpose()?,
         };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(record);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(record);
         Ok(())
     }
 
@@ -140,21 +156,35 @@ fn text(value: &Bound<'_, PyAny>, field: &str) -> Result<String, String> {
 fn vector(value: &Bound<'_, PyAny>) -> Result<Box<[f32]>, String> {
     let py = value.py();
     let numbers: Vec<f32> = if let Ok(list) = value.cast::<PyList>() {
-        list.iter().enumerate().map(component).collect::<Result<_, _>>()?
+        list.iter()
+            .enumerate()
+            .map(component)
+            .collect::<Result<_, _>>()?
     } else if let Ok(tuple) = value.cast::<PyTuple>() {
-        tuple.iter().enumerate().map(component).collect::<Result<_, _>>()?
+        tuple
+            .iter()
+            .enumerate()
+            .map(component)
+            .collect::<Result<_, _>>()?
     } else if let Ok(floats) = PyBuffer::<f32>::get(value) {
         flat(floats.dimensions())?;
         floats.to_vec(py).map_err(|error| error.to_string())?
     } else if let Ok(doubles) = PyBuffer::<f64>::get(value) {
         flat(doubles.dimensions())?;
         let doubles = doubles.to_vec(py).map_err(|error| error.to_string())?;
-        doubles.into_iter().enumerate().map(|(at, x)| narrow(at, x)).collect::<Result<_, _>>()?
+        doubles
+            .into_iter()
+            .enumerate()
+            .map(|(at, x)| narrow(at, x))
+            .collect::<Result<_, _>>()?
     } else if let Ok(list) = value.call_method0("tolist")
         && let Ok(list) = list.cast_into::<PyList>()
     {
         // Arrays of other number types.
-        list.iter().enumerate().map(component).collect::<Result<_, _>>()?
+        list.iter()
+            .enumerate()
+            .map(component)
+            .collect::<Result<_, _>>()?
     } else {
         return Err(format!(
             "must be a list of numbers or an array, got {}",
@@ -165,7 +195,10 @@ fn vector(value: &Bound<'_, PyAny>) -> Result<Box<[f32]>, String> {
         return Err("must have at least one component; use None for no embedding".to_owned());
     }
     if let Some(at) = numbers.iter().position(|x| !x.is_finite()) {
-        return Err(format!("component {at} is {}, not a finite number", numbers[at]));
+        return Err(format!(
+            "component {at} is {}, not a finite number",
+            numbers[at]
+        ));
     }
     Ok(numbers.into())
 }
@@ -199,5 +232,8 @@ fn flat(dimensions: usize) -> Result<(), String> {
 }
 
 fn described(value: &Bound<'_, PyAny>) -> String {
-    value.get_type().name().map_or_else(|_| "?".to_owned(), |name| name.to_string())
+    value
+        .get_type()
+        .name()
+        .map_or_else(|_| "?".to_owned(), |name| name.to_string())
 }

@@ -80,7 +80,11 @@ impl Store {
 
     /// Lets go of the file; the next call opens it again.
     fn close(&self, py: Python<'_>) {
-        let held = self.engine.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let held = self
+            .engine
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         match held {
             Some((pid, engine)) if pid == std::process::id() => py.detach(|| drop(engine)),
             inherited => std::mem::forget(inherited),
@@ -138,7 +142,6 @@ impl Store {
     /// Deletes what meets every condition that is given, and says how many records that were.
     #[pyo3(signature = (*, scope=None, categories=None, record_ids=None, created_before=None,
                         metadata=None))]
-    #[expect(clippy::too_many_arguments, reason = "the conditions of a deletion")]
     fn delete(
         &self,
         py: Python<'_>,
@@ -177,15 +180,32 @@ impl Store {
     }
 
     /// (normalised path, records, categories, oldest, newest, child scopes).
-    #[expect(clippy::type_complexity, reason = "mirrors the fields of CrewAI's ScopeInfo")]
+    #[expect(
+        clippy::type_complexity,
+        reason = "mirrors the fields of CrewAI's ScopeInfo"
+    )]
     fn scope_info(
         &self,
         py: Python<'_>,
         scope: &str,
-    ) -> PyResult<(String, usize, Vec<String>, Option<i64>, Option<i64>, Vec<String>)> {
+    ) -> PyResult<(
+        String,
+        usize,
+        Vec<String>,
+        Option<i64>,
+        Option<i64>,
+        Vec<String>,
+    )> {
         let scope = scope::normalize(scope);
         let info = self.run(py, |engine| engine.scope_info(&scope))?;
-        Ok((scope, info.records, info.categories, info.oldest, info.newest, info.children))
+        Ok((
+            scope,
+            info.records,
+            info.categories,
+            info.oldest,
+            info.newest,
+            info.children,
+        ))
     }
 
     /// Paths one level below a scope, sorted.
@@ -227,8 +247,15 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        let held = self.engine.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        if held.as_ref().is_some_and(|(pid, _)| *pid != std::process::id()) {
+        let held = self
+            .engine
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if held
+            .as_ref()
+            .is_some_and(|(pid, _)| *pid != std::process::id())
+        {
             std::mem::forget(held);
         }
     }
@@ -248,7 +275,11 @@ fn resolved(path: &Path) -> PathBuf {
         .find_map(|ancestor| {
             let real = std::fs::canonicalize(ancestor).ok()?;
             let rest = absolute.strip_prefix(ancestor).ok()?;
-            Some(if rest.as_os_str().is_empty() { real } else { real.join(rest) })
+            Some(if rest.as_os_str().is_empty() {
+                real
+            } else {
+                real.join(rest)
+            })
         })
         .unwrap_or(absolute)
 }

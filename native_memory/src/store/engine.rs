@@ -25,6 +25,9 @@ use super::write::Write;
 
 /// Idle connections kept for readers; more are opened when more threads read, and closed after.
 const IDLE_READERS: usize = 8;
+/// Pages that connections may keep, in KiB.
+pub(super) const READER_CACHE: i64 = 4 << 10;
+const WRITER_CACHE: i64 = 32 << 10;
 /// How often a search lets writers overtake it before it makes them wait.
 const OPTIMISTIC_TRIES: usize = 3;
 
@@ -102,7 +105,11 @@ impl Engine {
         if records.is_empty() {
             return Ok(());
         }
-        let lengths = || records.iter().filter_map(|r| r.embedding.as_ref().map(|v| v.len()));
+        let lengths = || {
+            records
+                .iter()
+                .filter_map(|r| r.embedding.as_ref().map(|v| v.len()))
+        };
         if let Some(first) = lengths().next()
             && let Some(other) = lengths().find(|&length| length != first)
         {
@@ -292,7 +299,7 @@ impl Engine {
             .filter(|link| link.identity == identity);
         let link = match idle {
             Some(link) => link,
-            None => match self.link()? {
+            None => match self.link(READER_CACHE)? {
                 Some(link) => link,
                 None => return Ok(absent),
             },
@@ -327,8 +334,7 @@ impl Engine {
                 return Ok(None);
             }
             if let Some(directory) = self.path.parent() {
-                fs::create_dir_all(directory)
-                    .map_err(|error| StoreError::io(directory, error))?;
+                fs::create_dir_all(directory).map_err(|error| StoreError::io(directory, error))?;
             }
         }
         let _turn = self.queue.wait()?;
@@ -354,18 +360,18 @@ impl Engine {
     fn linked<'w>(&self, writer: &'w mut Option<Link>) -> Result<Option<&'w mut Link>> {
         let identity = identity(&self.path)?;
         if writer.as_ref().map(|link| link.identity) != identity {
-            *writer = self.link()?;
+            *writer = self.link(WRITER_CACHE)?;
         }
         Ok(writer.as_mut())
     }
 
-    pub(super) fn link(&self) -> Result<Option<Link>> {
+    pub(super) fn link(&self, cache: i64) -> Result<Option<Link>> {
         // The identity first: if the file is replaced in between, the link looks stale and is
         // opened again, instead of passing for the new file.
         let Some(identity) = identity(&self.path)? else {
             return Ok(None);
         };
-        Ok(schema::open(&self.path)?.map(|connection| Link {
+        Ok(schema::open(&self.path, cache)?.map(|connection| Link {
             connection,
             identity,
         }))

@@ -145,11 +145,17 @@ mod tests {
     fn metadata_compares_as_python_does() {
         assert!(matches(r#"{"k": 1}"#, json!({"k": 1.0})));
         assert!(matches(r#"{"k": true}"#, json!({"k": 1})));
-        assert!(matches(r#"{"k": {"a": [1], "b": 2}}"#, json!({"k": {"b": 2, "a": [true]}})));
+        assert!(matches(
+            r#"{"k": {"a": [1], "b": 2}}"#,
+            json!({"k": {"b": 2, "a": [true]}})
+        ));
         assert!(matches("{}", json!({"k": null})));
         assert!(!matches(r#"{"k": "1"}"#, json!({"k": 1})));
         assert!(!matches(r#"{"k": null}"#, json!({"k": false})));
-        assert!(!matches(r#"{"k": 9007199254740993}"#, json!({"k": 9_007_199_254_740_992_i64})));
+        assert!(!matches(
+            r#"{"k": 9007199254740993}"#,
+            json!({"k": 9_007_199_254_740_992_i64})
+        ));
     }
 
     #[test]

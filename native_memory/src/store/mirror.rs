@@ -185,7 +185,10 @@ impl Mirror {
         });
         if let Some(parts) = parts.collect::<Option<Vec<Part>>>() {
             self.parts = parts;
-            self.sources = (0..).zip(snapshot.sources).map(|(at, name)| (name, at)).collect();
+            self.sources = (0..)
+                .zip(snapshot.sources)
+                .map(|(at, name)| (name, at))
+                .collect();
             self.seq = snapshot.seq;
             self.snapshot = Some(name);
             self.loaded = true;
@@ -208,7 +211,10 @@ impl Mirror {
 
     /// The number of rows in segments.
     pub fn rows_sealed(&self) -> usize {
-        self.parts.iter().map(|part| part.columns.records.len()).sum::<usize>()
+        self.parts
+            .iter()
+            .map(|part| part.columns.records.len())
+            .sum::<usize>()
             - self.rows_in_memory()
     }
 
@@ -386,8 +392,14 @@ impl Mirror {
         Ok(Resolved {
             record: entry.record,
             created_at: entry.created_at,
-            scope: self.scopes.position(entry.scope).ok_or_else(|| unknown("scope"))?,
-            set: self.sets.position(entry.set).ok_or_else(|| unknown("categories"))?,
+            scope: self
+                .scopes
+                .position(entry.scope)
+                .ok_or_else(|| unknown("scope"))?,
+            set: self
+                .sets
+                .position(entry.set)
+                .ok_or_else(|| unknown("categories"))?,
             source: match &entry.source {
                 None => NONE,
                 Some(name) => match self.sources.get(name) {
@@ -501,7 +513,9 @@ impl Mirror {
             keep(&|row| wanted.contains(&columns.sources[row]));
         }
         if let Visibility::Only(viewer) = &filter.visible_to {
-            let viewer = viewer.as_ref().and_then(|name| self.sources.get(name).copied());
+            let viewer = viewer
+                .as_ref()
+                .and_then(|name| self.sources.get(name).copied());
             keep(&|row| {
                 !columns.private.contains(row)
                     || viewer.is_some_and(|viewer| columns.sources[row] == viewer)
@@ -578,8 +592,8 @@ impl Columns {
 impl Scopes {
     fn read_new(&mut self, connection: &Connection) -> Result<()> {
         let last = self.ids.last().copied().unwrap_or(0);
-        let mut statement = connection
-            .prepare_cached("SELECT id, parent FROM scopes WHERE id > ?1 ORDER BY id")?;
+        let mut statement =
+            connection.prepare_cached("SELECT id, parent FROM scopes WHERE id > ?1 ORDER BY id")?;
         let mut rows = statement.query([last])?;
         while let Some(row) = rows.next()? {
             let parent = row
@@ -606,7 +620,9 @@ impl Scopes {
         if let Some(top) = top {
             inside[top as usize] = true;
             for at in top as usize + 1..inside.len() {
-                inside[at] = inside.get(self.parents[at] as usize).is_some_and(|&above| above);
+                inside[at] = inside
+                    .get(self.parents[at] as usize)
+                    .is_some_and(|&above| above);
             }
         }
         Ok(inside)
@@ -620,10 +636,9 @@ impl CategorySets {
             .prepare_cached("SELECT id, names FROM category_sets WHERE id > ?1 ORDER BY id")?;
         let mut rows = statement.query([last])?;
         while let Some(row) = rows.next()? {
-            let names: Vec<String> = serde_json::from_str(
-                row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?,
-            )
-            .map_err(|error| damaged(format!("categories: {error}")))?;
+            let names: Vec<String> =
+                serde_json::from_str(row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?)
+                    .map_err(|error| damaged(format!("categories: {error}")))?;
             let mut members = Vec::with_capacity(names.len());
             for name in names {
                 let next = self.names.len() as u32;
@@ -679,7 +694,10 @@ impl<'c> Vectors<'c> {
     fn copy(&mut self, id: i64, into: &mut [f32]) -> Result<()> {
         let vector = self.get(id)?;
         if vector.len() != into.len() {
-            return Err(damaged(format!("vector {id} has {} dimensions", vector.len())));
+            return Err(damaged(format!(
+                "vector {id} has {} dimensions",
+                vector.len()
+            )));
         }
         into.copy_from_slice(&vector);
         Ok(())
@@ -713,7 +731,11 @@ impl<'c> Ids<'c> {
                 }
             }
         };
-        if a == b { Ordering::Equal } else { id(a).cmp(&id(b)) }
+        if a == b {
+            Ordering::Equal
+        } else {
+            id(a).cmp(&id(b))
+        }
     }
 
     fn finish(self) -> Result<()> {
@@ -771,5 +793,8 @@ fn bitmap(words: Vec<u64>) -> Bitmap {
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }

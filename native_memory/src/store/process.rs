@@ -88,7 +88,10 @@ impl Process {
     pub fn enter(&'static self) -> Pass {
         let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         while gate.closed > 0 {
-            gate = self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner);
+            gate = self
+                .changed
+                .wait(gate)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         gate.inside += 1;
         Pass(self)
@@ -99,7 +102,10 @@ impl Process {
         let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         gate.closed += 1;
         while gate.inside > 0 {
-            gate = self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner);
+            gate = self
+                .changed
+                .wait(gate)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         drop(gate);
         let engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);

@@ -68,9 +68,13 @@ pub fn list(
     )?;
     let bound = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let rows: Vec<i64> = places
-        .query_map(params![scope, bound(limit), bound(offset)], |row| row.get(0))?
+        .query_map(params![scope, bound(limit), bound(offset)], |row| {
+            row.get(0)
+        })?
         .collect::<rusqlite::Result<_>>()?;
-    rows.into_iter().map(|row| by_row(connection, row)).collect()
+    rows.into_iter()
+        .map(|row| by_row(connection, row))
+        .collect()
 }
 
 /// What a scope holds.
@@ -122,7 +126,9 @@ pub fn categories(connection: &Connection, scope: &str) -> Result<Vec<(String, u
             "SELECT category, records FROM scope_categories
              WHERE scope = (SELECT id FROM scopes WHERE path = ?1) ORDER BY category",
         )?
-        .query_map([scope], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as usize)))?
+        .query_map([scope], |row| {
+            Ok((row.get(0)?, row.get::<_, i64>(1)? as usize))
+        })?
         .collect::<rusqlite::Result<_>>()?)
 }
 
@@ -130,7 +136,9 @@ fn find_scope(connection: &Connection, scope: &str) -> Result<Option<(i64, usize
     debug_assert!(scope.starts_with(ROOT));
     Ok(connection
         .prepare_cached("SELECT id, records FROM scopes WHERE path = ?1")?
-        .query_row([scope], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as usize)))
+        .query_row([scope], |row| {
+            Ok((row.get(0)?, row.get::<_, i64>(1)? as usize))
+        })
         .optional()?)
 }
 
@@ -159,7 +167,10 @@ fn stored(row: &SqlRow<'_>) -> rusqlite::Result<Stored> {
 fn checked(stored: Stored) -> Result<Record> {
     let mut record = stored.record;
     if record.checksum(stored.vector) != stored.checksum {
-        return Err(damaged(format!("record {:?} does not match its checksum", record.id)));
+        return Err(damaged(format!(
+            "record {:?} does not match its checksum",
+            record.id
+        )));
     }
     if stored.vector.is_some() {
         let vector = stored

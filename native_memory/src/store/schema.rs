@@ -99,9 +99,9 @@ pub fn sibling(path: &Path, suffix: &str) -> PathBuf {
 
 /// Opens the store at `path`, or gives `None` where there is none yet.
 ///
-/// A file that is not a readable store of a known format is an error, never a reason to begin a
+/// `cache` is how many KiB of pages the connection may keep in memory. A file that is not a readable store of a known format is an error, never a reason to begin a
 /// new one.
-pub fn open(path: &Path) -> Result<Option<Connection>> {
+pub fn open(path: &Path, cache: i64) -> Result<Option<Connection>> {
     match fs::metadata(path) {
         Ok(file) if file.len() == 0 => {
             return Err(StoreError::Damaged {
@@ -122,7 +122,7 @@ pub fn open(path: &Path) -> Result<Option<Connection>> {
     connection.busy_timeout(BUSY).map_err(located)?;
     check_format(&connection, path)?;
     check_length(&connection, path)?;
-    configure(&connection).map_err(located)?;
+    configure(&connection, cache).map_err(located)?;
     Ok(Some(connection))
 }
 
@@ -171,7 +171,7 @@ fn check_length(connection: &Connection, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn configure(connection: &Connection) -> rusqlite::Result<()> {
+fn configure(connection: &Connection, cache: i64) -> rusqlite::Result<()> {
     // NORMAL in WAL mode: a commit survives the death of the process at once, and of the machine
     // with the next checkpoint; a power cut can cost the newest commits, never consistency.
     connection.pragma_update(None, "synchronous", "NORMAL")?;
@@ -179,7 +179,8 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "secure_delete", "FAST")?;
     connection.pragma_update(None, "cell_size_check", true)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
-    connection.pragma_update(None, "cache_size", -4096)?;
+    // KiB; taken only as pages are touched. A large batch of vectors goes through the writer's.
+    connection.pragma_update(None, "cache_size", -cache)?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(())
 }
@@ -193,7 +194,11 @@ pub fn create(path: &Path) -> Result<()> {
         return Ok(());
     }
     let draft = sibling(path, "-new");
-    for leftover in [draft.clone(), sibling(&draft, "-wal"), sibling(&draft, "-shm")] {
+    for leftover in [
+        draft.clone(),
+        sibling(&draft, "-wal"),
+        sibling(&draft, "-shm"),
+    ] {
         match fs::remove_file(&leftover) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

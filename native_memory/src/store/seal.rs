@@ -6,11 +6,11 @@
 use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::engine::Engine;
+use super::engine::{Engine, Link, READER_CACHE};
 use super::error::{Result, StoreError};
 use super::mirror::Mirror;
 use super::process::Process;
@@ -39,7 +39,7 @@ impl Engine {
     /// Seals now, if there is enough to seal.
     pub(super) fn seal(&self) -> Result<()> {
         let _pass = Process::current().enter();
-        let Some(link) = self.link()? else {
+        let Some(link) = self.link(READER_CACHE)? else {
             return Ok(());
         };
         let directory = snapshot::directory(self.path());
@@ -60,11 +60,15 @@ impl Engine {
             Err(TryLockError::WouldBlock) => return Ok(()),
             Err(TryLockError::Error(error)) => return Err(io(error)),
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let unique = format!("{}-{}", std::process::id(), now.as_nanos());
         let (name, mut needed) = mirror.seal(&unique)?;
         drop(mirror);
-        let before = self.transact(false, |write| write.publish(&name))?.flatten();
+        let before = self
+            .transact(false, |write| write.publish(&name))?
+            .flatten();
         // A process that is just reading the snapshot before this one still finds its files.
         if let Some(before) = before {
             let parts = Snapshot::read(&directory, &before).map_or(Vec::new(), |old| old.parts);
@@ -76,7 +80,7 @@ impl Engine {
     }
 
     /// Takes the new snapshot into use here.
-    fn adopt(&self, link: &super::engine::Link, directory: &Path) -> Result<()> {
+    fn adopt(&self, link: &Link, directory: &Path) -> Result<()> {
         let located = |error: StoreError| error.at(self.path());
         let mut fresh = Mirror::new(directory);
         {
@@ -92,7 +96,11 @@ impl Engine {
     }
 
     fn remember(&self, done: Result<()>) {
-        let mut failure = self.sealing.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failure = self
+            .sealing
+            .failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         *failure = done.err().map(|error| error.to_string());
     }
 }
@@ -102,7 +110,11 @@ fn sweep(directory: &Path, needed: &[String]) -> std::io::Result<()> {
     let needed: HashSet<&str> = needed.iter().map(String::as_str).chain(["lock"]).collect();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        if entry.file_name().to_str().is_some_and(|name| !needed.contains(name)) {
+        if entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| !needed.contains(name))
+        {
             fs::remove_file(entry.path())?;
         }
     }

@@ -65,11 +65,11 @@ impl Snapshot {
         for part in &self.parts {
             put_texts(&mut body, std::slice::from_ref(&part.file));
             for column in [&part.records, &part.created_at, &part.scopes, &part.sets] {
-                put(&mut body, column, |n| n.to_le_bytes());
+                put(&mut body, column, i64::to_le_bytes);
             }
-            put(&mut body, &part.sources, |n| n.to_le_bytes());
+            put(&mut body, &part.sources, u32::to_le_bytes);
             for column in [&part.private, &part.deleted] {
-                put(&mut body, column, |n| n.to_le_bytes());
+                put(&mut body, column, u64::to_le_bytes);
             }
         }
         let mut whole = MAGIC.to_vec();
@@ -110,9 +110,14 @@ impl Snapshot {
         };
         let alike = snapshot.parts.iter().all(|part| {
             let rows = part.records.len();
-            [part.created_at.len(), part.scopes.len(), part.sets.len(), part.sources.len()]
-                .iter()
-                .all(|&length| length == rows)
+            [
+                part.created_at.len(),
+                part.scopes.len(),
+                part.sets.len(),
+                part.sources.len(),
+            ]
+            .iter()
+            .all(|&length| length == rows)
         });
         (rest.is_empty() && alike).then_some(snapshot)
     }
@@ -140,7 +145,14 @@ fn take_all<T, const N: usize>(rest: &mut &[u8], value: fn([u8; N]) -> T) -> Opt
     let count = usize::try_from(u64::from_le_bytes(take(rest)?)).ok()?;
     let (column, others) = rest.split_at_checked(count.checked_mul(N)?)?;
     *rest = others;
-    Some(column.as_chunks::<N>().0.iter().map(|&bytes| value(bytes)).collect())
+    Some(
+        column
+            .as_chunks::<N>()
+            .0
+            .iter()
+            .map(|&bytes| value(bytes))
+            .collect(),
+    )
 }
 
 fn take_texts(rest: &mut &[u8]) -> Option<Vec<String>> {

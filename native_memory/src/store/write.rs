@@ -3,9 +3,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use rusqlite::{
-    Connection, OptionalExtension, ToSql, Transaction, TransactionBehavior, params,
-};
+use rusqlite::{Connection, OptionalExtension, ToSql, Transaction, TransactionBehavior, params};
 
 use super::error::{Result, StoreError};
 use super::filter::{Filter, has_category, has_metadata};
@@ -45,8 +43,7 @@ struct Stored {
 impl<'c> Write<'c> {
     /// Begins; the caller holds the writers' lock, so this waits for nobody else's transaction.
     pub fn begin(connection: &'c mut Connection) -> Result<Self> {
-        let transaction =
-            connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let seq = meta(&transaction, "seq")?.unwrap_or(0);
         let dimension = meta(&transaction, "dimension")?.map(|d| d as usize);
         Ok(Self {
@@ -138,9 +135,9 @@ impl<'c> Write<'c> {
 
     /// Sets `last_accessed`; ids that are not stored are ignored.
     pub fn touch(&mut self, ids: &[String], at: i64) -> Result<()> {
-        let mut find = self.transaction.prepare_cached(
-            "SELECT record, last_accessed, checksum FROM records WHERE id = ?1",
-        )?;
+        let mut find = self
+            .transaction
+            .prepare_cached("SELECT record, last_accessed, checksum FROM records WHERE id = ?1")?;
         let mut set = self.transaction.prepare_cached(
             "UPDATE records SET last_accessed = ?2, checksum = ?3 WHERE record = ?1",
         )?;
@@ -200,8 +197,10 @@ impl<'c> Write<'c> {
     pub fn forget_dimension(&mut self) -> Result<()> {
         self.dimension = None;
         self.new_dimension = false;
-        self.transaction
-            .execute("DELETE FROM meta WHERE key IN ('dimension', 'embedder')", [])?;
+        self.transaction.execute(
+            "DELETE FROM meta WHERE key IN ('dimension', 'embedder')",
+            [],
+        )?;
         Ok(())
     }
 
@@ -240,10 +239,11 @@ impl<'c> Write<'c> {
                 None => true,
             };
             let by_metadata = match &filter.metadata {
-                Some(wanted) => {
-                    has_metadata(row.get_ref(6)?.as_str().map_err(rusqlite::Error::from)?, wanted)
-                        .map_err(unreadable)?
-                }
+                Some(wanted) => has_metadata(
+                    row.get_ref(6)?.as_str().map_err(rusqlite::Error::from)?,
+                    wanted,
+                )
+                .map_err(unreadable)?,
                 None => true,
             };
             if by_category && by_metadata {
@@ -325,12 +325,7 @@ impl<'c> Write<'c> {
     }
 
     /// Stores the record's vector where it differs from the stored one `old`; gives its id.
-    fn put_vector(
-        &mut self,
-        record: &Record,
-        rowid: i64,
-        old: Option<i64>,
-    ) -> Result<Option<i64>> {
+    fn put_vector(&mut self, record: &Record, rowid: i64, old: Option<i64>) -> Result<Option<i64>> {
         let bytes = record.embedding.as_deref().map(vector_bytes);
         if let (Some(old), Some(bytes)) = (old, &bytes) {
             let same = self
@@ -562,10 +557,6 @@ fn own(lineage: &[i64]) -> i64 {
 
 /// JSON that this crate wrote and cannot read any more.
 pub(super) fn unreadable(error: serde_json::Error) -> StoreError {
-    rusqlite::Error::FromSqlConversionFailure(
-        0,
-        rusqlite::types::Type::Text,
-        Box::new(error),
-    )
-    .into()
+    rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
+        .into()
 }
