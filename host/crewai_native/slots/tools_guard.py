@@ -33,8 +33,9 @@ class ToolCall:
             ``current_usage_count`` are the shared ones.
         name: The tool's name as its author wrote it.
         args: Positional arguments; only ``BaseTool.run`` called by code has them.
-        arguments: Arguments by name, before validation, or the JSON text that the caller gave.
-            A new dictionary, but its values are the caller's own.
+        arguments: Arguments by name, before validation: a new dictionary, but its values are the
+            caller's own. Or what else the caller gave: JSON text, or something that the tool's
+            validation will refuse.
         path: ``react`` for ``CrewStructuredTool.invoke``, which text-based agents use; ``native``
             for ``BaseTool.run``, which native function calling and programs use.
         asynchronous: Whether the caller awaits it.
@@ -47,7 +48,7 @@ class ToolCall:
     author_tool: Any
     name: str
     args: tuple[Any, ...]
-    arguments: dict[str, Any] | str
+    arguments: Any
     path: Literal["react", "native"]
     asynchronous: bool
     agent: Any
@@ -184,7 +185,7 @@ def _call(
         author_tool=getattr(tool, "_original_tool", None) or tool,
         name=tool.name,
         args=args,
-        arguments=arguments if isinstance(arguments, str) else dict(arguments),
+        arguments=arguments.copy() if isinstance(arguments, dict) else arguments,
         path=path,
         asynchronous=asynchronous,
         agent=getattr(around, "agent", None),

@@ -122,6 +122,18 @@ class TestGuard:
         assert all(c.author_tool is double for c in guard.calls)
         assert all((c.agent, c.task, c.crew) == (None, None, None) for c in guard.calls)
 
+    @pytest.mark.parametrize("nonsense", [None, 5, ["a"], '{"a": '])
+    def test_arguments_that_make_no_sense_are_refused_by_crewai(self, serve, nonsense):
+        structured = Adder().to_structured_tool()
+        with pytest.raises(ValueError, match=r".") as stock:
+            structured.invoke(nonsense)
+        guard = Guard()
+        serve("tools.guard", lambda: guard)
+        with pytest.raises(ValueError, match=r".") as ours:
+            structured.invoke(nonsense)
+        assert str(ours.value) == str(stock.value)
+        assert guard.calls[0].arguments == nonsense
+
     def test_awaited_calls_come_too(self, serve):
         guard = Guard()
         serve("tools.guard", lambda: guard)
