@@ -2,7 +2,8 @@
 
 Metrics live in the process that they are of. A command that is typed afterwards can only show what
 was written down, so with the setting ``metrics`` every process adds its figures as it exits. One
-that is killed, or leaves through ``os._exit`` as children of ``multiprocessing`` do, adds nothing.
+that is killed, or leaves through ``os._exit`` as children of ``multiprocessing`` do, adds nothing;
+one that was forked counts on from what its parent had done.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -279,3 +280,27 @@ def running(pid):
         ["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return done.stdout.strip()[:1] not in {"", "Z"}
+
+
+def test_an_interrupt_ends_the_workers_too(tmp_path):
+    installed = {offer.name for offers in _discovery.offers()[0].values() for offer in offers}
+    environment = {**os.environ, "CREWAI_NATIVE_DENY": ",".join(installed)}
+    command = [sys.executable, "-m", "crewai_native", "bench", "host.import", "--seconds", "600"]
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("[1/1] host.import")
+        while not (workers := children(process.pid)):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == ""
+    assert process.returncode == 130
+    assert not any(running(pid) for pid in workers)
+
+
+def children(pid):
+    done = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    )
+    return [int(line) for line in done.stdout.split()]

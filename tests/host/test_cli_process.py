@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -284,3 +287,15 @@ def test_without_crewai_it_says_so(run):
     done = run(code, check=False)
     assert done.returncode == 2
     assert done.stderr == "crewai-native: error: CrewAI is not installed; pip install crewai\n"
+
+
+def test_a_reader_that_leaves_is_no_traceback(miniature, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    for arguments in (["--version"], ["lock"]):
+        command = [sys.executable, "-m", "crewai_native", *arguments]
+        done = subprocess.run(
+            command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False
+        )
+        assert (done.returncode, done.stderr) == (1, "")
+    os.close(writing)
