@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from crewai_native.demo.phases import Session
 
 EMBEDDING_DIMENSION = 1536
-"""Length of the vectors: that of the embedding models that most crews use."""
+"""Length of the vectors: that of ``text-embedding-3-small``, half of CrewAI's default."""
 
 
 class Worker:
