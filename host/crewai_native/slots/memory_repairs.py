@@ -14,8 +14,10 @@ import contextlib
 import datetime as dt
 import functools
 import inspect
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from crewai_native import _targets
 from crewai_native.slots._base import Repair, Target
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 _MEMORY: Final = "crewai.memory.unified_memory:Memory"
 _ENCODING: Final = "crewai.memory.encoding_flow:EncodingFlow"
 _RECALL: Final = "crewai.memory.recall_flow:RecallFlow"
+_BROWSER: Final = "crewai_cli.memory_tui"
 _ASYNC_TWINS: Final = ("extract_memories", "remember", "remember_many", "recall")
 
 
@@ -97,6 +100,27 @@ def _async_leaves_the_loop(binding: Binding, _provider: Provider) -> None:
         binding.stand_in(Memory, f"a{name}", make)
 
 
+def _browser_opens_it(binding: Binding, provider: Provider) -> None:
+    # `crewai memory` imports its browser, and only then CrewAI, which is when this runs: in the
+    # middle of the browser's constructor, whose next step looks the store's class up in its
+    # module. In any other process the browser is not there and nothing is touched; importing
+    # it, or LanceDB, to be prepared would cost every program seconds.
+    if _BROWSER not in sys.modules:
+        return
+    if problems := _targets.problems(_code(f"{_BROWSER}:MemoryTUI.__init__")):
+        binding.notes.append(f"crewai memory shows CrewAI's own store ({'; '.join(problems)})")
+        return
+    from crewai.memory.storage import lancedb_storage
+
+    own = lancedb_storage.LanceDBStorage
+
+    def open_store(path: Any = None) -> Any:
+        storage = provider.call(spec="lancedb" if path is None else str(path))
+        return own(path) if storage is None else storage
+
+    binding.replace(lancedb_storage, "LanceDBStorage", open_store)
+
+
 # --- saving: EncodingFlow ---------------------------------------------------------------------
 
 
@@ -137,6 +161,22 @@ def _consolidation_keeps_apart(binding: Binding, _provider: Provider) -> None:
     # inside is replaced, so that a step stays the object that it is.
     binding.stand_in(vars(EncodingFlow)["parallel_find_similar"], "_meth", make_find)
     binding.stand_in(vars(EncodingFlow)["execute_plans"], "_meth", make_execute)
+
+
+def _embedder_is_known(binding: Binding, _provider: Provider) -> None:
+    from crewai.memory.encoding_flow import EncodingFlow
+
+    def make(execute: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(execute)
+        def execute_plans(self: Any) -> None:
+            made_by = getattr(self._storage, "made_by", None)
+            if made_by is not None:
+                made_by(self._embedder)
+            execute(self)
+
+        return execute_plans
+
+    binding.stand_in(vars(EncodingFlow)["execute_plans"], "_meth", make)
 
 
 class _KeepsProvenance:
@@ -296,6 +336,14 @@ REPAIRS: Final = (
         bind=_consolidation_keeps_apart,
     ),
     Repair(
+        name="embedder-known",
+        summary="nothing says which embedder made a store's vectors, and vectors of another one "
+        "are mixed in",
+        targets=_code(f"{_ENCODING}.execute_plans"),
+        feature="reembeds",
+        bind=_embedder_is_known,
+    ),
+    Repair(
         name="recall-inside-scope",
         summary="deep recall searches scopes that the model suggests outside its own, and misses "
         "records saved exactly at its scope or below the first 20 children",
@@ -317,6 +365,13 @@ REPAIRS: Final = (
         targets=_code(f"{_RECALL}.analyze_query_step"),
         feature="isolated",
         bind=_time_filter_with_zone,
+    ),
+    Repair(
+        name="memory-browser",
+        summary="`crewai memory` opens LanceDB, whatever store serves",
+        targets=(),
+        feature="isolated",
+        bind=_browser_opens_it,
     ),
     Repair(
         name="async-off-loop",

@@ -12,10 +12,12 @@ from crewai_native_memory._native import (
     StoreError,
     __build_info__,
 )
+from crewai_native_memory.simple import MemoryStorage
 from crewai_native_memory.storage import NativeStorage
 
 __all__ = [
     "DamagedStoreError",
+    "MemoryStorage",
     "NativeStorage",
     "NewerFormatError",
     "StoreError",

@@ -13,21 +13,19 @@ import json
 import logging
 import os
 import shutil
-import sys
 import tempfile
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from crewai_native_memory.progress import progress
 from crewai_native_memory.storage import NativeStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from crewai.memory.types import MemoryRecord
-
-    Progress = Callable[[int], None]
 
 _logger = logging.getLogger("crewai_native_memory")
 
@@ -36,7 +34,6 @@ _LANCE_TABLE: Final = "memories"
 _QDRANT_VECTOR: Final = "memory"
 _FORMAT: Final = "crewai-native-memory"
 _VERSION: Final = 1
-_LOG_EVERY: Final = 10_000
 
 
 class MoveError(Exception):
@@ -324,7 +321,7 @@ def bring(storage: NativeStorage, source: Source) -> Report:
     except Exception as error:
         raise MoveError(f"cannot read {source.name}: {error}") from error
     imported = 0
-    with _progress(f"Importing {source.name}", count) as advance:
+    with progress(f"Importing {source.name}", count) as advance:
         for batch in batches:
             new = [record for record in batch if storage.get_record(record.id) is None]
             storage.save(new)
@@ -389,7 +386,7 @@ def export_json_lines(storage: NativeStorage, path: Path) -> int:
     count = 0
     with path.open("x", encoding="utf-8") as out, snapshot(storage, path) as (total, batches):
         out.write(json.dumps({"format": _FORMAT, "version": _VERSION}) + "\n")
-        with _progress(f"Exporting to {path}", total) as advance:
+        with progress(f"Exporting to {path}", total) as advance:
             for batch in batches:
                 for record in batch:
                     row = record.model_dump(mode="json")
@@ -414,7 +411,7 @@ def export_lance(storage: NativeStorage, directory: Path) -> int:
     count = 0
     with (
         snapshot(storage, directory) as (total, batches),
-        _progress(f"Exporting to {directory}", total) as advance,
+        progress(f"Exporting to {directory}", total) as advance,
     ):
         for batch in batches:
             target.save(batch)
@@ -449,30 +446,3 @@ def _oldest_first(storage: NativeStorage) -> Iterator[list[MemoryRecord]]:
         start = max(0, end - BATCH)
         yield storage.list_records(limit=end - start, offset=start)[::-1]
         end = start
-
-
-# --- showing ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Progress]:
-    """Show progress: a bar on a terminal, a line now and then elsewhere."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda count: bar.advance(task, count)
-        return
-    _logger.info("%s: %d records", what, total)
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        before, done = done, done + count
-        if done // _LOG_EVERY > before // _LOG_EVERY:
-            _logger.info("%s: %d of %d", what, done, total)
-
-    yield advance

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from crewai_native import hookimpl
-from crewai_native_memory import location
 from crewai_native_memory.storage import NativeStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
+    import typer
+
+    from crewai_native.bench import Case
     from crewai_native.health import Check
     from crewai_native_memory.knowledge import NativeKnowledgeStorage
 
@@ -62,7 +64,7 @@ def crewai_native_configure(options: Mapping[str, Any]) -> None:
 def crewai_native_features() -> dict[str, set[str]]:
     """What the store can be required to be."""
     return {
-        "memory.storage": {"durable", "exact", "isolated", "multi-process"},
+        "memory.storage": {"durable", "exact", "isolated", "multi-process", "reembeds"},
         "knowledge.storage": {"async", "durable", "exact", "skips-unchanged"},
     }
 
@@ -79,19 +81,20 @@ def crewai_native_memory_storage(spec: str) -> NativeStorage | None:
     """
     if spec in _OTHER_STORES:
         return None
-    return _open(None if spec in _DEFAULT_SPECS else spec.removeprefix(_PREFIX))
-
-
-def _open(place: str | None) -> NativeStorage:
-    """The store at a place, or at the configured or the default one."""
-    from crewai_native_memory import moving
-
-    metric = cast("Literal['l2', 'cosine', 'dot']", _options.get("metric", "l2"))
-    storage = NativeStorage(_options.get("path") if place is None else place, metric=metric)
+    place = None if spec in _DEFAULT_SPECS else spec.removeprefix(_PREFIX)
+    storage = open_store(place)
     if not _options.get("import", True):
         return storage
+    from crewai_native_memory import moving
+
     directory = moving.default_directory() if place is None else Path(place).expanduser()
     return moving.import_first(storage, directory)
+
+
+def open_store(place: str | None) -> NativeStorage:
+    """The store at a place, or at the configured or the default one."""
+    metric = cast("Literal['l2', 'cosine', 'dot']", _options.get("metric", "l2"))
+    return NativeStorage(_options.get("path") if place is None else place, metric=metric)
 
 
 @hookimpl
@@ -106,16 +109,34 @@ def crewai_native_knowledge_storage(
 
 @hookimpl
 def crewai_native_health() -> list[Check]:
-    """Whether the default store can be read."""
-    from crewai_native.health import Check, Health
-    from crewai_native_memory import StoreError
+    """Whether the default store can be read, and whether its place suits it."""
+    from crewai_native_memory import health
 
-    place = _options.get("path")
-    storage = NativeStorage(place if place is not None else location.default_path())
-    try:
-        count = storage.count()
-    except (StoreError, OSError) as error:
-        return [Check("memory store", Health.ERROR, str(error))]
-    finally:
-        storage.close()
-    return [Check("memory store", Health.OK, f"{count} records in {storage.path}")]
+    return health.checks(open_store(None))
+
+
+@hookimpl
+def crewai_native_metrics() -> dict[str, float]:
+    """The sizes of the default store."""
+    sizes = open_store(None).stats()
+    return {
+        "memory.records": sizes.records,
+        "memory.file_bytes": sizes.file,
+        "memory.log_bytes": sizes.log,
+    }
+
+
+@hookimpl
+def crewai_native_cli(app: typer.Typer) -> None:
+    """``crewai-native memory``."""
+    from crewai_native_memory import cli
+
+    app.add_typer(cli.app, name="memory")
+
+
+@hookimpl
+def crewai_native_benchmarks() -> Iterator[Case]:
+    """``crewai-native bench memory``."""
+    from crewai_native_memory import benchmarks
+
+    return benchmarks.cases()

@@ -7,13 +7,14 @@ import contextvars
 import dataclasses
 import functools
 import json
+import logging
 import math
 import os
 import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
-from crewai_native_memory import _native, location
+from crewai_native_memory import _native, embedders, location
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,10 +28,12 @@ __all__ = ["NativeStorage"]
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+_logger = logging.getLogger("crewai_native_memory")
+
 _ASYNC_THREADS = 8
 # Reciprocal rank fusion: the constant of the paper, and how deep both rankings are looked at.
-_FUSION_CONSTANT = 60
-_FUSION_DEPTH = 50
+FUSION_CONSTANT = 60
+FUSION_DEPTH = 50
 _FUSION_FACTOR = 5
 _pool: tuple[int, ThreadPoolExecutor] | None = None
 
@@ -113,6 +116,7 @@ class NativeStorage:
         self._core = _native.Store(file, metric)
         self._metric = metric
         self._first: Callable[[], None] | None = None
+        self._embedder: Callable[..., Any] | None = None
 
     def __repr__(self) -> str:
         return f"NativeStorage({str(self.path)!r}, metric={self._metric!r})"
@@ -221,6 +225,7 @@ class NativeStorage:
         embeddings of another length.
         """
         self._store.reset(scope_prefix)
+        self._embedder = None  # a store that was emptied does not know it any more
 
     # Reading
 
@@ -345,7 +350,7 @@ class NativeStorage:
         Returns:
             (record, score) pairs, best first, equal scores in the order of ids.
         """
-        depth = max(_FUSION_DEPTH, _FUSION_FACTOR * limit)
+        depth = max(FUSION_DEPTH, _FUSION_FACTOR * limit)
         chosen = (scope_prefix, categories, metadata_filter, depth)
         scores: dict[str, float] = {}
         records: dict[str, MemoryRecord] = {}
@@ -353,7 +358,7 @@ class NativeStorage:
         for found in (by_similarity, self.search_text(text, *chosen, **conditions)):
             for rank, (record, _) in enumerate(found, start=1):
                 records.setdefault(record.id, record)
-                scores[record.id] = scores.get(record.id, 0.0) + 1 / (_FUSION_CONSTANT + rank)
+                scores[record.id] = scores.get(record.id, 0.0) + 1 / (FUSION_CONSTANT + rank)
         best = sorted(scores, key=lambda id_: (-scores[id_], id_))[: max(limit, 0)]
         return [(records[id_], scores[id_]) for id_ in best]
 
@@ -412,6 +417,27 @@ class NativeStorage:
     def set_note(self, key: Literal["embedder", "import"], text: str) -> None:
         """Have the store remember something."""
         _native.set_note(self._store, key, text)
+
+    def made_by(self, embedder: Callable[..., Any]) -> None:
+        """Take note of the embedder that made what is being saved; warn where it is another one.
+
+        Vectors of different embedders cannot be compared, even if they are of one length.
+        """
+        if embedder is self._embedder:
+            return
+        name = embedders.identity(embedder)
+        known = self.note("embedder")
+        if known is None:
+            self.set_note("embedder", name)
+        elif known != name:
+            _logger.warning(
+                "the vectors of %s were made by %s, and new ones by %s are not comparable with "
+                "them; `crewai-native memory reembed` makes them all anew",
+                self.path,
+                known,
+                name,
+            )
+        self._embedder = embedder
 
     def stats(self) -> Stats:
         """The store's sizes; zeros where there is none."""

@@ -164,6 +164,8 @@ impl Engine {
         min_score: Option<f64>,
     ) -> Result<Vec<(Record, f64)>> {
         self.read(Vec::new(), |link| {
+            // Before any lock: whoever waits here holds nobody up.
+            let _scan = Process::current().scan();
             let mut tries = 0;
             loop {
                 // The transaction must not be older than the mirror, or catching up would go
@@ -246,10 +248,11 @@ impl Engine {
         let Some(link) = self.linked(&mut writer)? else {
             return Ok(());
         };
-        link.connection
-            .execute_batch(
-                "PRAGMA incremental_vacuum; PRAGMA optimize; PRAGMA wal_checkpoint(TRUNCATE)",
-            )
+        vacuum(&link.connection)
+            .and_then(|()| {
+                link.connection
+                    .execute_batch("PRAGMA optimize; PRAGMA wal_checkpoint(TRUNCATE)")
+            })
             .map_err(|error| StoreError::from(error).at(&self.path))
     }
 
@@ -399,6 +402,14 @@ fn find(
         .into_iter()
         .map(|(score, record)| Ok((read::by_row(connection, record)?, score)))
         .collect()
+}
+
+/// Hands free pages back. The statement frees one with each step, and a batch takes one step.
+fn vacuum(connection: &Connection) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare("PRAGMA incremental_vacuum")?;
+    let mut steps = statement.query([])?;
+    while steps.next()?.is_some() {}
+    Ok(())
 }
 
 fn identity(path: &Path) -> Result<Option<Identity>> {
