@@ -6,6 +6,7 @@
 //! of its own in which nothing was ever open. Both open again what they need.
 
 use std::collections::HashMap;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -23,6 +24,9 @@ pub struct Process {
     engines: Mutex<HashMap<PathBuf, Weak<Engine>>>,
     gate: Mutex<Gate>,
     changed: Condvar,
+    /// How many more searches may run at once.
+    scans: Mutex<usize>,
+    scanned: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -34,6 +38,17 @@ struct Gate {
 /// The right to use connections, until dropped. Must not be taken twice by one thread.
 #[derive(Debug)]
 pub struct Pass(&'static Process);
+
+/// The right to use a processor for a search, until dropped.
+#[derive(Debug)]
+pub struct Scan<'p>(&'p Process);
+
+/// One processor is left to the rest of the program, such as its event loop; a search is limited
+/// by memory bandwidth long before it is by processors.
+fn scans_at_once() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    processors.saturating_sub(1).max(1)
+}
 
 impl Process {
     /// This process's state; a new one after a fork, even if nobody announced it.
@@ -52,6 +67,8 @@ impl Process {
             engines: Mutex::default(),
             gate: Mutex::default(),
             changed: Condvar::new(),
+            scans: Mutex::new(scans_at_once()),
+            scanned: Condvar::new(),
         }));
         match CURRENT.compare_exchange(seen, fresh, Ordering::AcqRel, Ordering::Acquire) {
             // SAFETY: `fresh` was just allocated, and is never freed once it is published.
@@ -82,6 +99,19 @@ impl Process {
         let engine = Engine::new(path.to_owned());
         engines.insert(path.to_owned(), Arc::downgrade(&engine));
         engine
+    }
+
+    /// Waits until a processor is free for a search.
+    pub fn scan(&self) -> Scan<'_> {
+        let mut free = self.scans.lock().unwrap_or_else(PoisonError::into_inner);
+        while *free == 0 {
+            free = self
+                .scanned
+                .wait(free)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        *free -= 1;
+        Scan(self)
     }
 
     /// Waits while a fork is under way.
@@ -119,6 +149,14 @@ impl Process {
         let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         gate.closed = gate.closed.saturating_sub(1);
         self.changed.notify_all();
+    }
+}
+
+impl Drop for Scan<'_> {
+    fn drop(&mut self) {
+        let mut free = self.0.scans.lock().unwrap_or_else(PoisonError::into_inner);
+        *free += 1;
+        self.0.scanned.notify_one();
     }
 }
 
