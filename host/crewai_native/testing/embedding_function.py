@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from chromadb.api.types import Documents, EmbeddingFunction
 from crewai.rag.embeddings.providers.custom.embedding_callable import CustomEmbeddingFunction
 
 from crewai_native.testing.embedder import HashEmbedder
 
 
-class HashEmbeddingFunction(CustomEmbeddingFunction):
-    """:class:`HashEmbedder` in the form that CrewAI and Chroma want."""
+class HashEmbeddingFunction(CustomEmbeddingFunction, EmbeddingFunction[Documents]):
+    """:class:`HashEmbedder` in the form that CrewAI and Chroma want.
+
+    CrewAI checks for both base classes, in different places.
+    """
 
     def __init__(self, dimension: int = 256, **_: Any) -> None:
         self._embedder = HashEmbedder(dimension)
