@@ -34,7 +34,7 @@ $(VENV)/wheels.stamp: $(VENV)/requirements.stamp $(WHEEL_SOURCES)
 	touch $@
 
 # The host is installed in place: an edited file is in force at once.
-$(VENV)/host.stamp: $(VENV)/requirements.stamp pyproject.toml hatch_build.py host/crewai_native.pth
+$(VENV)/host.stamp: $(VENV)/requirements.stamp pyproject.toml host/crewai_native.pth host/_crewai_native_hook.py
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
