@@ -182,6 +182,45 @@ def test_files_that_are_lost_are_made_again(store, place, harm):
     assert store.holdings()[0] == ROWS
 
 
+SEALING = """
+import itertools, sys
+from crewai_native_memory._native import Batch, Store
+store = Store(sys.argv[1], "l2")
+print("ready", flush=True)
+for turn in itertools.count(int(sys.argv[2])):
+    batch = Batch()
+    for n in range(2100):
+        batch.add(f"{turn}-{n}", "t", "/", [], "{}", 0.5, n, n, None, False, [float(turn), n])
+    store.save(batch)
+    store.optimize()
+    store.delete(record_ids=[f"{turn}-{n}" for n in range(0, 2100, 2)])
+    print(turn, flush=True)
+"""
+
+
+def test_kill_9_while_sealing_costs_nothing(store, place, script, audit):
+    chance = random.Random(5)
+    whole = 0
+    for attempt in range(6):
+        with subprocess.Popen(
+            script(SEALING, place, attempt * 1000), stdout=subprocess.PIPE, text=True
+        ) as child:
+            child.stdout.readline()
+            deadline = time.monotonic() + chance.uniform(0.05, 0.6)
+            while time.monotonic() < deadline:
+                time.sleep(0.005)
+            child.kill()
+            whole += len(child.stdout.read().split())
+        count = store.count("/")
+        rows = store.search([0.0, 0.0], limit=100_000, min_score=0.0)
+        assert len(rows) == count >= 1050 * whole
+        assert count % 1050 == 0
+    assert audit(place) == count
+    store.optimize()
+    store.close()
+    assert len(store.search([0.0, 0.0], limit=100_000, min_score=0.0)) == count
+
+
 def test_a_reset_leaves_nothing_searchable(store, place):
     fill(store, 0, ROWS)
     store.optimize()

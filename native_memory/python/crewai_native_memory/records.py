@@ -11,7 +11,6 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from crewai.memory.storage.backend import EmbeddingDimensionMismatchError
 from crewai.memory.types import MemoryRecord, ScopeInfo
 from pydantic import PrivateAttr
 
@@ -30,6 +29,23 @@ __all__ = [
     "microseconds_of",
     "record_at",
 ]
+
+try:
+    from crewai.memory.storage.backend import EmbeddingDimensionMismatchError
+except ImportError:
+
+    class EmbeddingDimensionMismatchError(ValueError):  # type: ignore[no-redef]
+        """What CrewAI raises since 1.15, for the releases before."""
+
+        def __init__(self, stored_dim: int, new_dim: int) -> None:
+            self.stored_dim = stored_dim
+            self.new_dim = new_dim
+            super().__init__(
+                f"Embedding dimension mismatch: this memory store contains {stored_dim}-"
+                f"dimensional vectors, and the embedder produced a {new_dim}-dimensional one. "
+                "Reset the memory, or go back to the embedder that it was made with."
+            )
+
 
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - CrewAI's datetimes are naive UTC
 _MICROSECOND = timedelta(microseconds=1)
