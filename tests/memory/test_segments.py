@@ -221,6 +221,27 @@ def test_kill_9_while_sealing_costs_nothing(store, place, script, audit):
     assert len(store.search([0.0, 0.0], limit=100_000, min_score=0.0)) == count
 
 
+def test_a_flipped_bit_in_a_code_goes_out_of_use(store, place):
+    fill(store, 0, ROWS)
+    store.optimize()
+    store.close()
+    (segment,) = Path(f"{place}-codes").glob("*.codes")
+    data = bytearray(segment.read_bytes())
+    data[-100] ^= 64
+    segment.write_bytes(data)
+    search(store, VECTORS[0])
+    deadline = time.monotonic() + 60
+    while store.holdings()[2] is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert segment.name in store.holdings()[2]
+    assert not segment.exists()
+    agree(store, set(range(ROWS)))
+    assert store.holdings()[:2] == (0, ROWS)
+    store.optimize()
+    assert store.holdings() == (ROWS, 0, None)
+    agree(store, set(range(ROWS)))
+
+
 def test_a_reset_leaves_nothing_searchable(store, place):
     fill(store, 0, ROWS)
     store.optimize()

@@ -185,6 +185,7 @@ impl Engine {
                 }
                 if !own.1.is_current(&transaction)? {
                     own.1.catch_up(&transaction)?;
+                    self.verify_aside(own.1.take_unverified());
                     if own.1.wants_sealing() && !self.sealing_failed() {
                         self.seal_aside();
                     }
@@ -238,6 +239,7 @@ impl Engine {
     pub fn optimize(&self) -> Result<()> {
         if self.path.exists() {
             self.seal()?;
+            self.remember(Ok(()));
         }
         let _pass = Process::current().enter();
         if !self.path.exists() {

@@ -42,6 +42,8 @@ pub struct Mirror {
     sets: CategorySets,
     sources: HashMap<String, u32>,
     parts: Vec<Part>,
+    /// Segments that this mirror opened and nobody compared with their checksums yet.
+    unverified: Vec<PathBuf>,
 }
 
 /// Vectors with ascending ids, and what filters look at, row by row.
@@ -107,7 +109,13 @@ impl Mirror {
             sets: CategorySets::default(),
             sources: HashMap::new(),
             parts: Vec::new(),
+            unverified: Vec::new(),
         }
+    }
+
+    /// The segments to be compared with their checksums, once.
+    pub fn take_unverified(&mut self) -> Vec<PathBuf> {
+        std::mem::take(&mut self.unverified)
     }
 
     fn forget(&mut self) {
@@ -184,6 +192,13 @@ impl Mirror {
             })
         });
         if let Some(parts) = parts.collect::<Option<Vec<Part>>>() {
+            self.unverified = parts
+                .iter()
+                .filter_map(|part| match &part.codes {
+                    Codes::Sealed(segment) => Some(segment.path().to_owned()),
+                    Codes::Memory(_) => None,
+                })
+                .collect();
             self.parts = parts;
             self.sources = (0..)
                 .zip(snapshot.sources)

@@ -5,10 +5,12 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::vector::Segment;
 
 use super::engine::{Engine, Link, READER_CACHE};
 use super::error::{Result, StoreError};
@@ -33,6 +35,47 @@ impl Engine {
         if let Err(error) = started {
             self.remember(Err(StoreError::io(self.path(), error)));
             self.sealing.busy.store(false, Ordering::Release);
+        }
+    }
+
+    /// Compares segments with their checksums, in a thread of its own.
+    ///
+    /// A flipped bit in a code could make a search pass over a row. Reading everything first
+    /// would make opening a large store slow; so the first searches are not held up, and a
+    /// segment that is damaged goes out of use, here and for who opens the store next.
+    pub(super) fn verify_aside(&self, segments: Vec<PathBuf>) {
+        let Some(engine) = self.this.upgrade().filter(|_| !segments.is_empty()) else {
+            return;
+        };
+        let thread = std::thread::Builder::new().name("crewai-native-verify".into());
+        let started = thread.spawn(move || {
+            let _pass = Process::current().enter();
+            for path in segments {
+                // One that has been replaced meanwhile is not in use any more.
+                let Ok(segment) = Segment::open(&path) else {
+                    continue;
+                };
+                if let Err(error) = segment.verify() {
+                    let removed = fs::remove_file(&path);
+                    let directory = snapshot::directory(engine.path());
+                    let mut shared = engine
+                        .mirror
+                        .write()
+                        .unwrap_or_else(PoisonError::into_inner);
+                    *shared = (None, Mirror::new(&directory));
+                    drop(shared);
+                    engine.remember(Err(StoreError::Failed {
+                        path: path.clone(),
+                        detail: match removed {
+                            Ok(()) => format!("{error}; removed, and made again by optimize"),
+                            Err(second) => format!("{error}; {second}"),
+                        },
+                    }));
+                }
+            }
+        });
+        if let Err(error) = started {
+            self.remember(Err(StoreError::io(self.path(), error)));
         }
     }
 
@@ -95,7 +138,8 @@ impl Engine {
         Ok(())
     }
 
-    fn remember(&self, done: Result<()>) {
+    /// Keeps why sealing failed, for whoever watches.
+    pub(super) fn remember(&self, done: Result<()>) {
         let mut failure = self
             .sealing
             .failure
