@@ -29,7 +29,8 @@ $(VENV)/requirements.stamp: requirements/dev.txt
 
 # The wheels are what users install, so they are what demo and tests run: a release build.
 $(VENV)/wheels.stamp: $(VENV)/requirements.stamp $(WHEEL_SOURCES)
-	for wheel in $(WHEELS); do $(BIN)/maturin build --quiet --release --manifest-path $$wheel/Cargo.toml --out $(VENV)/wheels || exit 1; done
+	rm -rf $(VENV)/wheels
+	for wheel in $(WHEELS); do $(BIN)/maturin build --quiet --release --interpreter $(BIN)/python --manifest-path $$wheel/Cargo.toml --out $(VENV)/wheels || exit 1; done
 	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall $(VENV)/wheels/*.whl
 	touch $@
 
@@ -76,7 +77,7 @@ bench: setup ## Measure what each slot gains on this machine
 dist: $(VENV)/requirements.stamp ## Build every wheel for publication into dist/
 	rm -rf dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
-	for wheel in $(WHEELS); do $(BIN)/maturin build --quiet --profile dist --manifest-path $$wheel/Cargo.toml --out dist || exit 1; done
+	for wheel in $(WHEELS); do $(BIN)/maturin build --quiet --profile dist --interpreter $(BIN)/python --manifest-path $$wheel/Cargo.toml --out dist || exit 1; done
 
 lock: $(VENV)/requirements.stamp ## Resolve requirements/*.in anew
 	$(BIN)/python -m pip install --quiet uv
