@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from crewai_native_memory.knowledge import NativeKnowledgeStorage
 
 _BOOLEANS = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
+_BENCH_OPTIONS = ("bench_records", "bench_dimensions", "bench_data")
 _METRICS = ("l2", "cosine", "dot")
 _DEFAULT_SPECS = ("lancedb", "native")
 """CrewAI's own default, which says that the user did not choose; and ours, by name."""
@@ -35,11 +36,12 @@ def crewai_native_configure(options: Mapping[str, Any]) -> None:
 
     ``metric``: "l2" (the default), "cosine" or "dot". ``path``: the store to use instead of the
     default one. ``import``: whether records of CrewAI's own store at the same place are brought
-    over at the first use; true by default.
+    over at the first use; true by default. ``bench_records``, ``bench_dimensions``,
+    ``bench_data``: what ``crewai-native bench memory`` measures with.
     """
     from crewai_native import ConfigurationError
 
-    known = {"import", "metric", "path"}
+    known = {"import", "metric", "path", *_BENCH_OPTIONS}
     for name in options.keys() - known:
         raise ConfigurationError(
             f"memory has no option {name!r}; it has {', '.join(sorted(known))}"
@@ -139,4 +141,4 @@ def crewai_native_benchmarks() -> Iterator[Case]:
     """``crewai-native bench memory``."""
     from crewai_native_memory import benchmarks
 
-    return benchmarks.cases()
+    return benchmarks.cases(_options)
