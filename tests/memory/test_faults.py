@@ -166,6 +166,21 @@ def test_a_damaged_store_is_itself_again_once_it_is_restored(place, filled, tmp_
     assert storage.count() == len(filled)
 
 
+def test_an_older_copy_put_back_in_place_is_what_is_searched(place, filled, record, tmp_path):
+    backup = tmp_path / "backup.db"
+    shutil.copy(place, backup)
+    storage = NativeStorage(place)
+    storage.save([record("later", embedding=[0.0] * 42)])
+    assert storage.search([0.0] * 42, limit=1)[0][0].id == "later"
+    storage.close()
+    other = NativeStorage(place)
+    assert other.search([0.0] * 42, limit=1)[0][0].id == "later"
+    other.optimize()
+    shutil.copy(backup, place)
+    found = storage.search([0.0] * 42, limit=100)
+    assert {r.id: r for r, _ in found} == filled
+
+
 FULL = """
 import resource, sys
 from crewai_native_memory._native import Batch, Store

@@ -143,7 +143,9 @@ impl Mirror {
         let published = meta_text(connection, "snapshot")?;
         // Another process may have sealed what this one still has in memory.
         let outdone = published != self.snapshot && self.wants_sealing();
-        if !self.loaded || self.seq < trimmed || outdone {
+        // A file that went back was replaced by an older copy of itself.
+        let replaced = seq < self.seq;
+        if !self.loaded || self.seq < trimmed || replaced || outdone {
             self.forget();
         }
         self.dimension = meta(connection, "dimension")?.unwrap_or(0) as usize;
