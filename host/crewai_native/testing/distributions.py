@@ -176,7 +176,10 @@ VALID: Final = '''
 from crewai_native import Declined, hookimpl
 
 class Anything:
-    """Has every method, and none of them does anything."""
+    """Has what every slot's protocol asks for, and none of it does anything."""
+    name, takes_over, formats = "anything", False, ("json",)
+    def __call__(self, *args, **kwargs):
+        return None
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
