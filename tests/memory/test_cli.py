@@ -165,7 +165,7 @@ def test_import_and_export_both_ways(run, default, tmp_path):
     assert LanceDBStorage(path=lance).count() == 3
     for source in (lines, lance):
         store = tmp_path / f"{source.name}.db"
-        assert "3 of 3 records imported" in run("import", source, "--store", store)
+        assert "imported 3 of 3 records" in run("import", source, "--store", store)
         assert NativeStorage(store).list_records() == default.list_records()
         again = json.loads(run("import", source, "--store", store, "--json"))
         assert (again["records"], again["imported"]) == (3, 0)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from crewai_native.cli import _console
-from rich.filesize import decimal
 from crewai_native_memory import StoreError, moving, plugin
 from crewai_native_memory.storage import NativeStorage
 
@@ -126,11 +126,7 @@ def import_(
     if as_json:
         _console.write_json({"path": storage.path, **dataclasses.asdict(report)})
         return
-    typer.echo(f"{report.imported} of {report.records} records imported from {report.source}")
-    if report.imported < report.records:
-        typer.echo(f"{report.records - report.imported} were here already")
-    if report.duplicates:
-        typer.echo(f"{report.duplicates} older rows with the id of a newer one were left out")
+    typer.echo(f"{storage.path}: {report}")
 
 
 @app.command()

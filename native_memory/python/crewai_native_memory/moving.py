@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("crewai_native_memory")
 
 BATCH: Final = 1000
+# Stores of this process that need not be asked again whether something has to be imported.
+_settled: set[str] = set()
 _LANCE_TABLE: Final = "memories"
 _QDRANT_VECTOR: Final = "memory"
 _FORMAT: Final = "crewai-native-memory"
@@ -70,6 +72,13 @@ class Report:
     records: int
     imported: int
     duplicates: int
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        text = f"imported {self.imported} of {self.records} records from {self.source}"
+        if self.duplicates:
+            text += f", leaving out {self.duplicates} older rows with the id of a newer one"
+        return text
 
 
 # --- the places where CrewAI keeps memories ---------------------------------------------------
@@ -333,15 +342,14 @@ def bring(storage: NativeStorage, source: Source) -> Report:
 def import_first(storage: NativeStorage, directory: Path) -> NativeStorage:
     """Have the records of another store in a directory imported when the storage is first used.
 
-    That happens once for a store, which remembers it, and only if the store did not exist before:
-    its users would otherwise find records that they had not put there. Whoever uses the storage
-    meanwhile waits.
+    That happens once for a store, which remembers it, and only to one without records: its users
+    would otherwise find some that they had not put there. Whoever uses the storage meanwhile
+    waits.
     """
-    if Path(storage.path).exists() and _state(storage) != "running":
-        return storage
-    source = find(directory)
-    if source is not None:
-        storage.do_first(functools.partial(_import_once, storage.path, source))
+    if storage.path not in _settled:
+        source = find(directory)
+        if source is not None:
+            storage.do_first(functools.partial(_import_once, storage.path, source))
     return storage
 
 
@@ -349,20 +357,20 @@ def _import_once(path: str, source: Source) -> None:
     from crewai_core.lock_store import lock
 
     storage = NativeStorage(path)
-    # Whoever waits needs the records, however long the import takes.
-    with lock(f"crewai-native-import:{path}", timeout=24 * 3600):
-        exists, state = Path(path).exists(), _state(storage)
-        if exists and state != "running":
-            return
-        _remember(storage, source, "running")
-        report = bring(storage, source)
-        _remember(storage, source, "done")
-    _logger.info(
-        "imported %d records from %s, which stays as it is%s",
-        report.imported,
-        report.source,
-        f" ({report.duplicates} older rows of the same ids left out)" if report.duplicates else "",
-    )
+    if _is_due(storage):
+        # Whoever waits needs the records, however long the import takes.
+        with lock(f"crewai-native-import:{path}", timeout=24 * 3600):
+            if _is_due(storage):
+                _remember(storage, source, "running")
+                report = bring(storage, source)
+                _remember(storage, source, "done")
+                _logger.info("%s, which stays as it is", report)
+    _settled.add(path)
+
+
+def _is_due(storage: NativeStorage) -> bool:
+    state = _state(storage)
+    return state == "running" or (state is None and storage.count() == 0)
 
 
 def _state(storage: NativeStorage) -> str | None:
