@@ -1,0 +1,50 @@
+"""What this wheel offers to ``crewai-native``: databases and locks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from crewai_native import hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from crewai_native.bench import Case
+    from crewai_native_db.persistence import NativeFlowPersistence
+
+_options: dict[str, Any] = {}
+
+
+@hookimpl
+def crewai_native_configure(options: Mapping[str, Any]) -> None:
+    """Takes the options of flows: ``synchronous``, ``keep``, ``strict``, ``path``."""
+    from crewai_native_db import options as known
+
+    checked = known.check(options)
+    _options.clear()
+    _options.update(checked)
+
+
+@hookimpl
+def crewai_native_features() -> dict[str, set[str]]:
+    """What the stores can be required to be."""
+    return {"flow.persistence": {"deltas", "durable", "imports", "multi-process"}}
+
+
+@hookimpl
+def crewai_native_flow_persistence() -> NativeFlowPersistence:
+    """A handle on the states of flows."""
+    from crewai_native_db.persistence import NativeFlowPersistence
+
+    fields = {
+        name: _options[name] for name in ("synchronous", "keep", "strict") if name in _options
+    }
+    return NativeFlowPersistence(_options.get("path"), **fields)
+
+
+@hookimpl
+def crewai_native_benchmarks() -> Iterator[Case]:
+    """Cases for ``crewai-native bench db``."""
+    from crewai_native_db import benchmarks
+
+    return benchmarks.cases()

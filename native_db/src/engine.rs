@@ -1,0 +1,368 @@
+//! SQLite files, each used by all threads of a process and shared with other processes.
+//!
+//! Data flows one way: threads hand their writes to a [`group`], whose transaction waits for the
+//! process's [`turn`] and goes through the one writing connection; reads take one of several
+//! connections. [`file`] creates and opens; [`process`] shares engines between handles and takes
+//! them through a fork.
+
+pub mod error;
+mod file;
+mod group;
+pub mod process;
+mod turn;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, TransactionBehavior};
+
+pub use error::{DbError, Result};
+pub use file::Schema;
+pub use process::Process;
+
+use group::{Group, Job, Work};
+use turn::Turnstile;
+
+/// Idle connections kept for readers; more are opened when more threads read, and closed after.
+const IDLE_READERS: usize = 8;
+
+/// What a committed write survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Durability {
+    /// The death of the process; a power cut can cost the newest commits, never consistency.
+    Normal,
+    /// A power cut as well.
+    Full,
+}
+
+/// The operations on one file. Every method may block: on the disk, on other writers.
+///
+/// The file is opened at the first use, created (with its directory) by the first write, and
+/// noticed when another process creates, replaces or removes it.
+pub struct Engine {
+    path: PathBuf,
+    schema: &'static Schema,
+    turnstile: Turnstile,
+    group: Group,
+    writer: Mutex<Option<Link>>,
+    readers: Mutex<Vec<Link>>,
+    counters: Counters,
+}
+
+/// What an engine has done since the process began.
+#[derive(Debug, Default)]
+struct Counters {
+    reads: AtomicU64,
+    writes: AtomicU64,
+    commits: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// A snapshot of an engine's counters.
+#[derive(Debug, Clone, Copy)]
+pub struct Statistics {
+    /// Reads that were served.
+    pub reads: u64,
+    /// Writes that were committed.
+    pub writes: u64,
+    /// Transactions in which they were; fewer than writes where threads shared one.
+    pub commits: u64,
+    /// Writes that failed.
+    pub failures: u64,
+}
+
+/// A connection and the file that it was opened on.
+struct Link {
+    connection: Connection,
+    identity: Identity,
+    durability: Option<Durability>,
+}
+
+/// Which file a path names, so that a file that was replaced is not taken for the old one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity(u64, u64);
+
+impl Engine {
+    /// An engine for `path`; opens nothing.
+    pub fn new(path: PathBuf, schema: &'static Schema) -> Self {
+        Self {
+            turnstile: Turnstile::new(&path),
+            path,
+            schema,
+            group: Group::default(),
+            writer: Mutex::default(),
+            readers: Mutex::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What was done since the process began.
+    pub fn statistics(&self) -> Statistics {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Statistics {
+            reads: read(&self.counters.reads),
+            writes: read(&self.counters.writes),
+            commits: read(&self.counters.commits),
+            failures: read(&self.counters.failures),
+        }
+    }
+
+    /// Runs `work` in a snapshot, or gives `absent` where there is no file.
+    pub fn read<T>(&self, absent: T, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+        let _pass = Process::current().enter();
+        let Some(identity) = identity(&self.path)? else {
+            return Ok(absent);
+        };
+        let idle = self
+            .readers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop()
+            .filter(|link| link.identity == identity);
+        let link = match idle {
+            Some(link) => link,
+            None => match self.link()? {
+                Some(link) => link,
+                None => return Ok(absent),
+            },
+        };
+        let done = link
+            .connection
+            .unchecked_transaction()
+            .map_err(DbError::from)
+            .and_then(|snapshot| work(&snapshot))
+            .map_err(|error| error.at(&self.path));
+        self.counters.reads.fetch_add(1, Ordering::Relaxed);
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        // A connection on which something failed is not worth trusting again.
+        if done.is_ok() && readers.len() < IDLE_READERS {
+            readers.push(link);
+        }
+        done
+    }
+
+    /// Runs `work` in a write transaction, which other threads' writes may share: all of what it
+    /// does is kept, or on an error nothing of it.
+    pub fn write<T: Send + 'static>(
+        &self,
+        durability: Durability,
+        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let _pass = Process::current().enter();
+        let value = Arc::new(Mutex::new(None));
+        let result = Arc::clone(&value);
+        let work = Box::new(move |connection: &Connection| {
+            let done = work(connection)?;
+            *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
+            Ok(())
+        });
+        let done = self
+            .group
+            .run(work, durability, |batch| self.write_batch(batch))
+            .map_err(|error| error.at(&self.path));
+        let counter = if done.is_ok() {
+            &self.counters.writes
+        } else {
+            &self.counters.failures
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        done?;
+        let value = value.lock().unwrap_or_else(PoisonError::into_inner).take();
+        value.ok_or_else(|| {
+            DbError::Unreadable("a write was committed without a result".to_owned()).at(&self.path)
+        })
+    }
+
+    /// As [`write`](Self::write), or gives `absent` where there is no file.
+    pub fn amend<T: Send + 'static>(
+        &self,
+        absent: T,
+        durability: Durability,
+        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        match identity(&self.path)? {
+            Some(_) => self.write(durability, work),
+            None => Ok(absent),
+        }
+    }
+
+    /// Rewrites the file without the space that was freed, and empties the log into it.
+    pub fn vacuum(&self) -> Result<()> {
+        let _pass = Process::current().enter();
+        if identity(&self.path)?.is_none() {
+            return Ok(());
+        }
+        let _turn = self.turnstile.wait()?;
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(link) = self.linked(&mut writer)? else {
+            return Ok(());
+        };
+        link.connection
+            .execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)")
+            .map_err(|error| DbError::from(error).at(&self.path))
+    }
+
+    /// Closes every connection without tidying up; the next operation opens them again. Nothing
+    /// may be in progress.
+    pub fn disconnect(&self) {
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        for link in readers.drain(..).chain(writer.take()) {
+            // The last connection of a process would otherwise write the whole log back first.
+            // If the setting fails, it does, which is slower and no less correct.
+            drop(
+                link.connection
+                    .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true),
+            );
+        }
+    }
+
+    /// Closes every connection, the last one of all processes emptying the log into the file; the
+    /// next operation opens them again. Waits for what is in progress.
+    pub fn close(&self) {
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        readers.clear();
+        drop(readers);
+        // Written back if this was the last connection; if that fails, the log stays, and is as
+        // good as the file.
+        self.writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+    }
+
+    fn write_batch(&self, batch: Vec<Job>) {
+        let durability = batch.iter().map(|job| job.durability).max();
+        let (works, tickets): (Vec<_>, Vec<_>) = batch.into_iter().map(Job::split).unzip();
+        let failed = |error: &DbError| {
+            for ticket in &tickets {
+                Job::finish(ticket, Err(error.clone()));
+            }
+        };
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = self.prepared(&mut writer).and_then(|(link, _turn)| {
+            link.set_durability(durability.unwrap_or(Durability::Full))?;
+            transact(&mut link.connection, works)
+        });
+        match done {
+            Ok(outcomes) => {
+                self.counters.commits.fetch_add(1, Ordering::Relaxed);
+                for (ticket, outcome) in tickets.iter().zip(outcomes) {
+                    Job::finish(ticket, outcome);
+                }
+            }
+            Err(error) => {
+                *writer = None;
+                failed(&error);
+            }
+        }
+    }
+
+    /// The writing connection, and this process's turn to use it.
+    fn prepared<'w>(&self, writer: &'w mut Option<Link>) -> Result<(&'w mut Link, turn::Turn)> {
+        if let (None, Some(directory)) = (identity(&self.path)?, self.path.parent()) {
+            fs::create_dir_all(directory).map_err(|error| DbError::io(directory, &error))?;
+        }
+        let turn = self.turnstile.wait()?;
+        file::create(&self.path, self.schema)?;
+        match self.linked(writer)? {
+            Some(link) => Ok((link, turn)),
+            None => Err(DbError::io(
+                &self.path,
+                &io::Error::new(io::ErrorKind::NotFound, "the file vanished"),
+            )),
+        }
+    }
+
+    /// The writer's connection, opened again if the file is another one by now.
+    fn linked<'w>(&self, writer: &'w mut Option<Link>) -> Result<Option<&'w mut Link>> {
+        let identity = identity(&self.path)?;
+        if writer.as_ref().map(|link| link.identity) != identity {
+            *writer = self.link()?;
+        }
+        Ok(writer.as_mut())
+    }
+
+    fn link(&self) -> Result<Option<Link>> {
+        // The identity first: if the file is replaced in between, the link looks stale and is
+        // opened again, instead of passing for the new file.
+        let Some(identity) = identity(&self.path)? else {
+            return Ok(None);
+        };
+        Ok(file::open(&self.path, self.schema)?.map(|connection| Link {
+            connection,
+            identity,
+            durability: None,
+        }))
+    }
+}
+
+impl Link {
+    fn set_durability(&mut self, durability: Durability) -> Result<()> {
+        if self.durability != Some(durability) {
+            let level = match durability {
+                Durability::Normal => "NORMAL",
+                Durability::Full => "FULL",
+            };
+            self.connection.pragma_update(None, "synchronous", level)?;
+            self.durability = Some(durability);
+        }
+        Ok(())
+    }
+}
+
+/// Runs each work so that its failure takes back only what it did itself; then commits.
+fn transact(connection: &mut Connection, works: Vec<Work>) -> Result<Vec<Result<()>>> {
+    let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut outcomes = Vec::with_capacity(works.len());
+    for work in works {
+        let mut part = transaction.savepoint()?;
+        let outcome = work(&part);
+        // A full disk, for one, ends the whole transaction.
+        if part.is_autocommit() {
+            return Err(outcome.err().unwrap_or_else(|| {
+                DbError::Unreadable("SQLite gave up the transaction".to_owned())
+            }));
+        }
+        if outcome.is_err() {
+            part.rollback()?;
+        }
+        part.commit()?;
+        outcomes.push(outcome);
+    }
+    transaction.commit()?;
+    Ok(outcomes)
+}
+
+/// What SQLite finds wrong with a file.
+pub fn integrity(connection: &Connection) -> Result<Vec<String>> {
+    let mut statement = connection.prepare("PRAGMA integrity_check")?;
+    let found = statement.query_map([], |row| row.get::<_, String>(0))?;
+    let mut problems = found.collect::<rusqlite::Result<Vec<_>>>()?;
+    problems.retain(|problem| problem != "ok");
+    Ok(problems)
+}
+
+fn identity(path: &Path) -> Result<Option<Identity>> {
+    match fs::metadata(path) {
+        #[cfg(unix)]
+        Ok(file) => {
+            use std::os::unix::fs::MetadataExt;
+            Ok(Some(Identity(file.dev(), file.ino())))
+        }
+        // Where an open file cannot be removed, it cannot have been replaced.
+        #[cfg(not(unix))]
+        Ok(_) => Ok(Some(Identity(0, 0))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(DbError::io(path, &error)),
+    }
+}

@@ -1,0 +1,194 @@
+//! How a file comes into being, and how it is opened.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::error::{DbError, Result};
+
+/// How often the wait for a lock that nobody queues for (a checkpoint, a recovery) is renewed;
+/// with the waits below, about a minute.
+const BUSY_TRIES: i32 = 1200;
+/// The longest of those waits.
+const BUSY_WAIT: Duration = Duration::from_millis(100);
+const STATEMENTS: usize = 64;
+
+/// What a file holds.
+#[derive(Debug)]
+pub struct Schema {
+    /// What a person calls such a file.
+    pub name: &'static str,
+    /// Marks the file as one of these (SQLite's `application_id`).
+    pub application_id: i64,
+    /// The format that the code reads and writes (SQLite's `user_version`).
+    pub format: i64,
+    /// The tables of that format.
+    pub tables: &'static str,
+}
+
+/// `path` with `suffix` appended to its file name.
+pub(super) fn sibling(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Opens the file at `path`, or gives `None` where there is none yet.
+///
+/// A file that is not a readable one of a known format is an error, never a reason to begin a new
+/// one.
+pub(super) fn open(path: &Path, schema: &Schema) -> Result<Option<Connection>> {
+    match fs::metadata(path) {
+        Ok(file) if file.is_dir() => {
+            return Err(DbError::io(path, &io::ErrorKind::IsADirectory.into()));
+        }
+        Ok(file) if file.len() == 0 => {
+            return Err(DbError::Damaged {
+                path: path.to_owned(),
+                detail: format!("the file is empty, and a {} never is", schema.name),
+            });
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(DbError::io(path, &error)),
+    }
+    let located = |error: rusqlite::Error| DbError::from(error).at(path);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(located)?;
+    connection.busy_handler(Some(wait_busy)).map_err(located)?;
+    check_format(&connection, path, schema)?;
+    check_length(&connection, path)?;
+    configure(&connection).map_err(located)?;
+    Ok(Some(connection))
+}
+
+fn check_format(connection: &Connection, path: &Path, schema: &Schema) -> Result<()> {
+    let pragma = |name| {
+        connection
+            .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
+            .map_err(|error| DbError::from(error).at(path))
+    };
+    let (owner, format) = (pragma("application_id")?, pragma("user_version")?);
+    if owner != schema.application_id {
+        return Err(DbError::Damaged {
+            path: path.to_owned(),
+            detail: format!("a SQLite database, but not a {}", schema.name),
+        });
+    }
+    if format > schema.format {
+        return Err(DbError::NewerFormat {
+            path: path.to_owned(),
+            found: format,
+            known: schema.format,
+        });
+    }
+    Ok(())
+}
+
+/// Notices a file that lost its end.
+///
+/// SQLite reads what is missing of a page as zeros, which can look like rows that are not there.
+/// While there is a log the file may be shorter than it states: its end is in the log.
+fn check_length(connection: &Connection, path: &Path) -> Result<()> {
+    let located = |error: rusqlite::Error| DbError::from(error).at(path);
+    let snapshot = connection.unchecked_transaction().map_err(located)?;
+    let pragma = |name| snapshot.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let stated = pragma("page_count").map_err(located)? * pragma("page_size").map_err(located)?;
+    let length = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
+    if length(&sibling(path, "-wal")) == 0 && length(path) < stated as u64 {
+        return Err(DbError::Damaged {
+            path: path.to_owned(),
+            detail: format!(
+                "the file was cut off: it has {} bytes and should have {stated}",
+                length(path)
+            ),
+        });
+    }
+    Ok(())
+}
+
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "cell_size_check", true)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "cache_size", -4096)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    Ok(())
+}
+
+/// Waits before SQLite tries again. Not everybody as long: who collided once would do so again.
+fn wait_busy(tries: i32) -> bool {
+    if tries >= BUSY_TRIES {
+        return false;
+    }
+    let longest = BUSY_WAIT.min(Duration::from_micros(100 << tries.clamp(0, 16)));
+    let clock = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    // The nanoseconds of two waiters' clocks have nothing to do with one another.
+    let share = f64::from(clock.subsec_nanos() % 1000) / 1000.0;
+    thread::sleep(longest.mul_f64(0.5 + share / 2.0));
+    true
+}
+
+/// Creates an empty file at `path` unless there is one. The caller has the writers' turn.
+///
+/// The file is finished under another name first: a process killed half-way leaves nothing at
+/// `path`, so whatever stands there is whole.
+pub(super) fn create(path: &Path, schema: &Schema) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let draft = sibling(path, "-new");
+    for leftover in [
+        draft.clone(),
+        sibling(&draft, "-wal"),
+        sibling(&draft, "-shm"),
+    ] {
+        match fs::remove_file(&leftover) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(DbError::io(&leftover, &error)),
+        }
+    }
+    write_empty(&draft, schema).map_err(|error| error.at(&draft))?;
+    let sync = |target: &Path| {
+        fs::File::open(target)
+            .and_then(|file| file.sync_all())
+            .map_err(|error| DbError::io(target, &error))
+    };
+    sync(&draft)?;
+    fs::rename(&draft, path).map_err(|error| DbError::io(path, &error))?;
+    #[cfg(unix)]
+    if let Some(directory) = path.parent() {
+        sync(directory)?;
+    }
+    Ok(())
+}
+
+fn write_empty(path: &Path, schema: &Schema) -> Result<()> {
+    let mut connection = Connection::open(path)?;
+    // Freed pages can be handed back without rewriting the file; chosen before the first table.
+    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    let mode: String =
+        connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(DbError::io(
+            path,
+            &io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this file system does not support SQLite's write-ahead log; \
+                 choose a directory on a local disk",
+            ),
+        ));
+    }
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(schema.tables)?;
+    transaction.pragma_update(None, "application_id", schema.application_id)?;
+    transaction.pragma_update(None, "user_version", schema.format)?;
+    transaction.commit()?;
+    connection.close().map_err(|(_, error)| error.into())
+}

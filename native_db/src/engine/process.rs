@@ -1,0 +1,148 @@
+//! What a process shares: one engine per file, and the gate that a fork goes through.
+//!
+//! SQLite's connections, its locks and its bookkeeping about both must not cross a fork: the child
+//! would believe that it holds locks that only its parent has. So the gate closes before a fork,
+//! every operation is let finish, every connection is closed, and the child begins with a state
+//! of its own in which nothing was ever open. Both open again what they need.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+
+use crewai_native_sdk::atexit;
+
+use super::{Engine, Schema};
+
+static CURRENT: AtomicPtr<Process> = AtomicPtr::new(ptr::null_mut());
+
+/// The state of one process. Never freed: a forked child leaves its parent's behind, because
+/// other threads of the parent may have been inside it.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    engines: Mutex<HashMap<PathBuf, Weak<Engine>>>,
+    gate: Mutex<Gate>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Gate {
+    inside: usize,
+    closed: usize,
+}
+
+/// The right to use connections, until dropped. Must not be taken twice by one thread.
+#[derive(Debug)]
+pub struct Pass(&'static Process);
+
+impl Process {
+    /// This process's state; a new one after a fork, even if nobody announced it.
+    pub fn current() -> &'static Self {
+        let seen = CURRENT.load(Ordering::Acquire);
+        // SAFETY: the pointer is null or came from `Box::leak` in `begin`.
+        match unsafe { seen.as_ref() } {
+            Some(process) if process.pid == std::process::id() => process,
+            _ => Self::begin(seen),
+        }
+    }
+
+    fn begin(seen: *mut Self) -> &'static Self {
+        let fresh = Box::into_raw(Box::new(Self {
+            pid: std::process::id(),
+            engines: Mutex::default(),
+            gate: Mutex::default(),
+            changed: Condvar::new(),
+        }));
+        match CURRENT.compare_exchange(seen, fresh, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {
+                atexit::register(|| Self::current().close_all());
+                // SAFETY: `fresh` was just allocated, and is never freed once it is published.
+                unsafe { &*fresh }
+            }
+            Err(theirs) => {
+                // SAFETY: `fresh` was not published, so this is its only owner; `theirs` was
+                // published by another thread of this process in the meantime.
+                unsafe {
+                    drop(Box::from_raw(fresh));
+                    &*theirs
+                }
+            }
+        }
+    }
+
+    /// The process id that the state belongs to.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The engine for the file at `path`, shared with everybody who asks for the same file.
+    pub fn engine(&self, path: &Path, schema: &'static Schema) -> Arc<Engine> {
+        let mut engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(engine) = engines.get(path).and_then(Weak::upgrade) {
+            return engine;
+        }
+        engines.retain(|_, engine| engine.strong_count() > 0);
+        let engine = Arc::new(Engine::new(path.to_owned(), schema));
+        engines.insert(path.to_owned(), Arc::downgrade(&engine));
+        engine
+    }
+
+    /// When the interpreter exits: lets every write finish and closes every file.
+    pub fn close_all(&self) {
+        let engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        let live: Vec<_> = engines.values().filter_map(Weak::upgrade).collect();
+        drop(engines);
+        for engine in live {
+            engine.close();
+        }
+    }
+
+    /// Waits while a fork is under way.
+    pub fn enter(&'static self) -> Pass {
+        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        while gate.closed > 0 {
+            gate = self
+                .changed
+                .wait(gate)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        gate.inside += 1;
+        Pass(self)
+    }
+
+    /// Before a fork: lets every operation finish, then closes every connection.
+    pub fn before_fork(&self) {
+        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        gate.closed += 1;
+        while gate.inside > 0 {
+            gate = self
+                .changed
+                .wait(gate)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(gate);
+        let engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        for engine in engines.values().filter_map(Weak::upgrade) {
+            engine.disconnect();
+        }
+    }
+
+    /// After a fork, in the parent.
+    pub fn after_fork(&self) {
+        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        gate.closed = gate.closed.saturating_sub(1);
+        self.changed.notify_all();
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        let mut gate = self.0.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        gate.inside -= 1;
+        if gate.closed > 0 {
+            self.0.changed.notify_all();
+        }
+    }
+}

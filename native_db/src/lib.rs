@@ -1,0 +1,10 @@
+//! What CrewAI keeps in SQLite files and guards with lock files, made durable, small and quick.
+//!
+//! [`engine`] runs one SQLite file for all threads of a process; [`flow`] keeps the states of
+//! flows in one, packed by [`codec`]. [`python`] is the thin layer that CrewAI sees, and the only
+//! one that knows about Python.
+
+pub mod codec;
+pub mod engine;
+pub mod flow;
+pub mod python;

@@ -1,0 +1,53 @@
+//! The module `crewai_native_db._native`.
+
+mod error;
+mod flow;
+mod handle;
+
+use pyo3::prelude::*;
+
+/// SQLite before this loses committed rows when its log is reset while another process writes.
+const SQLITE_NEEDED: i32 = 3_051_003;
+
+#[pymodule]
+mod _native {
+    use pyo3::exceptions::PyImportError;
+    use pyo3::prelude::*;
+
+    use crate::engine::Process;
+
+    use super::SQLITE_NEEDED;
+
+    #[pymodule_export]
+    use super::error::{DamagedDatabaseError, DatabaseError, NewerFormatError};
+    #[pymodule_export]
+    use super::flow::FlowStore;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        if rusqlite::version_number() < SQLITE_NEEDED {
+            return Err(PyImportError::new_err(format!(
+                "crewai_native_db was built with SQLite {}, which can lose committed data; \
+                 it needs 3.51.3 or later",
+                rusqlite::version()
+            )));
+        }
+        crewai_native_sdk::passport!(
+            module,
+            "sqlite" => rusqlite::version(),
+            "zstd" => zstd::zstd_safe::version_string()
+        )
+    }
+
+    /// Lets every operation finish and closes every file; operations wait until `after_fork`.
+    #[pyfunction]
+    fn before_fork(py: Python<'_>) {
+        py.detach(|| Process::current().before_fork());
+    }
+
+    /// Ends what `before_fork` began, in the parent.
+    #[pyfunction]
+    fn after_fork_in_parent() {
+        Process::current().after_fork();
+    }
+}
