@@ -369,11 +369,12 @@ class Host:
         settings = self._effective()
         if not settings.strict:
             return
-        unbound = [
-            f"{name} ({candidates[0].candidate.distribution}: {candidates[0].candidate.reason})"
-            for name, candidates in self._offers.items()
-            if candidates and name not in self._bound and settings.switched_off(name) is None
-        ]
+        unbound = []
+        for name, offers in self._offers.items():
+            # What the user turned off is not missed.
+            wanted = [o.candidate for o in offers if o.candidate.state is not State.DISABLED]
+            if wanted and name not in self._bound:
+                unbound.append(f"{name} ({wanted[0].distribution}: {wanted[0].reason})")
         unbound += [
             f"{name} (no plug-in offers it, and {settings.source(f'require.{name}')} requires one)"
             for name in settings.require

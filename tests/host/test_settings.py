@@ -245,8 +245,13 @@ def test_strict_names_every_slot_that_should_be_bound(miniature):
 
 def test_strict_is_content_with_a_slot_that_the_user_turned_off(miniature):
     miniature.site.broken()
-    status = miniature.status(CREWAI_NATIVE_STRICT="1", CREWAI_NATIVE_SLOT_MEMORY_STORAGE="stock")
-    assert status["active"]
+    for turned_off in (
+        {"CREWAI_NATIVE_SLOT_MEMORY_STORAGE": "stock"},
+        {"CREWAI_NATIVE_MEMORY": "0"},
+        {"CREWAI_NATIVE_DENY": "acme-broken"},
+        {"CREWAI_NATIVE_PLUGINS": "somebody-else"},
+    ):
+        assert miniature.status(CREWAI_NATIVE_STRICT="1", **turned_off)["active"]
 
 
 def test_strict_wants_what_is_required(miniature):
