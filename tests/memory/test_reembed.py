@@ -183,6 +183,24 @@ def test_searches_in_other_threads_see_one_or_the_other(storage):
     assert seen <= {(2, 3), (3, 3)}
 
 
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_sealed_vectors_are_exchanged_too(storage, dimensions):
+    fill(storage, 3000)
+    storage.optimize()
+    assert storage.search([1.0, 17.0], limit=1)[0][0].id == "r0017"
+
+    def turned(texts):
+        return [[float(text[:4]), 5000.0, 0.0][:dimensions] for text in texts]
+
+    reembed(storage, turned)
+    for prepare in (lambda: None, storage.optimize, storage.close):
+        prepare()
+        (query,) = turned(["0017 text"])
+        assert storage.search(query, limit=1) == [(storage.get_record("r0017"), 1.0)]
+        assert storage.search(query, limit=1)[0][0].embedding == query
+    assert storage.check() == []
+
+
 def test_an_empty_store_is_no_obstacle(storage):
     assert reembed(storage, wide) == 0
     assert not os.path.exists(storage.path)  # noqa: PTH110
