@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # The distributions built from Rust, each in the folder of its name.
-WHEELS := native_memory native_db
+WHEELS := native_memory native_db native_tools
 # Offline, quiet and without telemetry, for whatever runs CrewAI here.
 export CREWAI_DISABLE_TELEMETRY := true
 export OTEL_SDK_DISABLED := true
@@ -13,7 +13,7 @@ export CREWAI_TRACING_ENABLED := false
 export CREWAI_DISABLE_VERSION_CHECK := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-RUST_SOURCES := Cargo.toml Cargo.lock $(shell find host/sdk native_memory native_db -name '*.rs' -o -name Cargo.toml)
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find host/sdk native_memory native_db native_tools -name '*.rs' -o -name Cargo.toml)
 WHEEL_SOURCES := $(RUST_SOURCES) $(shell find $(WHEELS) -name '*.py' -o -name '*.pyi' -o -name pyproject.toml)
 
 .DEFAULT_GOAL := help
@@ -65,7 +65,7 @@ check: setup ## Formatting, lints, types and stubs
 	$(BIN)/mypy
 	cargo fmt --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
-	$(BIN)/python -m mypy.stubtest crewai_native_memory._native crewai_native_db._native --ignore-missing-stub
+	$(BIN)/python -m mypy.stubtest crewai_native_memory._native crewai_native_db._native crewai_native_tools._native --ignore-missing-stub
 
 format: $(VENV)/requirements.stamp ## Format Python and Rust
 	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .

@@ -1,0 +1,153 @@
+"""Cases for ``crewai-native bench tools``."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import types
+from typing import TYPE_CHECKING, Any, Final
+
+from crewai_native.bench import Case
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Run = Callable[[], Any]
+
+_DISTRIBUTION: Final = "crewai-native-tools"
+_CALLS: Final = 5
+
+
+def cases() -> Iterator[Case]:
+    """Return the cases."""
+    yield Case(
+        name="describe",
+        group="tools",
+        slot="tools.schemas",
+        description="the prompt's description of every tool, as at each call of a text-based agent",
+        parameters={"tools": 20},
+        setup=_describe,
+    )
+    yield Case(
+        name="select",
+        group="tools",
+        slot="tools.schemas",
+        description="the tool that a name means",
+        parameters={"tools": 20},
+        setup=functools.partial(_select, wanted="tool_number_7"),
+    )
+    yield Case(
+        name="select-misspelt",
+        group="tools",
+        slot="tools.schemas",
+        description="the tool that a misspelt name means",
+        parameters={"tools": 20},
+        setup=functools.partial(_select, wanted="toolnumber_7"),
+    )
+    for name, native, tools, target in (("react", False, 20, 3.0), ("kickoff", True, 30, 1.5)):
+        way = "native calling" if native else "text-based calling"
+        yield Case(
+            name=name,
+            group="tools",
+            slot="tools.schemas",
+            description=f"a crew of one agent whose {_CALLS} tool calls take no time, {way}",
+            parameters={"tools": tools},
+            setup=functools.partial(_crew, native=native, tools=tools),
+            # Binding a slot is for the whole process.
+            isolated=frozenset({"native"}),
+            target=target,
+        )
+
+
+def _models(count: int) -> list[Any]:
+    from pydantic import BaseModel, Field, create_model
+
+    class Period(BaseModel):
+        """A period of time."""
+
+        first: str = Field(description="ISO date")
+        last: str | None = None
+
+    return [
+        create_model(
+            f"Arguments{number}",
+            query=(str, Field(description=f"what to look for in source {number}")),
+            limit=(int | None, 10),
+            tags=(list[str], Field(default_factory=list)),
+            period=(Period | None, None),
+        )
+        for number in range(count)
+    ]
+
+
+def _module(side: str) -> Any:
+    """Return CrewAI's functions, or ours."""
+    if side == "native":
+        from crewai_native_tools.schemas import NativeSchemas
+
+        return NativeSchemas()
+    return importlib.import_module("crewai.tools.structured_tool")
+
+
+def _describe(side: str) -> Run:
+    models, module = _models(20), _module(side)
+
+    def run() -> str:
+        return "\n".join(
+            module.format_description_for_llm(f"Tool Number {number}", model, "Looks things up.")
+            for number, model in enumerate(models)
+        )
+
+    return run
+
+
+def _select(side: str, *, wanted: str) -> Run:
+    tools = [types.SimpleNamespace(name=f"Tool Number {number}") for number in range(20)]
+    if side == "native":
+        native = _module(side)
+        return lambda: native.select_tool(tools, wanted).name
+    from crewai.tools.tool_usage import ToolUsage
+
+    usage: Any = types.SimpleNamespace(tools=tools)
+    return lambda: ToolUsage._select_tool(usage, wanted).name  # noqa: SLF001 - what is replaced
+
+
+@contextlib.contextmanager
+def _crew(side: str, *, native: bool, tools: int) -> Iterator[Run]:
+    import crewai
+    from crewai.tools import BaseTool
+
+    import crewai_native
+    from crewai_native.testing import ScriptedLLM, ToolCall
+
+    class Source(BaseTool):
+        name: str = "source"
+        description: str = "Looks things up in a source."
+
+        def _run(self, query: str, **_: Any) -> str:
+            return f"found {query}"
+
+    sources = [
+        Source(name=f"source {number}", args_schema=model)
+        for number, model in enumerate(_models(tools))
+    ]
+    script: list[Any] = [
+        *(ToolCall(f"source_{number}", {"query": f"q{number}"}) for number in range(_CALLS)),
+        lambda turn: str(turn.results[-1]),
+    ]
+
+    def run() -> str:
+        agent = crewai.Agent(
+            role="r", goal="g", backstory="b", llm=ScriptedLLM(script, native=native), tools=sources
+        )
+        task = crewai.Task(description="d", expected_output="e", agent=agent)
+        return str(crewai.Crew(agents=[agent], tasks=[task]).kickoff().raw)
+
+    if side == "native":
+        crewai_native.activate(enabled=True, slots={"tools.schemas": _DISTRIBUTION})
+    try:
+        yield run
+    finally:
+        if side == "native":
+            crewai_native.deactivate()

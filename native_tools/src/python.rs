@@ -1,0 +1,33 @@
+//! The module `crewai_native_tools._native`.
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::similarity::{self, TOO_LONG};
+
+#[pymodule]
+mod _native {
+    use super::{Bound, PyModule, PyResult};
+
+    #[pymodule_export]
+    use super::closest;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crewai_native_sdk::passport!(module)
+    }
+}
+
+/// The index of the name that resembles `wanted` most by `difflib`'s ratio, if that is above `above`.
+#[pyfunction]
+fn closest(names: Vec<String>, wanted: &str, above: f64) -> PyResult<Option<usize>> {
+    let wanted: Vec<char> = wanted.chars().collect();
+    if wanted.len() >= TOO_LONG {
+        return Err(PyValueError::new_err(format!(
+            "wanted has {} characters; it accepts fewer than {TOO_LONG}",
+            wanted.len()
+        )));
+    }
+    let names = names.iter().map(|name| name.chars().collect());
+    Ok(similarity::closest(names, &wanted, above))
+}
