@@ -13,6 +13,7 @@ import functools
 import importlib
 import inspect
 import logging
+import os
 import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("crewai_native")
 _ABSENT: Final = object()
+
+# A factory meters what a provider hands out, on whichever thread CrewAI calls it. One lock for all
+# bindings: changes are rare. A fork waits for it, so that no child inherits it locked by a thread
+# that it does not have.
+_lock: Final = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -69,8 +79,6 @@ class Binding:
         self._undo: list[Callable[[], None]] = []
         self._metered: set[type] = set()
         self._waiting: list[Callable[[], None]] = []
-        # A factory meters what a provider hands out, on whichever thread CrewAI calls it.
-        self._lock = threading.RLock()
 
     def replace(self, owner: Any, name: str, value: Any) -> Any:
         """Set an attribute of a module or class and return what stood there.
@@ -81,7 +89,7 @@ class Binding:
                 inherited one is left as it is and shows again after :meth:`undo`.
             value: What stands there from now on.
         """
-        with self._lock:
+        with _lock:
             # A class's raw entry, not getattr: a staticmethod must come back as a staticmethod.
             before = vars(owner).get(name, _ABSENT)
             original = getattr(owner, name)
@@ -151,7 +159,7 @@ class Binding:
         attributes, as extension types do not, or whose instances find their methods in some other
         way, stays uncounted and a note says so.
         """
-        with self._lock:
+        with _lock:
             if cls in self._metered or not self.watch.serving:
                 return
             self._metered.add(cls)
@@ -171,7 +179,7 @@ class Binding:
         wanted = list(modules)
 
         def step() -> None:
-            with self._lock:
+            with _lock:
                 if wait not in self._waiting or not self.watch.serving:
                     return
                 missing = next((name for name in wanted if name not in sys.modules), None)
@@ -210,7 +218,7 @@ class Binding:
 
     def attempt(self, action: Callable[[], None]) -> Exception | None:
         """Make some changes, or none: where that fails, they are undone and the error returned."""
-        with self._lock:
+        with _lock:
             steps, changes = len(self._undo), len(self._changes)
             try:
                 action()
@@ -231,7 +239,7 @@ class Binding:
         """
         errors = []
         self.watch.close()
-        with self._lock:
+        with _lock:
             undo, self._undo = self._undo, []
             self._changes.clear()
             self._metered.clear()

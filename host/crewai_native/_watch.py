@@ -12,11 +12,14 @@ import dataclasses
 import functools
 import inspect
 import logging
+import os
 import random
 import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from crewai_native._errors import is_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,9 +33,18 @@ _ERRORS: Final = 0
 _FALLBACKS: Final = 1
 _FIRST_BUCKET: Final = 2
 _TOP_BIT: Final = 48
+_LONGEST_SHOWN: Final = 200
 _CELLS: Final = _FIRST_BUCKET + 4 * (_TOP_BIT + 1)
 
 FAILURES_BEFORE_REVERTING: Final = 5
+
+# Guards the sums of all watches; held for microseconds, when a thread first calls and when somebody
+# asks. A fork waits for it, so that no child inherits it locked by a thread that it does not have.
+_lock: Final = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,7 +102,6 @@ class Watch:
         # A finaliser runs wherever the collector happens to: it may append, but take no lock.
         self._ended: collections.deque[list[int]] = collections.deque()
         self._total = [0] * _CELLS
-        self._lock = threading.Lock()
         self.failures_in_a_row = 0
 
     def meter(self, function: _Function) -> _Function:
@@ -102,8 +113,9 @@ class Watch:
                 cells = local.owner.cells
             except AttributeError:
                 cells = new_cells()
+            elapsed |= 1  # at least one bit
             bits = elapsed.bit_length()
-            quarter = (elapsed >> (bits - 3)) & 3 if bits > 2 else 0
+            quarter = (elapsed << 2 >> (bits - 1)) & 3  # the two bits after the first
             cells[_FIRST_BUCKET + min(4 * bits + quarter, 4 * _TOP_BIT)] += 1
             if raised:
                 cells[_ERRORS] += 1
@@ -163,7 +175,9 @@ class Watch:
                 return stock(*args, **kwargs)
             try:
                 result = metered(*args, **kwargs)
-            except Exception as error:  # noqa: BLE001 - whatever it is, stock answers
+            except BaseException as error:  # a Rust panic is no Exception
+                if not is_failure(error):
+                    raise
                 answer = stock(*args, **kwargs)
                 self.fell_back(error)
                 return answer
@@ -192,7 +206,7 @@ class Watch:
         """Leave the slot to stock because it is unbound."""
         self.serving = False
 
-    def fell_back(self, error: Exception) -> None:
+    def fell_back(self, error: BaseException) -> None:
         """Count a call that stock answered because native failed; revert after too many."""
         self._cells()[_FALLBACKS] += 1
         self.failures_in_a_row += 1
@@ -202,7 +216,7 @@ class Watch:
 
     def metrics(self) -> Metrics:
         """Return the sums over all threads."""
-        with self._lock:
+        with _lock:
             while self._ended:
                 self._fold(self._ended.popleft())
             cells = list(self._total)
@@ -226,7 +240,7 @@ class Watch:
         owner = _Owner()
         self._local.owner = owner
         weakref.finalize(owner, self._ended.append, owner.cells).atexit = False
-        with self._lock:
+        with _lock:
             while self._ended:
                 self._fold(self._ended.popleft())
             self._live.add(owner)
@@ -254,4 +268,4 @@ def _quantile(buckets: list[int], share: float) -> float:
 
 def _short(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"

@@ -1,0 +1,266 @@
+"""Changes to classes and modules, and taking them back exactly."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import types
+
+import pytest
+
+from crewai_native._bind import Binding
+from crewai_native._watch import Watch
+
+
+class Base:
+    def inherited(self):
+        return "base"
+
+    @staticmethod
+    def static(value):
+        return value
+
+    @classmethod
+    def of_class(cls):
+        return cls.__name__
+
+
+class Target(Base):
+    value = 1
+
+    def method(self, number=1):
+        """Return the number."""
+        return number
+
+    async def coroutine(self):
+        return "awaited"
+
+
+@pytest.fixture
+def binding():
+    return Binding(Watch("test"))
+
+
+@pytest.fixture
+def unchanged():
+    """Fails the test if the classes are not what they were, entry by entry."""
+    before = [(cls, dict(vars(cls))) for cls in (Base, Target)]
+    yield
+    for cls, entries in before:
+        assert vars(cls).keys() == entries.keys()
+        assert all(vars(cls)[name] is entries[name] for name in entries)
+
+
+@pytest.mark.usefixtures("unchanged")
+class TestUndo:
+    def test_an_own_method(self, binding):
+        binding.wrap(Target, "method", lambda original: lambda self: original(self) + 1)
+        assert Target().method() == 2
+        binding.undo()
+
+    def test_an_inherited_one_shows_again(self, binding):
+        binding.replace(Target, "inherited", lambda self: "changed")
+        assert (Target().inherited(), Base().inherited()) == ("changed", "base")
+        binding.undo()
+        assert "inherited" not in vars(Target)
+
+    def test_static_and_class_methods_come_back_as_such(self, binding):
+        binding.replace(Base, "static", staticmethod(lambda value: -value))
+        binding.replace(Base, "of_class", classmethod(lambda cls: "changed"))
+        assert (Target.static(1), Target().of_class()) == (-1, "changed")
+        binding.undo()
+        assert (Target.static(1), Target.of_class()) == (1, "Target")
+
+    def test_several_changes_of_one_place_come_off_in_reverse(self, binding):
+        for _ in range(3):
+            binding.wrap(Target, "method", lambda original: lambda self: original(self) * 2)
+        assert Target().method() == 8
+        assert binding.in_force()
+        binding.undo()
+
+    def test_undoing_twice_is_undoing_once(self, binding):
+        binding.replace(Target, "value", 2)
+        binding.undo()
+        binding.undo()
+
+    def test_one_failure_stops_no_other(self, binding):
+        binding.replace(Target, "value", 2)
+        binding.on_undo(lambda: 1 / 0)
+        binding.replace(Target, "value", 3)
+        with pytest.raises(ExceptionGroup) as caught:
+            binding.undo()
+        assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
+
+    def test_an_attempt_that_fails_leaves_nothing(self, binding):
+        binding.replace(Target, "value", 2)
+
+        def attempt():
+            binding.replace(Target, "value", 3)
+            raise KeyError("half way")
+
+        assert isinstance(binding.attempt(attempt), KeyError)
+        assert Target.value == 2
+        assert binding.in_force()
+        binding.undo()
+
+    def test_a_reference_that_outlives_the_binding_runs_the_original(self, binding):
+        binding.stand_in(Target, "method", lambda original: lambda self, number=1: "ours")
+        kept = Target().method
+        assert kept() == "ours"
+        binding.undo()
+        assert kept(5) == 5
+        assert inspect.getdoc(kept) == "Return the number."
+
+    async def test_so_does_a_coroutine_function(self, binding):
+        async def ours(self):
+            return "ours"
+
+        binding.stand_in(Target, "coroutine", lambda original: ours)
+        kept = Target().coroutine
+        assert inspect.iscoroutinefunction(kept)
+        assert await kept() == "ours"
+        binding.undo()
+        assert await kept() == "awaited"
+
+
+def test_what_somebody_else_put_there_since_stays(binding, caplog):
+    class Mine:
+        value = 1
+
+    binding.replace(Mine, "value", 2)
+    Mine.value = 3
+    assert not binding.in_force()
+    binding.undo()
+    assert Mine.value == 3
+    assert "Mine.value was replaced by other code" in caplog.text
+
+
+def test_an_object_without_a_name_can_be_changed_too(binding, caplog):
+    thing = types.SimpleNamespace(value=1)
+    binding.replace(thing, "value", 2)
+    thing.value = 3
+    binding.undo()
+    assert "namespace(value=3).value was replaced" in caplog.text
+
+
+@pytest.fixture
+def package(monkeypatch):
+    """Modules that know one function by several names."""
+
+    def function():
+        return "stock"
+
+    def module(name, **names):
+        made = types.ModuleType(name)
+        vars(made).update(names)
+        monkeypatch.setitem(sys.modules, name, made)
+        return made
+
+    module("acme_package", function=function)
+    module("acme_package.a", function=function, alias=function)
+    module("acme_packages", function=function)  # another one, whose name begins the same
+    return types.SimpleNamespace(function=function, module=module)
+
+
+def test_a_function_is_replaced_under_every_name_and_given_back(binding, package):
+    switch = binding._switch(package.function, lambda: "ours")
+    binding.replace_function(package.function, switch, "acme_package")
+    modules = sys.modules
+    assert modules["acme_package"].function() == "ours"
+    assert modules["acme_package.a"].alias() == "ours"
+    assert modules["acme_packages"].function is package.function
+    later = package.module("acme_package.later", copied=modules["acme_package"].function)
+    binding.undo()
+    for name in ("acme_package", "acme_package.a"):
+        assert modules[name].function is package.function
+    assert modules["acme_package.a"].alias is package.function
+    assert later.copied is package.function
+
+
+class TestMetering:
+    def test_every_call_of_a_class_counts_once(self, binding):
+        class Provider(Target):
+            pass
+
+        for _ in range(3):
+            binding.meter_methods(Provider, ["method", "inherited"])
+        Provider().method()
+        Provider().inherited()
+        assert binding.watch.metrics().calls == 2
+        binding.undo()
+        Provider().method()
+        assert binding.watch.metrics().calls == 2
+        assert "method" not in vars(Provider)
+
+    def test_a_class_that_cannot_be_changed_is_noted(self, binding):
+        binding.meter_methods(dict, ["get"])
+        assert binding.notes == [
+            "calls of dict are not counted (cannot set 'get' attribute of immutable type 'dict')"
+        ]
+
+    def test_nothing_is_metered_any_more_after_undoing(self, binding):
+        binding.undo()
+        binding.meter_methods(Target, ["method"])
+        assert not hasattr(Target.method, "__wrapped__")
+
+
+class TestLater:
+    """Changes that wait for a module."""
+
+    @pytest.fixture
+    def names(self, tmp_path, monkeypatch):
+        for name in ("acme_early", "acme_late", "acme_last"):
+            (tmp_path / f"{name}.py").write_text("value = 1\n")
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        yield types.SimpleNamespace(early="acme_early", late="acme_late", last="acme_last")
+        for name in ("acme_early", "acme_late", "acme_last"):
+            sys.modules.pop(name, None)
+
+    def test_at_once_where_everything_is_there(self, binding):
+        done = []
+        binding.when_imported(["os", "sys"], lambda: done.append(1))
+        assert done == [1]
+
+    def test_when_the_last_of_them_is_imported(self, binding, names):
+        done = []
+        binding.when_imported([names.early, names.late], functools.partial(done.append, 1))
+        assert names.early not in sys.modules
+        __import__(names.late)
+        assert done == []
+        __import__(names.early)
+        assert done == [1]
+        assert vars(sys.modules[names.early].__loader__).get("exec_module") is None
+
+    def test_settling_imports_what_is_missing(self, binding, names):
+        done = []
+        binding.when_imported([names.early], functools.partial(done.append, 1))
+        binding.settle()
+        binding.settle()
+        assert done == [1]
+        assert names.early in sys.modules
+
+    def test_settling_ends_the_waiting_for_a_module_that_there_is_not(self, binding):
+        done = []
+        binding.when_imported(["acme_nowhere"], functools.partial(done.append, 1))
+        binding.settle()
+        assert done == [1]
+
+    def test_undoing_ends_the_waiting(self, binding, names):
+        done = []
+        binding.when_imported([names.early], functools.partial(done.append, 1))
+        binding.undo()
+        __import__(names.early)
+        binding.settle()
+        assert done == []
+
+    def test_what_it_changes_is_undone(self, binding, names):
+        def change():
+            binding.replace(sys.modules[names.last], "value", 2)
+
+        binding.when_imported([names.last], change)
+        module = __import__(names.last)
+        assert module.value == 2
+        binding.undo()
+        assert module.value == 1
