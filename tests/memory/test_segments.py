@@ -123,6 +123,46 @@ def test_searching_seals_in_the_background(store, place):
     agree(store, set(range(ROWS)))
 
 
+def sealed(store, rows):
+    deadline = time.monotonic() + 60
+    while store.holdings()[0] != rows and time.monotonic() < deadline:
+        search(store, VECTORS[0])
+        time.sleep(0.01)
+    return store.holdings() == (rows, 0, None)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_forks_interrupt_sealing_and_do_not_prevent_it(store):
+    fill(store, 0, ROWS)
+    for _ in range(6):
+        search(store, VECTORS[0])  # has sealing begin
+        child = os.fork()
+        if child == 0:
+            os._exit(search(store, VECTORS[1]) != ["r1"] + search(store, VECTORS[1])[1:])
+        assert os.waitpid(child, 0)[1] == 0
+    assert sealed(store, ROWS)
+    agree(store, set(range(ROWS)))
+
+
+ENDING = """
+import sys
+from crewai_native_memory._native import Store
+store = Store(sys.argv[1], "l2")
+store.search([0.0] * 8, limit=1, min_score=0)
+"""
+
+
+def test_a_process_ends_while_it_seals(store, place, script):
+    fill(store, 0, ROWS)
+    for _ in range(5):
+        done = subprocess.run(script(ENDING, place), capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    store.optimize()
+    assert store.holdings() == (ROWS, 0, None)
+    # What was not finished is not left behind.
+    assert not [name for name in files(place) if name.endswith(".tmp")]
+
+
 OTHER = """
 import sys
 from crewai_native_memory._native import Store

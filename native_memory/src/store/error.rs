@@ -68,6 +68,9 @@ pub enum StoreError {
         /// What SQLite says.
         detail: String,
     },
+    /// Work in the background was in the way of a fork or of the end of the process.
+    #[error("stopped, because the process forks or ends")]
+    Stopped,
     /// A failure inside an operation, which locates it (see [`StoreError::at`]) before it returns.
     #[error("SQLite: {0}")]
     Sqlite(#[from] rusqlite::Error),

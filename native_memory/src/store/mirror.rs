@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
 use crate::vector::{
-    Bitmap, CodeBlock, Hit, Query, RowRef, ScanBlock, SealSource, Search, Segment, Tail,
+    Bitmap, CodeBlock, Hit, Query, RowRef, ScanBlock, SealSource, Search, Segment, SegmentError,
+    Tail,
 };
 
 use super::error::{Result, StoreError};
@@ -128,16 +129,17 @@ impl Mirror {
     }
 
     /// Brings the mirror to the state that `connection`'s transaction sees, which must not be
-    /// older than the mirror's. On an error the mirror is empty and will be loaded again.
-    pub fn catch_up(&mut self, connection: &Connection) -> Result<()> {
-        let caught_up = self.try_catch_up(connection);
+    /// older than the mirror's. On an error the mirror is empty and will be loaded again. Between
+    /// rows it asks whether to `go_on`.
+    pub fn catch_up(&mut self, connection: &Connection, go_on: &dyn Fn() -> bool) -> Result<()> {
+        let caught_up = self.try_catch_up(connection, go_on);
         if caught_up.is_err() {
             self.forget();
         }
         caught_up
     }
 
-    fn try_catch_up(&mut self, connection: &Connection) -> Result<()> {
+    fn try_catch_up(&mut self, connection: &Connection, go_on: &dyn Fn() -> bool) -> Result<()> {
         let seq = meta(connection, "seq")?.unwrap_or(0);
         let trimmed = meta(connection, "trimmed")?.unwrap_or(0);
         let published = meta_text(connection, "snapshot")?;
@@ -159,9 +161,9 @@ impl Mirror {
             self.adopt(name, snapshot);
         }
         if self.loaded {
-            self.replay(connection)?;
+            self.replay(connection, go_on)?;
         } else {
-            self.load(connection)?;
+            self.load(connection, go_on)?;
         }
         self.seq = seq;
         self.loaded = true;
@@ -237,7 +239,7 @@ impl Mirror {
 
     /// Writes everything into segments, and a snapshot that names them; gives its name and those
     /// of all files that it needs. Rows that were deleted are left out of what is written anew.
-    pub fn seal(&self, unique: &str) -> Result<(String, Vec<String>)> {
+    pub fn seal(&self, unique: &str, go_on: &dyn Fn() -> bool) -> Result<(String, Vec<String>)> {
         let io = |error| StoreError::io(&self.directory, error);
         fs::create_dir_all(&self.directory).map_err(io)?;
         let from = self.first_to_rewrite();
@@ -268,10 +270,14 @@ impl Mirror {
                 })
                 .collect();
             let path = self.directory.join(&file);
-            Segment::write(&path, self.dimension, &sources, false, |_, _| Ok(())).map_err(
-                |error| StoreError::Failed {
-                    path,
-                    detail: error.to_string(),
+            let fetch = |_, _: &mut [f32]| Ok(());
+            Segment::write(&path, self.dimension, &sources, false, fetch, go_on).map_err(
+                |error| match error {
+                    SegmentError::Stopped(_) => StoreError::Stopped,
+                    other => StoreError::Failed {
+                        path,
+                        detail: other.to_string(),
+                    },
                 },
             )?;
             snapshot.parts.push(self.described(&rewritten, file));
@@ -339,7 +345,7 @@ impl Mirror {
     }
 
     /// Reads every record and every vector.
-    fn load(&mut self, connection: &Connection) -> Result<()> {
+    fn load(&mut self, connection: &Connection, go_on: &dyn Fn() -> bool) -> Result<()> {
         let mut statement = connection.prepare(
             "SELECT vector, record, scope, categories, created_at, source, private
              FROM records WHERE vector IS NOT NULL",
@@ -350,12 +356,15 @@ impl Mirror {
         entries.sort_unstable_by_key(|entry| entry.vector);
         let mut vectors = Vectors::new(connection)?;
         for entry in &entries {
+            if !go_on() {
+                return Err(StoreError::Stopped);
+            }
             self.append(entry, &mut vectors)?;
         }
         Ok(())
     }
 
-    fn replay(&mut self, connection: &Connection) -> Result<()> {
+    fn replay(&mut self, connection: &Connection, go_on: &dyn Fn() -> bool) -> Result<()> {
         let mut statement = connection.prepare_cached(
             "SELECT c.vector, r.record, r.scope, r.categories, r.created_at, r.source, r.private
              FROM changes c
@@ -365,6 +374,9 @@ impl Mirror {
         let mut vectors = Vectors::new(connection)?;
         let mut rows = statement.query([self.seq])?;
         while let Some(row) = rows.next()? {
+            if !go_on() {
+                return Err(StoreError::Stopped);
+            }
             let known = self.find(row.get(0)?);
             let live = row.get::<_, Option<i64>>(1)?.is_some();
             match (known, live) {

@@ -4,13 +4,18 @@
 //! would believe that it holds locks that only its parent has. So the gate closes before a fork,
 //! every operation is let finish, every connection is closed, and the child begins with a state
 //! of its own in which nothing was ever open. Both open again what they need.
+//!
+//! Work in the background goes in steps, between which it asks whether the process forks or ends.
 
 use std::collections::HashMap;
+use std::io;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+
+use crewai_native_sdk::atexit::{self, STOP_LIMIT};
 
 use super::engine::Engine;
 
@@ -27,6 +32,16 @@ pub struct Process {
     /// How many more searches may run at once.
     scans: Mutex<usize>,
     scanned: Condvar,
+    background: Mutex<Background>,
+    ended: Condvar,
+}
+
+/// Threads that nobody waits for, but the end of the process.
+#[derive(Debug, Default)]
+struct Background {
+    running: usize,
+    registered: bool,
+    stopping: bool,
 }
 
 #[derive(Debug, Default)]
@@ -61,15 +76,21 @@ impl Process {
         }
     }
 
-    fn begin(seen: *mut Self) -> &'static Self {
-        let fresh = Box::into_raw(Box::new(Self {
+    fn fresh() -> Self {
+        Self {
             pid: std::process::id(),
             engines: Mutex::default(),
             gate: Mutex::default(),
             changed: Condvar::new(),
             scans: Mutex::new(scans_at_once()),
             scanned: Condvar::new(),
-        }));
+            background: Mutex::default(),
+            ended: Condvar::new(),
+        }
+    }
+
+    fn begin(seen: *mut Self) -> &'static Self {
+        let fresh = Box::into_raw(Box::new(Self::fresh()));
         match CURRENT.compare_exchange(seen, fresh, Ordering::AcqRel, Ordering::Acquire) {
             // SAFETY: `fresh` was just allocated, and is never freed once it is published.
             Ok(_) => unsafe { &*fresh },
@@ -127,6 +148,64 @@ impl Process {
         Pass(self)
     }
 
+    /// Runs `work` in a thread of its own; not at all if the process is ending. The work must come
+    /// to an end when [`Process::is_ending`] says so.
+    pub fn aside(
+        &'static self,
+        name: &str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        let mut background = self.background();
+        if background.stopping || atexit::exiting() {
+            return Ok(());
+        }
+        if !background.registered {
+            background.registered = true;
+            atexit::register(|| self.end());
+        }
+        background.running += 1;
+        let running = Running(self);
+        // If no thread can be started, dropping what it would have run counts it out again, for
+        // which the lock must be free.
+        drop(background);
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let _running = running;
+                work();
+            })
+            .map(|_| ())
+    }
+
+    /// Whether the process is ending: work in the background is to stop.
+    pub fn is_ending(&self) -> bool {
+        self.background().stopping
+    }
+
+    /// Whether a fork waits for operations to finish.
+    pub fn is_forking(&self) -> bool {
+        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        gate.closed > 0
+    }
+
+    /// Has the work in the background stop, and waits for it.
+    fn end(&self) {
+        let mut background = self.background();
+        background.stopping = true;
+        // Work that takes a step longer than this only computes, or writes what nobody reads
+        // before it is whole.
+        drop(
+            self.ended
+                .wait_timeout_while(background, STOP_LIMIT, |background| background.running > 0),
+        );
+    }
+
+    fn background(&self) -> MutexGuard<'_, Background> {
+        self.background
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Before a fork: lets every operation finish, then closes every connection.
     pub fn before_fork(&self) {
         let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
@@ -152,6 +231,16 @@ impl Process {
     }
 }
 
+/// A thread in the background, until dropped.
+struct Running(&'static Process);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.background().running -= 1;
+        self.0.ended.notify_all();
+    }
+}
+
 impl Drop for Scan<'_> {
     fn drop(&mut self) {
         let mut free = self.0.scans.lock().unwrap_or_else(PoisonError::into_inner);
@@ -167,5 +256,51 @@ impl Drop for Pass {
         if gate.closed > 0 {
             self.0.changed.notify_all();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_process_stops_work_in_the_background() {
+        let process: &'static Process = Box::leak(Box::new(Process::fresh()));
+        let (started, begun) = mpsc::channel();
+        for _ in 0..3 {
+            let started = started.clone();
+            process
+                .aside("test", move || {
+                    started.send(()).unwrap();
+                    while !process.is_ending() {
+                        std::thread::yield_now();
+                    }
+                })
+                .unwrap();
+        }
+        (0..3).for_each(|_| begun.recv().unwrap());
+        assert!(!process.is_ending());
+        process.end();
+        assert_eq!(process.background().running, 0);
+        process.aside("test", || unreachable!()).unwrap();
+        assert_eq!(process.background().running, 0);
+    }
+
+    #[test]
+    fn a_fork_shows_to_what_it_waits_for() {
+        let process: &'static Process = Box::leak(Box::new(Process::fresh()));
+        let pass = process.enter();
+        std::thread::scope(|scope| {
+            scope.spawn(|| process.before_fork());
+            while !process.is_forking() {
+                std::thread::yield_now();
+            }
+            drop(pass);
+        });
+        process.after_fork();
+        assert!(!process.is_forking());
+        drop(process.enter());
     }
 }

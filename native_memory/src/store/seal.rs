@@ -6,17 +6,30 @@
 use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::vector::Segment;
+use crate::vector::{Segment, SegmentError};
 
 use super::engine::{Engine, Link, READER_CACHE};
 use super::error::{Result, StoreError};
 use super::mirror::Mirror;
 use super::process::Process;
 use super::snapshot::{self, Snapshot};
+
+/// How often sealing gives way to a fork before it has one wait: a program that forks all the time
+/// would otherwise never have anything sealed.
+const GIVES_WAY: usize = 3;
+
+/// Keeps other threads of the process from sealing the same store, until dropped.
+struct Busy(Arc<Engine>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.sealing.busy.store(false, Ordering::Release);
+    }
+}
 
 impl Engine {
     /// Seals in a thread of its own, unless one is at it already.
@@ -27,14 +40,17 @@ impl Engine {
         if self.sealing.busy.swap(true, Ordering::AcqRel) {
             return;
         }
-        let thread = std::thread::Builder::new().name("crewai-native-seal".into());
-        let started = thread.spawn(move || {
-            engine.remember(engine.seal());
-            engine.sealing.busy.store(false, Ordering::Release);
+        let busy = Busy(engine);
+        let started = Process::current().aside("crewai-native-seal", move || {
+            let engine = &busy.0;
+            match engine.seal() {
+                // Whoever opens the store next seals it.
+                Err(StoreError::Stopped) => {}
+                done => engine.remember(done),
+            }
         });
         if let Err(error) = started {
             self.remember(Err(StoreError::io(self.path(), error)));
-            self.sealing.busy.store(false, Ordering::Release);
         }
     }
 
@@ -47,30 +63,18 @@ impl Engine {
         let Some(engine) = self.this.upgrade().filter(|_| !segments.is_empty()) else {
             return;
         };
-        let thread = std::thread::Builder::new().name("crewai-native-verify".into());
-        let started = thread.spawn(move || {
-            let _pass = Process::current().enter();
+        let process = Process::current();
+        // No part of this uses SQLite: a fork need not wait for it.
+        let started = process.aside("crewai-native-verify", move || {
             for path in segments {
                 // One that has been replaced meanwhile is not in use any more.
                 let Ok(segment) = Segment::open(&path) else {
                     continue;
                 };
-                if let Err(error) = segment.verify() {
-                    let removed = fs::remove_file(&path);
-                    let directory = snapshot::directory(engine.path());
-                    let mut shared = engine
-                        .mirror
-                        .write()
-                        .unwrap_or_else(PoisonError::into_inner);
-                    *shared = (None, Mirror::new(&directory));
-                    drop(shared);
-                    engine.remember(Err(StoreError::Failed {
-                        path: path.clone(),
-                        detail: match removed {
-                            Ok(()) => format!("{error}; removed, and made again by optimize"),
-                            Err(second) => format!("{error}; {second}"),
-                        },
-                    }));
+                match segment.verify(&|| !process.is_ending()) {
+                    Ok(()) => {}
+                    Err(SegmentError::Stopped(_)) => return,
+                    Err(error) => engine.retire(&path, &error),
                 }
             }
         });
@@ -79,8 +83,35 @@ impl Engine {
         }
     }
 
-    /// Seals now, if there is enough to seal.
+    /// Takes a damaged segment out of use.
+    fn retire(&self, path: &Path, error: &SegmentError) {
+        let removed = fs::remove_file(path);
+        let directory = snapshot::directory(self.path());
+        let mut shared = self.mirror.write().unwrap_or_else(PoisonError::into_inner);
+        *shared = (None, Mirror::new(&directory));
+        drop(shared);
+        self.remember(Err(StoreError::Failed {
+            path: path.to_owned(),
+            detail: match removed {
+                Ok(()) => format!("{error}; removed, and made again by optimize"),
+                Err(second) => format!("{error}; {second}"),
+            },
+        }));
+    }
+
+    /// Seals now, if there is enough to seal. A fork meanwhile makes it begin again.
     pub(super) fn seal(&self) -> Result<()> {
+        let process = Process::current();
+        for _ in 0..GIVES_WAY {
+            match self.seal_while(&|| !process.is_ending() && !process.is_forking()) {
+                Err(StoreError::Stopped) if !process.is_ending() => {}
+                done => return done,
+            }
+        }
+        self.seal_while(&|| !process.is_ending())
+    }
+
+    fn seal_while(&self, go_on: &dyn Fn() -> bool) -> Result<()> {
         let _pass = Process::current().enter();
         let Some(link) = self.link(READER_CACHE)? else {
             return Ok(());
@@ -90,7 +121,7 @@ impl Engine {
         let located = |error: StoreError| error.at(self.path());
         {
             let transaction = link.begin().map_err(located)?;
-            mirror.catch_up(&transaction).map_err(located)?;
+            mirror.catch_up(&transaction, go_on).map_err(located)?;
         }
         if !mirror.wants_sealing() {
             return Ok(());
@@ -107,7 +138,7 @@ impl Engine {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         let unique = format!("{}-{}", std::process::id(), now.as_nanos());
-        let (name, mut needed) = mirror.seal(&unique)?;
+        let (name, mut needed) = mirror.seal(&unique, go_on)?;
         drop(mirror);
         let before = self
             .transact(false, |write| write.publish(&name))?
@@ -128,12 +159,12 @@ impl Engine {
         let mut fresh = Mirror::new(directory);
         {
             let transaction = link.begin().map_err(located)?;
-            fresh.catch_up(&transaction).map_err(located)?;
+            fresh.catch_up(&transaction, &|| true).map_err(located)?;
         }
         let mut shared = self.mirror.write().unwrap_or_else(PoisonError::into_inner);
         // Under the lock only what was committed meanwhile is left to read.
         let transaction = link.begin().map_err(located)?;
-        fresh.catch_up(&transaction).map_err(located)?;
+        fresh.catch_up(&transaction, &|| true).map_err(located)?;
         *shared = (Some(link.identity), fresh);
         Ok(())
     }

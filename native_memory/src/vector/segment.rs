@@ -42,6 +42,8 @@ const MAGIC: [u8; 8] = *b"CNMSEG\r\n";
 /// The newest format that this code reads, and the one it writes.
 pub const VERSION: u32 = 1;
 const HEADER: usize = 64;
+/// Bytes that are written and flushed, or compared, in one step.
+const STEP: usize = 8 << 20;
 const HAS_VECTORS: u32 = 1;
 const COLUMNS: [&str; 6] = ["ids", "norms", "scales", "residuals", "codes", "vectors"];
 
@@ -99,6 +101,9 @@ pub enum SegmentError {
         /// What is wrong.
         what: String,
     },
+    /// Told not to go on.
+    #[error("stopped before {path} was complete or compared", path = .0.display())]
+    Stopped(PathBuf),
     /// A row to be sealed could not be given.
     #[error("cannot read row {id} to seal it in {path}: {reason}", path = path.display())]
     Row {
@@ -381,10 +386,17 @@ impl Segment {
         })
     }
 
-    /// Reads everything and compares the checksums.
-    pub fn verify(&self) -> Result<(), SegmentError> {
+    /// Reads everything and compares the checksums. Between steps it asks whether to `go_on`.
+    pub fn verify(&self, go_on: &dyn Fn() -> bool) -> Result<(), SegmentError> {
         for ((column, sum), part) in self.columns.iter().zip(self.checksums).zip(COLUMNS) {
-            if crc32fast::hash(&self.map[column.clone()]) != sum {
+            let mut found = crc32fast::Hasher::new();
+            for step in self.map[column.clone()].chunks(STEP) {
+                if !go_on() {
+                    return Err(SegmentError::Stopped(self.path.clone()));
+                }
+                found.update(step);
+            }
+            if found.finalize() != sum {
                 return Err(SegmentError::Damaged {
                     path: self.path.clone(),
                     part,
@@ -435,13 +447,15 @@ impl Segment {
     ///
     /// The file appears under `path` complete and flushed, directory entry included, or not at
     /// all; one that was there is replaced. With `keep_vectors`, the float32 column is written as
-    /// well; `fetch` gives the vector of a row for sources that do not have it.
+    /// well; `fetch` gives the vector of a row for sources that do not have it. Between steps, each
+    /// of which is flushed so that none takes long, it asks whether to `go_on`.
     pub fn write(
         path: &Path,
         dimension: usize,
         sources: &[SealSource<'_>],
         keep_vectors: bool,
         fetch: impl FnMut(i64, &mut [f32]) -> Result<(), String>,
+        go_on: &dyn Fn() -> bool,
     ) -> Result<Self, SegmentError> {
         static UNIQUE: AtomicU64 = AtomicU64::new(0);
         let mut name = path.file_name().unwrap_or_default().to_os_string();
@@ -449,14 +463,22 @@ impl Segment {
         name.push(format!(".{}-{unique}.tmp", std::process::id()));
         let temporary = path.with_file_name(name);
 
-        let written = write_columns(&temporary, path, dimension, sources, keep_vectors, fetch)
-            .and_then(|()| {
-                fs::rename(&temporary, path).map_err(|source| SegmentError::Io {
-                    action: "rename a finished file to",
-                    path: path.into(),
-                    source,
-                })
-            });
+        let written = write_columns(
+            &temporary,
+            path,
+            dimension,
+            sources,
+            keep_vectors,
+            fetch,
+            go_on,
+        )
+        .and_then(|()| {
+            fs::rename(&temporary, path).map_err(|source| SegmentError::Io {
+                action: "rename a finished file to",
+                path: path.into(),
+                source,
+            })
+        });
         if let Err(error) = written {
             // The first error is the one to report; a temporary file left behind is harmless.
             let _ = fs::remove_file(&temporary);
@@ -494,6 +516,7 @@ fn write_columns(
     sources: &[SealSource<'_>],
     keep_vectors: bool,
     mut fetch: impl FnMut(i64, &mut [f32]) -> Result<(), String>,
+    go_on: &dyn Fn() -> bool,
 ) -> Result<(), SegmentError> {
     let io = |source| SegmentError::Io {
         action: "write",
@@ -525,6 +548,7 @@ fn write_columns(
     let mut output = Output {
         file: BufWriter::with_capacity(1 << 18, file),
         at: 0,
+        flushed: 0,
     };
     output.pad_to(HEADER).map_err(io)?;
     let mut checksums = [0; COLUMNS.len()];
@@ -533,7 +557,14 @@ fn write_columns(
         let mut sum = crc32fast::Hasher::new();
         let mut put = |bytes: &[u8]| {
             sum.update(bytes);
-            output.put(bytes).map_err(io)
+            output.put(bytes).map_err(io)?;
+            if output.at - output.flushed < STEP {
+                return Ok(());
+            }
+            if !go_on() {
+                return Err(SegmentError::Stopped(path.into()));
+            }
+            output.flush().map_err(io)
         };
         let mut buffer = vec![0.0; if index == 5 { dimension } else { 0 }];
         for source in sources {
@@ -622,12 +653,21 @@ fn sync_directory(path: &Path) -> Result<(), SegmentError> {
 struct Output {
     file: BufWriter<File>,
     at: usize,
+    flushed: usize,
 }
 
 impl Output {
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.at += bytes.len();
         self.file.write_all(bytes)
+    }
+
+    /// Has what was written so far reach the disk.
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()?;
+        self.file.get_ref().sync_data()?;
+        self.flushed = self.at;
+        Ok(())
     }
 
     /// Writes zeros up to an offset.

@@ -86,7 +86,8 @@ impl Stored {
                 };
                 let path = directory.join("x.seg");
                 Self::Segment(
-                    Segment::write(&path, dimension, &[source], keep_vectors, fetch).unwrap(),
+                    Segment::write(&path, dimension, &[source], keep_vectors, fetch, &|| true)
+                        .unwrap(),
                 )
             }
         }

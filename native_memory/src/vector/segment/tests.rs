@@ -40,6 +40,7 @@ fn write(path: &Path, tail: &Tail, keep_vectors: bool) -> Result<Segment, Segmen
         &[source],
         keep_vectors,
         no_fetch,
+        &|| true,
     )
 }
 
@@ -56,7 +57,38 @@ fn assert_same(a: CodeBlock<'_>, b: CodeBlock<'_>) {
 fn check(directory: &Path, bytes: &[u8]) -> Result<(), SegmentError> {
     let path = directory.join("changed.seg");
     fs::write(&path, bytes).unwrap();
-    Segment::open(&path)?.verify()
+    Segment::open(&path)?.verify(&|| true)
+}
+
+#[test]
+fn work_that_is_told_to_stop_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.seg");
+    let mut tail = Tail::new(4096, false).unwrap();
+    (0..2 * STEP / 4096).for_each(|row| {
+        tail.append(row as i64, &[row as f32; 4096]).unwrap();
+    });
+    let source = SealSource {
+        block: tail.block(),
+        deleted: None,
+    };
+    for steps in 0..2 {
+        let left = std::cell::Cell::new(steps);
+        let go_on = || left.replace(left.get() - 1) > 0;
+        let stopped = Segment::write(&path, 4096, &[source], false, no_fetch, &go_on);
+        assert!(
+            matches!(stopped, Err(SegmentError::Stopped(_))),
+            "{stopped:?}"
+        );
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+    let segment = Segment::write(&path, 4096, &[source], false, no_fetch, &|| true).unwrap();
+    assert_same(segment.block(), tail.block());
+    assert!(matches!(
+        segment.verify(&|| false),
+        Err(SegmentError::Stopped(_))
+    ));
+    segment.verify(&|| true).unwrap();
 }
 
 #[test]
@@ -195,7 +227,7 @@ fn a_failed_write_leaves_what_was_there() {
         block: t.block(),
         deleted: None,
     });
-    let error = Segment::write(&path, 3, &mixed, false, no_fetch).unwrap_err();
+    let error = Segment::write(&path, 3, &mixed, false, no_fetch, &|| true).unwrap_err();
     assert!(matches!(error, SegmentError::Invalid { .. }), "{error}");
     assert_eq!(fs::read(&path).unwrap(), before);
 
@@ -215,7 +247,7 @@ fn a_mapped_segment_survives_its_replacement_and_removal() {
     fs::remove_file(&path).unwrap();
     assert_same(first.block(), sample().block());
     assert_eq!(second.block().ids, [1]);
-    first.verify().unwrap();
+    first.verify(&|| true).unwrap();
 }
 
 #[test]
@@ -225,7 +257,7 @@ fn no_rows_are_fine() {
     let empty = Tail::new(5, true).unwrap();
     for keep_vectors in [false, true] {
         let segment = write(&path, &empty, keep_vectors).unwrap();
-        segment.verify().unwrap();
+        segment.verify(&|| true).unwrap();
         assert!(segment.is_empty() && segment.block().is_empty());
     }
 }
@@ -295,12 +327,12 @@ proptest! {
         };
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.seg");
-        let segment = Segment::write(&path, dimension, &sources, kept.1, fetch).unwrap();
-        segment.verify().unwrap();
+        let segment = Segment::write(&path, dimension, &sources, kept.1, fetch, &|| true).unwrap();
+        segment.verify(&|| true).unwrap();
         assert_same(segment.block(), expected.block());
         let again = SealSource { block: segment.block(), deleted: None };
         let path = directory.path().join("b.seg");
-        let copy = Segment::write(&path, dimension, &[again], kept.1, no_fetch).unwrap();
+        let copy = Segment::write(&path, dimension, &[again], kept.1, no_fetch, &|| true).unwrap();
         assert_same(copy.block(), segment.block());
     }
 }
