@@ -17,7 +17,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find host/sdk native_memory native
 WHEEL_SOURCES := $(RUST_SOURCES) $(shell find $(WHEELS) -name '*.py' -o -name '*.pyi' -o -name pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup develop demo test test-python test-rust test-matrix check format bench dist lock clean
+.PHONY: help setup develop demo test test-python test-rust test-matrix test-crewai check format bench dist lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ test-python: setup
 
 test-matrix: setup ## Run what must hold on every supported CrewAI on the oldest ones too
 	scripts/test-matrix 1.14.7 1.15.3
+
+test-crewai: setup ## Run CrewAI's own tests, on stock and with everything bound, and compare
+	scripts/crewai-suite $(ARGS)
 
 check: setup ## Formatting, lints, types and stubs
 	$(BIN)/ruff format --check .
