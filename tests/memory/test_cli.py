@@ -16,6 +16,7 @@ from crewai.memory.storage.lancedb_storage import LanceDBStorage
 from crewai.memory.types import MemoryRecord
 from typer.testing import CliRunner
 
+from crewai_native import ConfigurationError
 from crewai_native_memory import MemoryStorage, NativeStorage, cli, plugin
 from crewai_native_memory.reembed import reembed
 
@@ -190,6 +191,22 @@ def test_health_and_metrics(default):
     default.close()
     (check,) = plugin.crewai_native_health()
     assert check.health == "error"
+
+
+def test_options_that_mean_nothing_are_named():
+    for options, message in (
+        ({"hybrid": "maybe"}, "memory.hybrid must be one of true, .*; got 'maybe'"),
+        ({"metric": "l3"}, "memory.metric must be one of l2, cosine, dot; got 'l3'"),
+        ({"hybird": True}, "memory has no option 'hybird'; it has .*hybrid"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            plugin.crewai_native_configure(options=options)
+    plugin.crewai_native_configure(options={"hybrid": "on", "import": False})
+    try:
+        assert plugin.open_store(None)._hybrid
+    finally:
+        plugin.crewai_native_configure(options={})
+    assert not plugin.open_store(None)._hybrid
 
 
 # --- whole commands ---------------------------------------------------------------------------

@@ -257,12 +257,50 @@ def test_deep_recall_with_a_time_filter_that_has_a_zone(storage, zone):
     assert found == ({"new"} if zone == "Z" else {"old", "new"})
 
 
-def test_deep_recall_leaves_out_private_records_before_ranking(storage):
+@pytest.mark.parametrize("depth", ["deep", "shallow"])
+def test_recall_leaves_out_private_records_before_ranking(storage, depth):
     for number in range(40):
         record(storage, f"0 private {number}", private=True, source="ann")
     record(storage, "10 public")
     own = memory(storage, exploration_budget=0)
-    assert contents(own.recall("0", limit=5, source="bob")) == {"10 public"}
+    found = own.recall("0", limit=5, source="bob", depth=depth)
+    assert contents(found) == {"10 public"}
+
+
+@pytest.fixture
+def repaired():
+    binding = Binding(Watch("memory.storage"))
+    bind(binding)
+    yield
+    binding.undo()
+
+
+@pytest.mark.parametrize("depth", ["deep", "shallow"])
+def test_recall_goes_by_words_where_that_is_switched_on(repaired, tmp_path, depth):
+    for hybrid in (False, True):
+        storage = NativeStorage(tmp_path / "memory.db", hybrid=hybrid)
+        if not hybrid:
+            for number in range(60):
+                record(storage, f"{number % 20} noise {number}")
+            record(storage, "170 the order ZX-4711 was cancelled")
+        own = memory(storage, exploration_budget=0)
+        found = own.recall("what about order ZX-4711?", limit=3, depth=depth)
+        assert ("170 the order ZX-4711 was cancelled" in contents(found)) is hybrid
+        assert all(0 <= match.score <= 1 for match in found)
+
+
+def test_consolidation_goes_by_similarity_alone(repaired, tmp_path):
+    storage = NativeStorage(tmp_path / "memory.db", hybrid=True)
+    record(storage, "90 same words")
+    asked = []
+
+    class Asked(Model):
+        def call(self, messages, **kwargs):
+            asked.append(messages)
+
+    own = Memory(storage=storage, llm=Asked(), embedder=Embedder())
+    remember(own, "0 same words")
+    assert asked == []
 
 
 # --- binding ----------------------------------------------------------------------------------

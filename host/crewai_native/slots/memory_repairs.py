@@ -226,18 +226,35 @@ def _recall_stays_inside(binding: Binding, _provider: Provider) -> None:
 
 def _recall_filters_first(binding: Binding, _provider: Provider) -> None:
     from crewai.memory.recall_flow import RecallFlow
+    from crewai.memory.unified_memory import Memory
 
-    def make(do_search: Callable[..., Any]) -> Callable[..., Any]:
+    def make_recall(recall: Callable[..., Any]) -> Callable[..., Any]:
+        arguments = inspect.signature(recall)
+
+        @functools.wraps(recall)
+        def recall_filtered(self: Any, *args: Any, **kwargs: Any) -> Any:
+            recalling = getattr(self._storage, "recalling", None)
+            given = arguments.bind(self, *args, **kwargs)
+            given.apply_defaults()
+            asked = given.arguments
+            # A deep recall searches in threads of its own, which the other wrap reaches.
+            if recalling is None or asked["depth"] != "shallow":
+                return recall(self, *args, **kwargs)
+            with recalling(
+                asked["query"], source=asked["source"], include_private=asked["include_private"]
+            ):
+                return recall(self, *args, **kwargs)
+
+        return recall_filtered
+
+    def make_search(do_search: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(do_search)
         def search_filtered(self: Any) -> Any:
             storage = self._storage
             # The application may have made a store of its own, which takes what CrewAI passes.
-            if not _filters(type(storage).search):
+            if not _takes_conditions(type(storage).search):
                 return do_search(self)
-            state = self.state
-            self._storage = _Filtered(
-                storage, state.time_cutoff, state.source, state.include_private
-            )
+            self._storage = _Filtered(storage, self.state)
             try:
                 return do_search(self)
             finally:
@@ -245,36 +262,32 @@ def _recall_filters_first(binding: Binding, _provider: Provider) -> None:
 
         return search_filtered
 
-    binding.stand_in(RecallFlow, "_do_search", make)
+    binding.stand_in(Memory, "recall", make_recall)
+    binding.stand_in(RecallFlow, "_do_search", make_search)
 
 
 class _Filtered:
     """A store as one recall sees it: ranked is only what the caller may get."""
 
-    def __init__(
-        self,
-        storage: Any,
-        cutoff: dt.datetime | None,
-        source: str | None,
-        include_private: bool,
-    ) -> None:
+    def __init__(self, storage: Any, state: Any) -> None:
         self._storage = storage
+        self._texts = state.query_embeddings
         self._conditions = {
-            "created_from": cutoff,
-            "source": source,
-            "include_private": include_private,
+            "created_from": state.time_cutoff,
+            "source": state.source,
+            "include_private": state.include_private,
         }
 
-    def search(self, *args: Any, **kwargs: Any) -> Any:
-        """Search with the conditions that CrewAI applies to the best few results only."""
-        return self._storage.search(*args, **kwargs, **self._conditions)
+    def search(self, embedding: Any, **kwargs: Any) -> Any:
+        """Search with what CrewAI applies to the best few results only, and with the words."""
+        text = next((text for text, vector in self._texts if vector is embedding), None)
+        return self._storage.search(embedding, text=text, **kwargs, **self._conditions)
 
 
 @functools.cache
-def _filters(search: Any) -> bool:
-    return {"created_from", "source", "include_private"} <= set(
-        inspect.signature(search).parameters
-    )
+def _takes_conditions(search: Any) -> bool:
+    taken = set(inspect.signature(search).parameters)
+    return {"created_from", "source", "include_private", "text"} <= taken
 
 
 def _time_filter_with_zone(binding: Binding, _provider: Provider) -> None:
@@ -353,9 +366,9 @@ REPAIRS: Final = (
     ),
     Repair(
         name="recall-filters-first",
-        summary="deep recall drops private and old records from the best few results instead of "
+        summary="recall drops private and old records from the best few results instead of "
         "leaving them out of the search, and returns fewer than it could",
-        targets=_code(f"{_RECALL}._do_search"),
+        targets=_code(f"{_MEMORY}.recall", f"{_RECALL}._do_search"),
         feature="isolated",
         bind=_recall_filters_first,
     ),

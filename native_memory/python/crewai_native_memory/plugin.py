@@ -36,12 +36,13 @@ def crewai_native_configure(options: Mapping[str, Any]) -> None:
 
     ``metric``: "l2" (the default), "cosine" or "dot". ``path``: the store to use instead of the
     default one. ``import``: whether records of CrewAI's own store at the same place are brought
-    over at the first use; true by default. ``bench_records``, ``bench_dimensions``,
+    over at the first use; true by default. ``hybrid``: whether recall goes by words as well as by
+    similarity; false by default. ``bench_records``, ``bench_dimensions``,
     ``bench_data``: what ``crewai-native bench memory`` measures with.
     """
     from crewai_native import ConfigurationError
 
-    known = {"import", "metric", "path", *_BENCH_OPTIONS}
+    known = {"hybrid", "import", "metric", "path", *_BENCH_OPTIONS}
     for name in options.keys() - known:
         raise ConfigurationError(
             f"memory has no option {name!r}; it has {', '.join(sorted(known))}"
@@ -53,13 +54,20 @@ def crewai_native_configure(options: Mapping[str, Any]) -> None:
     path = options.get("path")
     if path is not None and not isinstance(path, str | os.PathLike):
         raise ConfigurationError(f"memory.path must be a path; got {path!r}")
-    brought = str(options.get("import", True)).strip().lower()
-    if brought not in _BOOLEANS:
-        raise ConfigurationError(
-            f"memory.import must be one of {', '.join(_BOOLEANS)}; got {options['import']!r}"
-        )
+    flags = {name: _flag(name, options[name]) for name in ("hybrid", "import") if name in options}
     _options.clear()
-    _options.update(options, **{"import": _BOOLEANS[brought]})
+    _options.update(options, **flags)
+
+
+def _flag(name: str, value: object) -> bool:
+    from crewai_native import ConfigurationError
+
+    text = str(value).strip().lower()
+    if text not in _BOOLEANS:
+        raise ConfigurationError(
+            f"memory.{name} must be one of {', '.join(_BOOLEANS)}; got {value!r}"
+        )
+    return _BOOLEANS[text]
 
 
 @hookimpl
@@ -96,7 +104,8 @@ def crewai_native_memory_storage(spec: str) -> NativeStorage | None:
 def open_store(place: str | None) -> NativeStorage:
     """The store at a place, or at the configured or the default one."""
     metric = cast("Literal['l2', 'cosine', 'dot']", _options.get("metric", "l2"))
-    return NativeStorage(_options.get("path") if place is None else place, metric=metric)
+    file = _options.get("path") if place is None else place
+    return NativeStorage(file, metric=metric, hybrid=_options.get("hybrid", False))
 
 
 @hookimpl

@@ -10,9 +10,10 @@ import json
 import logging
 import math
 import os
+import threading
 import time
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 from crewai_native_memory import _native, embedders, location
 
@@ -83,6 +84,14 @@ class Stats:
     free: int
 
 
+class _Question(NamedTuple):
+    """What a recall asks for beyond the vector."""
+
+    text: str
+    source: str | None
+    include_private: bool
+
+
 class NativeStorage:
     """A memory store in one file, exact, and shared by threads and processes.
 
@@ -99,6 +108,8 @@ class NativeStorage:
             ``native/memory.db`` under CrewAI's storage directory.
         metric: How similarity is scored: ``"l2"`` as ``1 / (1 + d²)`` with the squared Euclidean
             distance, as CrewAI's default store does; ``"cosine"``; or ``"dot"``.
+        hybrid: Whether a search that knows the words asked for goes by them as well
+            (:meth:`search_hybrid`), as those of ``Memory.recall`` do under crewai-native.
 
     Raises:
         ValueError: From every method, for arguments that mean nothing.
@@ -111,10 +122,13 @@ class NativeStorage:
         path: str | os.PathLike[str] | None = None,
         *,
         metric: Literal["l2", "cosine", "dot"] = "l2",
+        hybrid: bool = False,
     ) -> None:
         file = location.default_path() if path is None else location.resolve(path)
         self._core = _native.Store(file, metric)
         self._metric = metric
+        self._hybrid = hybrid
+        self._thread = threading.local()
         self._first: Callable[[], None] | None = None
         self._embedder: Callable[..., Any] | None = None
 
@@ -130,7 +144,8 @@ class NativeStorage:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Whoever gets the copy knows nothing of what has to come first.
-        return functools.partial(NativeStorage, metric=self._metric), (str(self._store.path),)
+        make = functools.partial(NativeStorage, metric=self._metric, hybrid=self._hybrid)
+        return make, (str(self._store.path),)
 
     @property
     def path(self) -> str:
@@ -243,6 +258,7 @@ class NativeStorage:
         sources: Iterable[str] | None = None,
         source: str | None = None,
         include_private: bool = True,
+        text: str | None = None,
     ) -> list[tuple[MemoryRecord, float]]:
         """Finds the records most similar to a vector, among those that meet every condition.
 
@@ -263,6 +279,9 @@ class NativeStorage:
             source: Who asks; matters with ``include_private=False``.
             include_private: If false, private records are left out unless they came from
                 ``source``.
+            text: The words that the vector stands for. Where the storage was made with
+                ``hybrid=True``, records are ranked by them as well, and a score is that of
+                :meth:`search_hybrid` divided by the highest one possible.
 
         Returns:
             (record, score) pairs, best first; records with equal scores in the order of their ids.
@@ -272,6 +291,24 @@ class NativeStorage:
         """
         if limit <= 0:
             return []
+        question: _Question | None = getattr(self._thread, "question", None)
+        if question is not None:
+            text, source, include_private = question
+        if text and self._hybrid:
+            return self._search_recalled(
+                text,
+                query_embedding,
+                min_score,
+                scope_prefix=scope_prefix,
+                categories=categories,
+                metadata_filter=metadata_filter,
+                limit=limit,
+                created_from=created_from,
+                created_before=created_before,
+                sources=sources,
+                source=source,
+                include_private=include_private,
+            )
         module = _records()
         with _dimension_errors(module):
             rows = self._store.search(
@@ -361,6 +398,35 @@ class NativeStorage:
                 scores[record.id] = scores.get(record.id, 0.0) + 1 / (FUSION_CONSTANT + rank)
         best = sorted(scores, key=lambda id_: (-scores[id_], id_))[: max(limit, 0)]
         return [(records[id_], scores[id_]) for id_ in best]
+
+    def _search_recalled(
+        self, text: str, query_embedding: Sequence[float], min_score: float, **conditions: Any
+    ) -> list[tuple[MemoryRecord, float]]:
+        with self._asked(None):
+            found = self.search_hybrid(text, query_embedding, **conditions)
+        highest = 2 / (FUSION_CONSTANT + 1)
+        return [
+            (record, score / highest) for record, score in found if score / highest >= min_score
+        ]
+
+    def recalling(
+        self, text: str, *, source: str | None, include_private: bool
+    ) -> contextlib.AbstractContextManager[None]:
+        """Let this thread's searches in a block be those of a recall, which cannot say it itself.
+
+        CrewAI's recall passes a vector and drops private records from what it gets. In the block
+        they are left out of the ranking, and the words asked for are known.
+        """
+        return self._asked(_Question(text, source, include_private))
+
+    @contextlib.contextmanager
+    def _asked(self, question: _Question | None) -> Iterator[None]:
+        before = getattr(self._thread, "question", None)
+        self._thread.question = question
+        try:
+            yield
+        finally:
+            self._thread.question = before
 
     def get_record(self, record_id: str) -> MemoryRecord | None:
         """The record with this id, or None."""
