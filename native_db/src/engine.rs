@@ -2,13 +2,12 @@
 //!
 //! Data flows one way: threads hand their writes to a [`group`], whose transaction waits for the
 //! process's [`turn`] and goes through the one writing connection; reads take one of several
-//! connections. [`file`] creates and opens; [`process`] shares engines between handles and takes
-//! them through a fork.
+//! connections. [`file`] creates and opens. [`Process`] shares engines between handles and takes them
+//! through a fork.
 
 pub mod error;
 mod file;
 mod group;
-pub mod process;
 mod turn;
 
 use std::fs;
@@ -22,7 +21,8 @@ use rusqlite::{Connection, TransactionBehavior};
 
 pub use error::{DbError, Result};
 pub use file::Schema;
-pub use process::Process;
+
+use crate::process::Process;
 
 use group::{Group, Job, Work};
 use turn::Turnstile;

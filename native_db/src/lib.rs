@@ -1,10 +1,13 @@
 //! What CrewAI keeps in SQLite files and guards with lock files, made durable, small and quick.
 //!
 //! [`engine`] runs one SQLite file for all threads of a process; [`flow`] keeps the states of
-//! flows in one, packed by [`codec`]. [`python`] is the thin layer that CrewAI sees, and the only
+//! flows in one, packed by [`codec`]; [`lock`] takes the locks that CrewAI's processes take turns
+//! by. [`process`] takes all of them through a fork. [`python`] is the thin layer that CrewAI sees, and the only
 //! one that knows about Python.
 
 pub mod codec;
 pub mod engine;
 pub mod flow;
+pub mod lock;
+pub mod process;
 pub mod python;

@@ -3,6 +3,7 @@
 mod error;
 mod flow;
 mod handle;
+mod lock;
 
 use pyo3::prelude::*;
 
@@ -14,7 +15,7 @@ mod _native {
     use pyo3::exceptions::PyImportError;
     use pyo3::prelude::*;
 
-    use crate::engine::Process;
+    use crate::process::{self, Process};
 
     use super::SQLITE_NEEDED;
 
@@ -22,6 +23,8 @@ mod _native {
     use super::error::{DamagedDatabaseError, DatabaseError, NewerFormatError};
     #[pymodule_export]
     use super::flow::FlowStore;
+    #[pymodule_export]
+    use super::lock::FileLock;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -43,6 +46,12 @@ mod _native {
     #[pyfunction]
     fn before_fork(py: Python<'_>) {
         py.detach(|| Process::current().before_fork());
+    }
+
+    /// Lets go of what belongs to the parent.
+    #[pyfunction]
+    fn after_fork_in_child() {
+        process::after_fork_in_child();
     }
 
     /// Ends what `before_fork` began, in the parent.

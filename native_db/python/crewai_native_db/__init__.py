@@ -21,4 +21,8 @@ __all__ = [
 ]
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_native.before_fork, after_in_parent=_native.after_fork_in_parent)
+    os.register_at_fork(
+        before=_native.before_fork,
+        after_in_parent=_native.after_fork_in_parent,
+        after_in_child=_native.after_fork_in_child,
+    )

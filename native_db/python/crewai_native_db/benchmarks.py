@@ -7,13 +7,18 @@ parameters say so, and stock still syncs: it has no such setting.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import subprocess
+import sys
 import tempfile
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crewai_native.bench import Case, Elapsed
+from crewai_native.bench import Case, Elapsed, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,6 +81,36 @@ def cases() -> Iterator[Case]:
         setup=_flow("normal", _history_bytes),
         target=20.0,
         fresh=True,
+    )
+
+    yield Case(
+        name="lock",
+        group="db",
+        slot="locks",
+        description="take and release a lock that nobody wants",
+        setup=_lock,
+        target=3.0,
+    )
+    yield Case(
+        name="lock-handover",
+        group="db",
+        slot="locks",
+        description="from the release by one thread until another one has it",
+        sides=("native",),
+        setup=_handover,
+        check=None,
+        limit=0.2e-3,
+    )
+    yield Case(
+        name="lock-handover",
+        group="db",
+        slot="locks",
+        description="from the release by one process until another one has it",
+        sides=("native",),
+        parameters={"processes": 2},
+        setup=_handover_to_process,
+        check=None,
+        limit=5e-3,
     )
 
 
@@ -146,6 +181,90 @@ def _load(store: Any, _: Path) -> Callable[[], Any]:
         state["turn"] = turn
         store.save_state("flow1", "method", state)
     return lambda: store.load_state("flow1")
+
+
+def _named(name: str, timeout: float) -> Any:
+    from crewai_native_db.locks import NamedLock
+
+    return NamedLock(name, timeout)
+
+
+def _lock(side: str) -> Callable[[], Any]:
+    name = f"crewai-native-bench-{os.getpid()}"
+    if side == "native":
+
+        def take() -> None:
+            with _named(name, 10):
+                pass
+
+        return take
+
+    from crewai_core import lock_store
+
+    def take_stock() -> None:
+        with lock_store.lock(name, timeout=10):
+            pass
+
+    return take_stock
+
+
+def _handover(_: str) -> Callable[[], Elapsed]:
+    name = f"crewai-native-bench-{os.getpid()}-threads"
+
+    def run() -> Elapsed:
+        taken: list[float] = []
+
+        def wait() -> None:
+            with _named(name, 10):
+                taken.append(time.perf_counter())
+
+        waiter = threading.Thread(target=wait)
+        lock = _named(name, 10)
+        with lock:
+            waiter.start()
+            # Long enough for the other thread to wait; what is timed begins after it.
+            time.sleep(0.005)
+            released = time.perf_counter()
+        waiter.join()
+        return Elapsed(taken[0] - released)
+
+    return run
+
+
+_WAITER = """
+import sys, time
+from crewai_native_db.locks import NamedLock
+for line in sys.stdin:
+    print("waiting", flush=True)
+    with NamedLock(sys.argv[1], 10):
+        print(time.monotonic(), flush=True)
+"""
+
+
+@contextlib.contextmanager
+def _handover_to_process(_: str) -> Iterator[Callable[[], Elapsed]]:
+    name = f"crewai-native-bench-{os.getpid()}-processes"
+    with subprocess.Popen(  # noqa: S603 - this interpreter, running the text above
+        [sys.executable, "-c", _WAITER, name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    ) as other:
+        if other.stdin is None or other.stdout is None:
+            raise Unavailable("the other process has no pipes")
+        said, told = other.stdout, other.stdin
+
+        def run() -> Elapsed:
+            with _named(name, 10):
+                told.write("go\n")
+                said.readline()
+                time.sleep(0.01)
+                released = time.monotonic()
+            return Elapsed(float(said.readline()) - released)
+
+        yield run
+        told.close()
 
 
 def _history_bytes(store: Any, file: Path) -> Callable[[], Any]:

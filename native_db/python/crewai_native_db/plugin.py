@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from crewai_native.bench import Case
+    from crewai_native_db.locks import NamedLock
     from crewai_native_db.persistence import NativeFlowPersistence
 
 _options: dict[str, Any] = {}
@@ -28,7 +29,10 @@ def crewai_native_configure(options: Mapping[str, Any]) -> None:
 @hookimpl
 def crewai_native_features() -> dict[str, set[str]]:
     """What the stores can be required to be."""
-    return {"flow.persistence": {"deltas", "durable", "imports", "multi-process"}}
+    return {
+        "flow.persistence": {"deltas", "durable", "imports", "multi-process"},
+        "locks": {"fair", "multi-process", "thread-agnostic"},
+    }
 
 
 @hookimpl
@@ -40,6 +44,14 @@ def crewai_native_flow_persistence() -> NativeFlowPersistence:
         name: _options[name] for name in ("synchronous", "keep", "strict") if name in _options
     }
     return NativeFlowPersistence(_options.get("path"), **fields)
+
+
+@hookimpl
+def crewai_native_locks(name: str, timeout: float) -> NamedLock:
+    """A lock by its name."""
+    from crewai_native_db.locks import NamedLock
+
+    return NamedLock(name, timeout)
 
 
 @hookimpl

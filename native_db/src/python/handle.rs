@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 
-use crate::engine::{DbError, Engine, Process, Schema};
+use crate::engine::{DbError, Engine, Schema};
+use crate::process::Process;
 
 use super::error::raise;
 

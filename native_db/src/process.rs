@@ -1,11 +1,15 @@
-//! What a process shares: one engine per file, and the gate that a fork goes through.
+//! What a process shares: one engine per file, its lock files, and the gate that a fork goes through.
 //!
 //! SQLite's connections, its locks and its bookkeeping about both must not cross a fork: the child
 //! would believe that it holds locks that only its parent has. So the gate closes before a fork,
 //! every operation is let finish, every connection is closed, and the child begins with a state
 //! of its own in which nothing was ever open. Both open again what they need.
+//!
+//! A lock file stays open in the parent, which may hold it. The child closes its copy, or the lock
+//! would outlive the parent.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -13,7 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 
 use crewai_native_sdk::atexit;
 
-use super::{Engine, Schema};
+use crate::engine::{Engine, Schema};
 
 static CURRENT: AtomicPtr<Process> = AtomicPtr::new(ptr::null_mut());
 
@@ -23,6 +27,8 @@ static CURRENT: AtomicPtr<Process> = AtomicPtr::new(ptr::null_mut());
 pub struct Process {
     pid: u32,
     engines: Mutex<HashMap<PathBuf, Weak<Engine>>>,
+    /// The lock files that are open. Only locked by who is inside the gate.
+    lock_files: Mutex<HashSet<RawFd>>,
     gate: Mutex<Gate>,
     changed: Condvar,
 }
@@ -52,6 +58,7 @@ impl Process {
         let fresh = Box::into_raw(Box::new(Self {
             pid: std::process::id(),
             engines: Mutex::default(),
+            lock_files: Mutex::default(),
             gate: Mutex::default(),
             changed: Condvar::new(),
         }));
@@ -87,6 +94,24 @@ impl Process {
         let engine = Arc::new(Engine::new(path.to_owned(), schema));
         engines.insert(path.to_owned(), Arc::downgrade(&engine));
         engine
+    }
+
+    /// Says that a lock file was opened. The caller is inside the gate.
+    pub fn opened(&self, file: RawFd) {
+        let mut files = self
+            .lock_files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        files.insert(file);
+    }
+
+    /// Says that a lock file is about to be closed. The caller is inside the gate.
+    pub fn closing(&self, file: RawFd) {
+        let mut files = self
+            .lock_files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        files.remove(&file);
     }
 
     /// When the interpreter exits: lets every write finish and closes every file.
@@ -134,6 +159,27 @@ impl Process {
         let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         gate.closed = gate.closed.saturating_sub(1);
         self.changed.notify_all();
+    }
+}
+
+/// After a fork, in the child: closes its copies of the parent's lock files.
+pub fn after_fork_in_child() {
+    // SAFETY: the pointer is null or came from `Box::leak` in `begin`, and is never freed.
+    let Some(parent) = (unsafe { CURRENT.load(Ordering::Acquire).as_ref() }) else {
+        return;
+    };
+    if parent.pid == std::process::id() {
+        return;
+    }
+    // Nobody was inside the gate, so nobody held this lock.
+    let files = parent
+        .lock_files
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    for &file in files.iter() {
+        // SAFETY: the descriptor was open in the parent, and so is its copy here. What would
+        // close it belongs to the parent's state, which this process never uses.
+        unsafe { libc::close(file) };
     }
 }
 
