@@ -19,7 +19,7 @@ from crewai.rag.embeddings.providers.custom.embedding_callable import CustomEmbe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crewai_native_memory import DamagedStoreError, embedders
+from crewai_native_memory import DamagedStoreError, embedders, moving
 from crewai_native_memory.knowledge import NativeKnowledgeStorage, storage_for
 
 DIMENSIONS = 16
@@ -87,14 +87,19 @@ TEXTS = WORDS.map(" ".join)
 
 
 @pytest.fixture(scope="module")
-def chroma(tmp_path_factory):
+def chroma_place(tmp_path_factory):
+    return tmp_path_factory.mktemp("chroma")
+
+
+@pytest.fixture(scope="module")
+def chroma(chroma_place):
     """Makes CrewAI's own knowledge storage with an embedder, for a fresh collection."""
     from chromadb.config import Settings
     from crewai.knowledge.storage.knowledge_storage import KnowledgeStorage
     from crewai.rag.chromadb.config import ChromaDBConfig
     from crewai.rag.factory import create_client
 
-    place = str(tmp_path_factory.mktemp("chroma"))
+    place = str(chroma_place)
 
     def make(embedder):
         config = ChromaDBConfig(
@@ -212,6 +217,37 @@ def test_what_was_embedded_before_a_failure_is_kept(native, embedder):
     native.save(texts)
     assert calls == [100, 100, 50, 50]
     assert native._storage.count() == 250
+
+
+# --- what CrewAI's own storage holds ----------------------------------------------------------
+
+
+def test_a_collection_of_crewais_own_storage_is_brought_over(chroma, chroma_place, tmp_path):
+    texts = [f"ant {number}" for number in range(1300)]
+    stock = chroma(Embedder())
+    stock.save(texts)
+    embedder = Embedder()
+    ours = knowledge(tmp_path, embedder, stock.collection_name)
+    source = moving.ChromaSource(chroma_place, f"knowledge_{stock.collection_name}")
+    moving.import_first(ours._storage, lambda: source)
+    query = ["ant", "77"]
+    found, expected = (s.search(query, limit=3, score_threshold=0) for s in (ours, stock))
+    assert as_data(found) == as_data(expected)
+    assert ours._storage.count() == 1300
+    ours.save(texts[:2])  # whose vectors they were is unknown
+    assert embedder.embedded == texts[:2]
+    nobody = knowledge(tmp_path, Embedder(), "nobody")
+    missing = moving.ChromaSource(chroma_place, "knowledge_nobody")
+    moving.import_first(nobody._storage, lambda: missing)
+    assert nobody.search(["ant"]) == []
+
+
+def test_it_is_looked_for_where_crewai_keeps_it(crewai_home):
+    assert storage_for(None, "crew")._storage._first is None
+    crewai_home.mkdir(exist_ok=True)
+    (crewai_home / "chroma.sqlite3").write_bytes(b"")
+    assert storage_for(None, "crew")._storage._first is not None
+    assert storage_for(None, "crew", bring=False)._storage._first is None
 
 
 # --- collections, errors ----------------------------------------------------------------------

@@ -12,7 +12,7 @@ from crewai.knowledge.storage.base_knowledge_storage import BaseKnowledgeStorage
 from crewai.memory.types import MemoryRecord
 from pydantic import Field, PrivateAttr
 
-from crewai_native_memory import embedders, location
+from crewai_native_memory import embedders, location, moving
 from crewai_native_memory.storage import NativeStorage, _in_thread
 
 if TYPE_CHECKING:
@@ -161,17 +161,39 @@ class NativeKnowledgeStorage(BaseKnowledgeStorage):
         return record is not None and record.source == embedder
 
 
-def storage_for(embedder: Any, collection_name: str | None) -> NativeKnowledgeStorage | None:
+def storage_for(
+    embedder: Any, collection_name: str | None, *, bring: bool = True
+) -> NativeKnowledgeStorage | None:
     """Return the storage for a collection, or None where the application chose another.
 
     A client factory registered for Chroma, and a RAG configuration of other than the default
     place, are such choices.
+
+    Args:
+        embedder: The embedder's configuration; None for the default.
+        collection_name: Which collection; None for the one without a name.
+        bring: Whether a new collection gets, at its first use, what CrewAI's own storage holds
+            under the name. Which embedder made those vectors is unknown, so a source that is
+            added again is embedded once more.
     """
     from crewai.rag.factory import _factories
 
     if "chromadb" in _factories or (not embedder and _configured_elsewhere()):
         return None
-    return NativeKnowledgeStorage(embedder=embedder, collection_name=collection_name)
+    storage = NativeKnowledgeStorage(embedder=embedder, collection_name=collection_name)
+    if bring:
+        moving.import_first(storage._storage, lambda: _in_chroma(collection_name))  # noqa: SLF001
+    return storage
+
+
+def _in_chroma(collection: str | None) -> moving.ChromaSource | None:
+    directory = location.default_path().parents[1]
+    if not (directory / "chroma.sqlite3").is_file():
+        return None
+    from crewai.rag.chromadb.utils import _sanitize_collection_name
+
+    name = f"knowledge_{collection}" if collection else "knowledge"
+    return moving.ChromaSource(directory, _sanitize_collection_name(name))
 
 
 def _configured_elsewhere() -> bool:

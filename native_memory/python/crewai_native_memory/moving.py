@@ -23,7 +23,7 @@ from crewai_native_memory.progress import progress
 from crewai_native_memory.storage import NativeStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from crewai.memory.types import MemoryRecord
 
@@ -228,6 +228,57 @@ class QdrantSource:
                 opened.close()
 
 
+class ChromaSource:
+    """Passages of one of CrewAI's knowledge collections, in a Chroma database."""
+
+    def __init__(self, directory: Path, collection: str) -> None:
+        self._directory = directory
+        self._collection = collection
+        self.duplicates = 0
+
+    @property
+    def name(self) -> str:
+        """What it is and where, for people."""
+        return f"Chroma collection {self._collection} in {self._directory}"
+
+    def open(self) -> tuple[int, Iterable[list[MemoryRecord]]]:
+        """Count the passages, then let them be read in batches."""
+        import chromadb
+        from chromadb.errors import NotFoundError
+        from crewai.rag.chromadb.config import _default_settings
+        from crewai_core.lock_store import lock
+
+        # CrewAI's own settings: Chroma opens a database with one set of them in a process.
+        chosen = _default_settings()
+        chosen.persist_directory = str(self._directory)
+        with lock(f"chromadb:{self._directory}"):
+            client = chromadb.PersistentClient(path=str(self._directory), settings=chosen)
+            try:
+                collection = client.get_collection(self._collection)
+            except NotFoundError:
+                return 0, ()
+        return collection.count(), self._batches(collection)
+
+    @staticmethod
+    def _batches(collection: Any) -> Iterator[list[MemoryRecord]]:
+        for offset in itertools.count(0, BATCH):
+            found = collection.get(
+                limit=BATCH, offset=offset, include=["documents", "metadatas", "embeddings"]
+            )
+            if not found["ids"]:
+                return
+            yield [
+                _record({"id": id_, "content": text or "", "metadata": metadata}, vector)
+                for id_, text, metadata, vector in zip(
+                    found["ids"],
+                    found["documents"],
+                    found["metadatas"],
+                    found["embeddings"],
+                    strict=True,
+                )
+            ]
+
+
 class JsonLinesSource:
     """A file that :func:`export_json_lines` wrote, or any with a memory record in each line."""
 
@@ -339,15 +390,15 @@ def bring(storage: NativeStorage, source: Source) -> Report:
     return Report(source.name, count, imported, source.duplicates)
 
 
-def import_first(storage: NativeStorage, directory: Path) -> NativeStorage:
-    """Have the records of another store in a directory imported when the storage is first used.
+def import_first(storage: NativeStorage, look: Callable[[], Source | None]) -> NativeStorage:
+    """Have the records that a look finds elsewhere imported when the storage is first used.
 
     That happens once for a store, which remembers it, and only to one without records: its users
     would otherwise find some that they had not put there. Whoever uses the storage meanwhile
     waits.
     """
     if storage.path not in _settled:
-        source = find(directory)
+        source = look()
         if source is not None:
             storage.do_first(functools.partial(_import_once, storage.path, source))
     return storage

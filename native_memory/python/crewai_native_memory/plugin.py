@@ -98,7 +98,7 @@ def crewai_native_memory_storage(spec: str) -> NativeStorage | None:
     from crewai_native_memory import moving
 
     directory = moving.default_directory() if place is None else Path(place).expanduser()
-    return moving.import_first(storage, directory)
+    return moving.import_first(storage, lambda: moving.find(directory))
 
 
 def open_store(place: str | None) -> NativeStorage:
@@ -115,7 +115,7 @@ def crewai_native_knowledge_storage(
     """The storage of a knowledge collection, unless the application chose a place of its own."""
     from crewai_native_memory.knowledge import storage_for
 
-    return storage_for(embedder, collection_name)
+    return storage_for(embedder, collection_name, bring=_options.get("import", True))
 
 
 @hookimpl
