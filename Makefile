@@ -13,7 +13,7 @@ export CREWAI_TRACING_ENABLED := false
 export CREWAI_DISABLE_VERSION_CHECK := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-RUST_SOURCES := Cargo.toml Cargo.lock $(shell find host/sdk native_memory native_db native_tools -name '*.rs' -o -name Cargo.toml)
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find host/sdk $(WHEELS) -name '*.rs' -o -name Cargo.toml)
 WHEEL_SOURCES := $(RUST_SOURCES) $(shell find $(WHEELS) -name '*.py' -o -name '*.pyi' -o -name pyproject.toml)
 
 .DEFAULT_GOAL := help
@@ -37,6 +37,8 @@ $(VENV)/wheels.stamp: $(VENV)/requirements.stamp $(WHEEL_SOURCES)
 # The host is installed in place: an edited file is in force at once.
 $(VENV)/host.stamp: $(VENV)/requirements.stamp pyproject.toml host/crewai_native.pth host/_crewai_native_hook.py
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@# pip compiles what it installs, but not what it installs in place; start-up is measured.
+	$(BIN)/python -m compileall -q host/crewai_native
 	touch $@
 
 setup: $(VENV)/host.stamp $(VENV)/wheels.stamp ## Create .venv with everything built and installed
