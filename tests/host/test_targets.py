@@ -1,0 +1,120 @@
+"""Looking at CrewAI's code: what is found, what is known, and what is told when it differs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+import json.decoder
+import logging
+import sys
+import types
+
+import pytest
+
+from crewai_native import _targets
+from crewai_native.slots._base import Target
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Makes a module of some source, with the source where linecache finds it."""
+
+    def make(source, tmp_path, name="acme_code"):
+        path = tmp_path / f"{name}_{abs(hash(source))}.py"
+        path.write_text(source)
+        made = types.ModuleType(name)
+        exec(compile(source, str(path), "exec"), vars(made))
+        monkeypatch.setitem(sys.modules, name, made)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def known(tmp_path, monkeypatch):
+    """Fingerprints of the test's own."""
+    path = tmp_path / "fingerprints.json"
+    path.write_text("{}")
+    monkeypatch.setattr(_targets, "FINGERPRINTS", path)
+    _targets._known.cache_clear()
+    yield path
+    _targets._known.cache_clear()
+
+
+def lines(source):
+    return [
+        line.rstrip()
+        for line in source.splitlines()
+        if line.strip() and not line.strip().startswith("#")
+    ]
+
+
+@pytest.mark.parametrize("owner", [json, json.decoder, logging, dataclasses, functools, inspect])
+def test_the_source_is_what_inspect_finds(owner):
+    functions = [
+        function
+        for holder in [owner, *(c for c in vars(owner).values() if inspect.isclass(c))]
+        for function in vars(holder).values()
+        if inspect.isfunction(function) and function.__module__ == owner.__name__
+    ]
+    assert len(functions) > 3
+    for function in functions:
+        assert _targets._source(function).splitlines() == lines(inspect.getsource(function))
+
+
+def test_a_target_that_there_is_not():
+    for path in ("acme.nowhere:function", "json:nothing", "json:JSONDecoder.nothing"):
+        problem = _targets.probe(Target(path)).problem
+        assert problem.startswith(f"{path} does not exist (")
+
+
+def test_the_parameters_of_an_official_extension_point_are_compared():
+    assert _targets.probe(Target("json:JSONDecoder.decode", ("self", "s", "_w"))).problem is None
+    assert _targets.probe(Target("json:JSONDecoder.decode", ("self", "s"))).problem == (
+        "json:JSONDecoder.decode takes (self, s, _w), not (self, s)"
+    )
+    assert "has no signature" in _targets.probe(Target("json:__name__", ())).problem
+
+
+def test_wrapped_code_must_be_known_word_for_word(module, known, tmp_path):
+    target = Target("acme_code:function", wrapped=True)
+    module("def function(a):\n    return a + 1\n", tmp_path)
+    assert "is not code that was tested" in _targets.probe(target).problem
+    _targets.refresh([target], "1.0")
+    assert _targets.probe(target).known == ("1.0",)
+    module("def function(a):\n    return a + 2\n", tmp_path)
+    assert "is not code that was tested" in _targets.probe(target).problem
+    _targets.refresh([target], "1.1")
+    assert len(json.loads(known.read_text())["acme_code:function"]) == 2
+    module("# moved\n\ndef function(a):\n    # explained\n\n    return a + 1\n", tmp_path)
+    assert _targets.probe(target).known == ("1.0",)
+
+
+def test_a_wrapper_of_another_library_is_looked_through(module, known, tmp_path):
+    target = Target("acme_code:function", wrapped=True)
+    made = module("def function(a):\n    return a + 1\n", tmp_path)
+    _targets.refresh([target], "1.0")
+
+    @functools.wraps(made.function)
+    def traced(*args):
+        return traced.__wrapped__(*args)
+
+    made.function = traced
+    assert _targets.probe(target).problem is None
+
+
+def test_code_without_source_is_told(known):
+    problem = _targets.probe(Target("json:dumps.__call__", wrapped=True)).problem
+    assert "is not available" in problem
+
+
+def test_the_fingerprints_that_are_shipped_are_sound():
+    for path, entries in _targets._known().items():
+        module_name, _, attribute = path.partition(":")
+        assert module_name.startswith(("crewai.", "crewai_core.", "crewai_cli."))
+        assert attribute
+        for fingerprint, versions in entries.items():
+            assert len(fingerprint) == 16
+            assert versions
