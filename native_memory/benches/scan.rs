@@ -188,7 +188,7 @@ fn measure_approximate(rows: usize, dimension: usize, clustered: bool) {
         deleted: None,
     }];
     let start = Instant::now();
-    let partitions = Partitions::build(&tail.block(), None, Metric::L2).unwrap();
+    let partitions = Partitions::build(&tail.block(), None, Metric::L2, &|| true).unwrap();
     let built = start.elapsed().as_secs_f64();
     let top = |blocks: &[ScanBlock<'_>], query: &Query| -> Vec<i64> {
         let Ok(found) = Search::new(blocks, query, K, None)

@@ -138,7 +138,7 @@ def test_forks_interrupt_sealing_and_do_not_prevent_it(store):
         search(store, VECTORS[0])  # has sealing begin
         child = os.fork()
         if child == 0:
-            os._exit(search(store, VECTORS[1]) != ["r1"] + search(store, VECTORS[1])[1:])
+            os._exit(search(store, VECTORS[1])[0] != "r1")
         assert os.waitpid(child, 0)[1] == 0
     assert sealed(store, ROWS)
     agree(store, set(range(ROWS)))

@@ -36,6 +36,8 @@ _ASYNC_THREADS = 8
 FUSION_CONSTANT = 60
 FUSION_DEPTH = 50
 _FUSION_FACTOR = 5
+# Fewer records are searched exactly in about the time that an approximate search takes.
+_APPROXIMATE_FROM = 20_000
 _pool: tuple[int, ThreadPoolExecutor] | None = None
 
 
@@ -110,6 +112,15 @@ class NativeStorage:
             distance, as CrewAI's default store does; ``"cosine"``; or ``"dot"``.
         hybrid: Whether a search that knows the words asked for goes by them as well
             (:meth:`search_hybrid`), as those of ``Memory.recall`` do under crewai-native.
+        approximate: Whether a search may miss some of the nearest records for speed: at least
+            0.98 of the true ten are found for queries like the records, where those cluster.
+            True means stores of 20,000 records and more, a number those of as many and more. What
+            it takes is computed in the background by each process; until then, and whenever a
+            search has conditions or asks for more than 32 records, the search is exact.
+        synchronous: ``"normal"``: a save that has returned survives the death of its process at
+            any moment, and the newest saves can be lost with the power. ``"full"``: it survives
+            that as well, for some milliseconds more per save. Asked for once, it holds for all
+            handles on the file in the process.
 
     Raises:
         ValueError: From every method, for arguments that mean nothing.
@@ -123,11 +134,27 @@ class NativeStorage:
         *,
         metric: Literal["l2", "cosine", "dot"] = "l2",
         hybrid: bool = False,
+        approximate: bool | int = False,
+        synchronous: Literal["normal", "full"] = "normal",
     ) -> None:
+        if not isinstance(approximate, int) or approximate < 0:
+            raise ValueError(
+                f"approximate must be a bool or a number of records, got {approximate!r}"
+            )
+        if synchronous not in {"normal", "full"}:
+            raise ValueError(f"synchronous must be 'normal' or 'full', got {synchronous!r}")
         file = location.default_path() if path is None else location.resolve(path)
-        self._core = _native.Store(file, metric)
+        from_ = _APPROXIMATE_FROM if approximate is True else approximate
+        self._core = _native.Store(
+            file,
+            metric,
+            approximate_from=None if approximate is False else from_,
+            synchronous=synchronous == "full",
+        )
         self._metric = metric
         self._hybrid = hybrid
+        self._approximate = approximate
+        self._synchronous: Literal["normal", "full"] = synchronous
         self._thread = threading.local()
         self._first: Callable[[], None] | None = None
         self._embedder: Callable[..., Any] | None = None
@@ -144,7 +171,13 @@ class NativeStorage:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Whoever gets the copy knows nothing of what has to come first.
-        make = functools.partial(NativeStorage, metric=self._metric, hybrid=self._hybrid)
+        make = functools.partial(
+            NativeStorage,
+            metric=self._metric,
+            hybrid=self._hybrid,
+            approximate=self._approximate,
+            synchronous=self._synchronous,
+        )
         return make, (str(self._store.path),)
 
     @property

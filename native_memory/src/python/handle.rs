@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use serde_json::Value;
 
 use crate::store::scope::{self, ROOT};
-use crate::store::{Engine, Filter, Process, StoreError, Visibility};
+use crate::store::{Engine, Filter, Process, Request, StoreError, Visibility};
 use crate::vector::{Metric, Query};
 
 use super::convert::{Batch, query};
@@ -20,6 +20,8 @@ use super::rows::Rows;
 pub(super) struct Store {
     path: PathBuf,
     metric: Metric,
+    approximate_from: Option<usize>,
+    synchronous: bool,
     /// The engine and the process that it belongs to. Only locked while attached to Python, so
     /// never held by another thread when a fork happens.
     engine: Mutex<Option<(u32, Arc<Engine>)>>,
@@ -33,6 +35,9 @@ impl Store {
             Some((pid, engine)) if *pid == process.pid() => Arc::clone(engine),
             _ => {
                 let engine = process.engine(&self.path);
+                if self.synchronous {
+                    engine.make_synchronous();
+                }
                 // The engine of the process that forked this one, if any, is left alone: its
                 // locks and connections are not this process's to touch.
                 std::mem::forget(held.replace((process.pid(), Arc::clone(&engine))));
@@ -53,11 +58,21 @@ impl Store {
 
 #[pymethods]
 impl Store {
-    /// A handle on the file at `path`; opens nothing. `metric` is "l2", "cosine" or "dot".
+    /// A handle on the file at `path`; opens nothing. `metric` is "l2", "cosine" or "dot". From
+    /// `approximate_from` records on, searches without conditions may be approximate. `synchronous`
+    /// has writes of this process on this file wait for the disk, for all its handles.
     #[new]
-    fn new(path: PathBuf, metric: &str) -> PyResult<Self> {
+    #[pyo3(signature = (path, metric, *, approximate_from=None, synchronous=false))]
+    fn new(
+        path: PathBuf,
+        metric: &str,
+        approximate_from: Option<usize>,
+        synchronous: bool,
+    ) -> PyResult<Self> {
         Ok(Self {
             path: resolved(&path),
+            approximate_from,
+            synchronous,
             metric: match metric {
                 "l2" => Metric::L2,
                 "cosine" => Metric::Cosine,
@@ -134,7 +149,13 @@ impl Store {
         self.run(py, |engine| {
             let query = Query::new(&embedding, self.metric)
                 .map_err(|error| StoreError::InvalidArgument(error.to_string()))?;
-            engine.search(&query, &filter, limit, Some(min_score))
+            engine.search(&Request {
+                query: &query,
+                filter: &filter,
+                k: limit,
+                min_score: Some(min_score),
+                approximate_from: self.approximate_from,
+            })
         })
         .map(Rows::new)
     }
@@ -237,6 +258,11 @@ impl Store {
     fn holdings(&self, py: Python<'_>) -> PyResult<(usize, usize, Option<String>)> {
         let held = self.run(py, |engine| Ok(engine.holdings()))?;
         Ok((held.sealed, held.in_memory, held.seal_failure))
+    }
+
+    /// Number of rows that are in groups, for approximate searches of this process.
+    fn grouped(&self, py: Python<'_>) -> PyResult<usize> {
+        self.run(py, |engine| Ok(engine.holdings().grouped))
     }
 
     /// Seals segments, and gives freed space back to the file system.

@@ -3,17 +3,18 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, Transaction};
 
-use crate::vector::Query;
+use crate::vector::{Bitmap, Segment};
 
 use super::error::{Result, StoreError};
 use super::filter::Filter;
-use super::mirror::Mirror;
+use super::groups::Groups;
+use super::mirror::{Mirror, Request};
 use super::process::Process;
 use super::queue::WriterQueue;
 use super::read::{self, ScopeInfo};
@@ -42,6 +43,9 @@ pub struct Engine {
     readers: Mutex<Vec<Link>>,
     pub(super) mirror: RwLock<(Option<Identity>, Mirror)>,
     pub(super) sealing: Sealing,
+    pub(super) groups: Groups,
+    /// Whether a write is on the disk before it is acknowledged.
+    synchronous: AtomicBool,
     /// For threads that outlive the call which started them.
     pub(super) this: Weak<Self>,
 }
@@ -53,6 +57,8 @@ pub struct Holdings {
     pub sealed: usize,
     /// Rows in memory.
     pub in_memory: usize,
+    /// Rows in groups, for approximate searches.
+    pub grouped: usize,
     /// Why the last attempt to seal failed. Searches are right all the same.
     pub seal_failure: Option<String>,
 }
@@ -68,6 +74,8 @@ pub(super) struct Sealing {
 pub(super) struct Link {
     pub(super) connection: Connection,
     pub(super) identity: Identity,
+    /// Whether a commit waits for the disk.
+    synchronous: bool,
 }
 
 impl Link {
@@ -90,6 +98,8 @@ impl Engine {
             readers: Mutex::default(),
             mirror: RwLock::new((None, Mirror::new(&snapshot::directory(&path)))),
             sealing: Sealing::default(),
+            groups: Groups::default(),
+            synchronous: AtomicBool::new(false),
             this: Weak::clone(this),
             path,
         })
@@ -98,6 +108,11 @@ impl Engine {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// From now on, has every write of this process reach the disk before it is acknowledged.
+    pub fn make_synchronous(&self) {
+        self.synchronous.store(true, Ordering::Relaxed);
     }
 
     /// Stores all records or, on an error, none.
@@ -155,14 +170,8 @@ impl Engine {
         .map(|_| ())
     }
 
-    /// The `k` most similar records that match, best first; equal scores by id.
-    pub fn search(
-        &self,
-        query: &Query,
-        filter: &Filter,
-        k: usize,
-        min_score: Option<f64>,
-    ) -> Result<Vec<(Record, f64)>> {
+    /// The most similar records that match, best first; equal scores by id.
+    pub fn search(&self, request: &Request<'_>) -> Result<Vec<(Record, f64)>> {
         self.read(Vec::new(), |link| {
             // Before any lock: whoever waits here holds nobody up.
             let _scan = Process::current().scan();
@@ -173,7 +182,7 @@ impl Engine {
                 let shared = self.mirror.read().unwrap_or_else(PoisonError::into_inner);
                 let transaction = link.begin()?;
                 if shared.0 == Some(link.identity) && shared.1.is_current(&transaction)? {
-                    return find(&shared.1, &transaction, query, filter, k, min_score);
+                    return self.find(&shared.1, &transaction, request);
                 }
                 drop(transaction);
                 drop(shared);
@@ -192,7 +201,7 @@ impl Engine {
                 }
                 tries += 1;
                 if tries == OPTIMISTIC_TRIES {
-                    return find(&own.1, &transaction, query, filter, k, min_score);
+                    return self.find(&own.1, &transaction, request);
                 }
             }
         })
@@ -265,6 +274,7 @@ impl Engine {
         Holdings {
             sealed: mirror.1.rows_sealed(),
             in_memory: mirror.1.rows_in_memory(),
+            grouped: self.groups.rows(),
             seal_failure: failure.unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
@@ -367,6 +377,13 @@ impl Engine {
         if writer.as_ref().map(|link| link.identity) != identity {
             *writer = self.link(WRITER_CACHE)?;
         }
+        if let Some(link) = writer.as_mut()
+            && !link.synchronous
+            && self.synchronous.load(Ordering::Relaxed)
+        {
+            schema::make_synchronous(&link.connection)?;
+            link.synchronous = true;
+        }
         Ok(writer.as_mut())
     }
 
@@ -379,31 +396,33 @@ impl Engine {
         Ok(schema::open(&self.path, cache)?.map(|connection| Link {
             connection,
             identity,
+            synchronous: false,
         }))
     }
-}
 
-fn find(
-    mirror: &Mirror,
-    connection: &Connection,
-    query: &Query,
-    filter: &Filter,
-    k: usize,
-    min_score: Option<f64>,
-) -> Result<Vec<(Record, f64)>> {
-    if let Some(stored) = mirror.dimension()
-        && stored != query.dimension()
-    {
-        return Err(StoreError::Dimension {
-            stored,
-            given: query.dimension(),
-        });
+    fn find(
+        &self,
+        mirror: &Mirror,
+        connection: &Connection,
+        request: &Request<'_>,
+    ) -> Result<Vec<(Record, f64)>> {
+        if let Some(stored) = mirror.dimension()
+            && stored != request.query.dimension()
+        {
+            return Err(StoreError::Dimension {
+                stored,
+                given: request.query.dimension(),
+            });
+        }
+        let metric = request.query.metric();
+        let groups =
+            |segment: &Segment, deleted: &Bitmap| self.groups(segment.path(), metric, deleted);
+        mirror
+            .search(connection, request, &groups)?
+            .into_iter()
+            .map(|(score, record)| Ok((read::by_row(connection, record)?, score)))
+            .collect()
     }
-    mirror
-        .search(connection, query, filter, k, min_score)?
-        .into_iter()
-        .map(|(score, record)| Ok((read::by_row(connection, record)?, score)))
-        .collect()
 }
 
 /// Hands free pages back. The statement frees one with each step, and a batch takes one step.
@@ -426,5 +445,31 @@ fn identity(path: &Path) -> Result<Option<Identity>> {
         Ok(_) => Ok(Some(Identity(0, 0))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(StoreError::io(path, error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_synchronous_store_waits_for_the_disk_with_every_commit() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = Engine::new(directory.path().join("memory.db"));
+        let level = || {
+            engine
+                .set_note(super::super::care::Note::Import, "x")
+                .unwrap();
+            let writer = engine.writer.lock().unwrap();
+            let connection = &writer.as_ref().unwrap().connection;
+            connection
+                .pragma_query_value(None, "synchronous", |row| row.get::<_, i64>(0))
+                .unwrap()
+        };
+        assert_eq!(level(), 1);
+        engine.make_synchronous();
+        assert_eq!(level(), 2);
+        engine.disconnect();
+        assert_eq!(level(), 2);
     }
 }

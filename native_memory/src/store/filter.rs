@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use super::scope::ROOT;
+
 /// Conditions on records; all that are given must hold.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
@@ -19,6 +21,28 @@ pub struct Filter {
     pub sources: Option<Vec<String>>,
     /// Private records are hidden, except from the source named here.
     pub visible_to: Visibility,
+}
+
+impl Filter {
+    /// Whether every record meets it.
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            scope,
+            categories,
+            metadata,
+            created_from,
+            created_before,
+            sources,
+            visible_to,
+        } = self;
+        scope.as_deref().is_none_or(|scope| scope == ROOT)
+            && categories.is_none()
+            && metadata.is_none()
+            && created_from.is_none()
+            && created_before.is_none()
+            && sources.is_none()
+            && *visible_to == Visibility::All
+    }
 }
 
 /// Whose private records may be seen.

@@ -8,16 +8,18 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
 use crate::vector::{
-    Bitmap, CodeBlock, Hit, Query, RowRef, ScanBlock, SealSource, Search, Segment, SegmentError,
-    Tail,
+    Bitmap, CodeBlock, Hit, NEIGHBOURS, Partitions, Query, RowRef, ScanBlock, SealSource, Search,
+    Segment, SegmentError, Tail,
 };
 
 use super::error::{Result, StoreError};
 use super::filter::{Filter, Visibility, has_metadata};
+use super::groups::GROUP_ROWS;
 use super::read::damaged;
 use super::record::vector_from_bytes;
 use super::scope::ROOT;
@@ -29,6 +31,21 @@ const NONE: u32 = u32::MAX;
 /// Rows in memory from which sealing them pays; reading so many takes some 20 ms when a store is
 /// opened.
 const SEAL_ROWS: usize = 2048;
+
+/// What is searched for.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    /// The vector.
+    pub query: &'a Query,
+    /// Which records are considered.
+    pub filter: &'a Filter,
+    /// How many are wanted.
+    pub k: usize,
+    /// The lowest score that is of interest.
+    pub min_score: Option<f64>,
+    /// The number of rows from which on the search may be approximate.
+    pub approximate_from: Option<usize>,
+}
 
 /// The searchable part of a store at `seq`.
 pub struct Mirror {
@@ -447,20 +464,42 @@ impl Mirror {
         })
     }
 
-    /// The `k` best records that match `filter`, as (score, row in `records`), best first; equal
-    /// scores by id. `connection` must see the mirror's state.
+    /// The best records that match, as (score, row in `records`), best first; equal scores by id.
+    /// `connection` must see the mirror's state. Where the search may be approximate, `groups`
+    /// gives those of a segment, if they are there.
     pub fn search(
         &self,
         connection: &Connection,
-        query: &Query,
-        filter: &Filter,
-        k: usize,
-        min_score: Option<f64>,
+        request: &Request<'_>,
+        groups: &dyn Fn(&Segment, &Bitmap) -> Option<Arc<Partitions>>,
     ) -> Result<Vec<(f64, i64)>> {
+        let &Request {
+            query,
+            filter,
+            k,
+            min_score,
+            approximate_from,
+        } = request;
+        let rows: usize = self
+            .parts
+            .iter()
+            .map(|part| part.columns.records.len())
+            .sum();
+        // With conditions there are fewer rows to look at, and the nearest of them lie farther
+        // away than those that the groups were measured with.
+        let approximate = approximate_from.is_some_and(|from| from <= rows)
+            && filter.is_empty()
+            && k <= NEIGHBOURS;
         let selected = self
             .parts
             .iter()
-            .map(|part| self.select(connection, part, filter))
+            .map(|part| {
+                if approximate {
+                    part.nearest(query, k, groups)
+                } else {
+                    self.select(connection, part, filter)
+                }
+            })
             .collect::<Result<Vec<Option<Bitmap>>>>()?;
         let blocks: Vec<ScanBlock<'_>> = self
             .parts
@@ -579,6 +618,30 @@ impl Part {
             Codes::Sealed(segment) => segment.block(),
             Codes::Memory(tail) => tail.block(),
         }
+    }
+
+    /// The rows that an approximate search looks at, or `None` for all.
+    fn nearest(
+        &self,
+        query: &Query,
+        k: usize,
+        groups: &dyn Fn(&Segment, &Bitmap) -> Option<Arc<Partitions>>,
+    ) -> Result<Option<Bitmap>> {
+        let Codes::Sealed(segment) = &self.codes else {
+            return Ok(None);
+        };
+        if segment.len() < GROUP_ROWS {
+            return Ok(None);
+        }
+        let Some(groups) = groups(segment, &self.deleted) else {
+            return Ok(None);
+        };
+        let nearest = groups
+            .select(query, segment.len())
+            .map_err(|error| damaged(error.to_string()))?;
+        // Where most rows of the groups have been deleted since, all others may be wanted.
+        let living = nearest.count_without(&self.deleted);
+        Ok((living >= k).then_some(nearest))
     }
 
     fn live(&self) -> usize {

@@ -3,14 +3,15 @@
 //! Data flows one way. [`record`] and [`filter`] say what is stored and asked for; [`write`]
 //! changes the file ([`schema`]) in transactions, one writer at a time ([`queue`]); [`read`]
 //! answers from tables; [`mirror`] follows the file's changes and searches, beginning with a
-//! [`snapshot`] that [`seal`] made; [`engine`] puts them together for one file, and [`care`], [`text`] and [`reembed`] give it what is not needed every
-//! day; [`process`] shares engines and takes them through a fork. Nothing here
-//! knows about Python.
+//! [`snapshot`] that [`seal`] made, and in [`groups`] if it may be approximate; [`engine`] puts them
+//! together for one file, and [`care`], [`text`] and [`reembed`] give it what is not needed every
+//! day; [`process`] shares engines and takes them through a fork. Nothing here knows about Python.
 
 pub mod care;
 pub mod engine;
 pub mod error;
 pub mod filter;
+pub mod groups;
 pub mod mirror;
 pub mod process;
 pub mod queue;
@@ -27,6 +28,7 @@ pub mod write;
 pub use engine::{Engine, Holdings};
 pub use error::{Result, StoreError};
 pub use filter::{Filter, Visibility};
+pub use mirror::Request;
 pub use process::Process;
 pub use read::ScopeInfo;
 pub use record::Record;

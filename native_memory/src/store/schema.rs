@@ -99,8 +99,8 @@ pub fn sibling(path: &Path, suffix: &str) -> PathBuf {
 
 /// Opens the store at `path`, or gives `None` where there is none yet.
 ///
-/// `cache` is how many KiB of pages the connection may keep in memory. A file that is not a readable store of a known format is an error, never a reason to begin a
-/// new one.
+/// `cache` is how many KiB of pages the connection may keep in memory. A file that is not a
+/// readable store of a known format is an error, never a reason to begin a new one.
 pub fn open(path: &Path, cache: i64) -> Result<Option<Connection>> {
     match fs::metadata(path) {
         Ok(file) if file.len() == 0 => {
@@ -186,6 +186,11 @@ fn configure(connection: &Connection, cache: i64) -> rusqlite::Result<()> {
     connection.pragma_update(None, "cache_size", -cache)?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(())
+}
+
+/// Has every commit on a connection wait until the disk has it.
+pub fn make_synchronous(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "synchronous", "FULL")
 }
 
 /// Creates an empty store at `path` unless there is one. The caller holds the writers' lock.

@@ -49,6 +49,13 @@ impl Bitmap {
         self.0.iter().map(|word| word.count_ones() as usize).sum()
     }
 
+    /// The number of rows in the set that are not in another one.
+    pub fn count_without(&self, other: &Self) -> usize {
+        let others = other.0.iter().chain(std::iter::repeat(&0));
+        let words = self.0.iter().zip(others);
+        words.map(|(a, b)| (a & !b).count_ones() as usize).sum()
+    }
+
     /// The words, as [`super::ScanBlock`] takes them.
     pub fn words(&self) -> &[u64] {
         &self.0

@@ -8,7 +8,8 @@
 //!
 //! Data flows one way: [`quantize`] makes codes, [`segment`] keeps them (a memory-mapped file or a
 //! tail in memory, both seen as a [`CodeBlock`]), [`scan`] searches blocks with the functions in
-//! [`kernels`]. [`partition`] makes an approximate search of it. Nothing here knows about SQLite or Python.
+//! [`kernels`]. [`partition`] makes an approximate search of it.
+//! Nothing here knows about SQLite or Python.
 
 mod aligned;
 pub mod bitmap;
@@ -19,7 +20,7 @@ pub mod scan;
 pub mod segment;
 
 pub use bitmap::Bitmap;
-pub use partition::Partitions;
+pub use partition::{NEIGHBOURS, PartitionError, Partitions};
 pub use quantize::{MAX_DIMENSION, Metric, Query, VectorError};
 pub use scan::{Candidates, Chunk, Found, Hit, RowRef, ScanBlock, Search};
 pub use segment::{CodeBlock, SealSource, Segment, SegmentError, Tail};

@@ -17,14 +17,26 @@ use super::segment::{CodeBlock, Tail};
 
 /// The share of the true neighbours that is to be found.
 const RECALL: f64 = 0.99;
-/// How many neighbours of a row are looked for to measure that.
-const NEIGHBOURS: usize = 10;
+/// How many neighbours of a row are looked for to measure that. A search for more may find fewer
+/// of them.
+pub const NEIGHBOURS: usize = 32;
 /// How many rows are looked up to measure it.
 const TRIALS: usize = 128;
 /// Rows per group that take part in finding the centroids.
 const SAMPLE: usize = 32;
 /// Rounds of k-means; more moves the centroids little.
 const ROUNDS: usize = 6;
+
+/// Why there are no groups.
+#[derive(Debug, thiserror::Error)]
+pub enum PartitionError {
+    /// Told not to go on.
+    #[error("stopped before all rows were grouped")]
+    Stopped,
+    /// Rows that no release writes.
+    #[error(transparent)]
+    Vector(#[from] VectorError),
+}
 
 /// Groups of the rows of one block.
 pub struct Partitions {
@@ -33,19 +45,20 @@ pub struct Partitions {
     groups: Vec<Vec<u32>>,
     /// How many groups a query looks into.
     probes: usize,
-    /// Rows that the block had.
     rows: usize,
 }
 
 impl Partitions {
     /// Groups the rows of a block that are not deleted, in about the square root of their number.
     ///
-    /// Takes some 30 µs per row at 1536 dimensions. Each call gives the same groups.
+    /// Takes some 30 µs per row at 1536 dimensions, and asks every few of them whether to `go_on`.
+    /// Each call gives the same groups.
     pub fn build(
         block: &CodeBlock<'_>,
         deleted: Option<&[u64]>,
         metric: Metric,
-    ) -> Result<Self, VectorError> {
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Self, PartitionError> {
         let live: Vec<u32> = eligible_rows(block.len(), None, deleted)
             .map(|row| row as u32)
             .collect();
@@ -59,11 +72,12 @@ impl Partitions {
         let sample: Vec<Query> = shuffled(&live)
             .take(count * SAMPLE)
             .map(|row| Query::new(&decode(block, row as usize), nearness))
-            .collect::<Result<_, _>>()?;
-        let centroids = centroids(block.dimension, count, &sample)?;
+            .collect::<Result<_, VectorError>>()?;
+        let centroids = centroids(block.dimension, count, &sample, go_on)?;
 
         let mut groups = vec![Vec::new(); count];
         for &row in &live {
+            may(go_on)?;
             let query = Query::new(&decode(block, row as usize), nearness)?;
             if let Some(group) = ranked(&centroids, &query, 1)?.first() {
                 groups[group.id as usize].push(row);
@@ -75,8 +89,13 @@ impl Partitions {
             probes: 0,
             rows: block.len(),
         };
-        partitions.probes = partitions.measure(block, deleted, metric, &live)?;
+        partitions.probes = partitions.measure(block, deleted, metric, &live, go_on)?;
         Ok(partitions)
+    }
+
+    /// The number of rows that the block had.
+    pub fn rows(&self) -> usize {
+        self.rows
     }
 
     /// The number of groups, and how many of them a query looks into.
@@ -103,7 +122,8 @@ impl Partitions {
         deleted: Option<&[u64]>,
         metric: Metric,
         live: &[u32],
-    ) -> Result<usize, VectorError> {
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<usize, PartitionError> {
         let mut group_of = vec![0; block.len()];
         for (group, rows) in self.groups.iter().enumerate() {
             for &row in rows {
@@ -119,6 +139,7 @@ impl Partitions {
         let mut ranks = Vec::new();
         let mut rank_of = vec![0; self.groups.len()];
         for row in shuffled(live).take(TRIALS) {
+            may(go_on)?;
             let query = Query::new(&decode(block, row as usize), metric)?;
             for (rank, group) in ranked(&self.centroids, &query, usize::MAX)?
                 .iter()
@@ -150,19 +171,25 @@ impl Partitions {
 }
 
 /// K-means: `count` centres of the rows in `sample`.
-fn centroids(dimension: usize, count: usize, sample: &[Query]) -> Result<Tail, VectorError> {
+fn centroids(
+    dimension: usize,
+    count: usize,
+    sample: &[Query],
+    go_on: &dyn Fn() -> bool,
+) -> Result<Tail, PartitionError> {
     let collect = |vectors: &mut dyn Iterator<Item = &[f32]>| {
         let mut tail = Tail::new(dimension, true)?;
         for (group, vector) in vectors.enumerate() {
             tail.append(group as i64, vector)?;
         }
-        Ok(tail)
+        Ok::<_, VectorError>(tail)
     };
     let mut centroids = collect(&mut sample.iter().take(count).map(Query::vector))?;
     for _ in 0..ROUNDS {
         let mut sums = vec![vec![0.0_f64; dimension]; count];
         let mut members = vec![0_u32; count];
         for query in sample {
+            may(go_on)?;
             if let Some(group) = ranked(&centroids, query, 1)?.first() {
                 let group = group.id as usize;
                 members[group] += 1;
@@ -200,6 +227,14 @@ fn ranked(centroids: &Tail, query: &Query, count: usize) -> Result<Vec<Hit>, Vec
     Ok(hits(
         Search::new(&blocks, query, count, None)?.run(|_, _, _| Ok(()), by_row),
     ))
+}
+
+fn may(go_on: &dyn Fn() -> bool) -> Result<(), PartitionError> {
+    if go_on() {
+        Ok(())
+    } else {
+        Err(PartitionError::Stopped)
+    }
 }
 
 fn hits(found: Result<Found, Infallible>) -> Vec<Hit> {

@@ -34,7 +34,7 @@ const EPSILON: f64 = 1.0 / (1_u64 << 38) as f64;
 const SCORE_RESOLUTION: f64 = 1.0 / (1_u64 << 50) as f64;
 
 /// How the similarity of two vectors is measured. More is always better.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Metric {
     /// `1 / (1 + d²)` with the squared Euclidean distance `d²`; in `(0, 1]`.
     #[default]

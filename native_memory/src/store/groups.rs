@@ -1,0 +1,109 @@
+//! Approximate search: groups of the rows of segments, made in the background.
+//!
+//! They belong to a process, and are made again by the next one: making them takes seconds, and
+//! until they are there a search is exact.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::vector::{Bitmap, Metric, PartitionError, Partitions, Segment};
+
+use super::engine::Engine;
+use super::error::StoreError;
+use super::process::Process;
+
+/// Rows of a segment from which groups pay: fewer are searched in well under a millisecond.
+pub const GROUP_ROWS: usize = 8192;
+
+/// A segment's file, and the metric that its rows were grouped for.
+type Key = (PathBuf, Metric);
+
+/// The groups of a store's segments.
+#[derive(Default)]
+pub(super) struct Groups {
+    /// `None` where they could not be made.
+    made: Mutex<HashMap<Key, Option<Arc<Partitions>>>>,
+    busy: AtomicBool,
+}
+
+impl Groups {
+    /// The number of rows that are in groups, for any metric.
+    pub(super) fn rows(&self) -> usize {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.values().flatten().map(|groups| groups.rows()).sum()
+    }
+}
+
+/// Keeps other threads of the process from making groups at the same time, until dropped.
+struct Busy(Arc<Engine>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.groups.busy.store(false, Ordering::Release);
+    }
+}
+
+impl Engine {
+    /// The groups of a segment, or nothing yet: then they are made, unless others are being made.
+    pub(super) fn groups(
+        &self,
+        segment: &Path,
+        metric: Metric,
+        deleted: &Bitmap,
+    ) -> Option<Arc<Partitions>> {
+        let key = (segment.to_owned(), metric);
+        let known = {
+            let made = self.groups.made.lock();
+            let made = made.unwrap_or_else(PoisonError::into_inner);
+            made.get(&key).cloned()
+        };
+        known.unwrap_or_else(|| {
+            self.group_aside(key, deleted.clone());
+            None
+        })
+    }
+
+    fn group_aside(&self, key: Key, deleted: Bitmap) {
+        let Some(engine) = self.this.upgrade() else {
+            return;
+        };
+        if self.groups.busy.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let busy = Busy(engine);
+        let process = Process::current();
+        // No part of this uses SQLite: a fork need not wait for it.
+        let started = process.aside("crewai-native-group", move || {
+            let engine = &busy.0;
+            // A segment that has been replaced meanwhile is not in use any more.
+            let Ok(segment) = Segment::open(&key.0) else {
+                return;
+            };
+            let go_on = || !process.is_ending();
+            let made = Partitions::build(&segment.block(), Some(deleted.words()), key.1, &go_on);
+            let made = match made {
+                Ok(groups) => Some(Arc::new(groups)),
+                Err(PartitionError::Stopped) => return,
+                Err(error) => {
+                    engine.remember(Err(StoreError::Failed {
+                        path: key.0.clone(),
+                        detail: format!("its rows cannot be grouped: {error}"),
+                    }));
+                    None
+                }
+            };
+            let mut all = engine
+                .groups
+                .made
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            all.retain(|(path, _), _| path.exists());
+            all.insert(key, made);
+        });
+        if let Err(error) = started {
+            self.remember(Err(StoreError::io(self.path(), error)));
+        }
+    }
+}
