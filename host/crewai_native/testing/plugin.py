@@ -69,6 +69,7 @@ def provider(
     """The distribution under test, bound to the slot of the test's class; or ``stock``."""
     import crewai_native
     from crewai_native import State
+    from crewai_native.testing.contract.rules import alone
 
     slot, name = request.cls.slot, request.param
     defect = request.node.get_closest_marker("stock_defect")
@@ -79,7 +80,7 @@ def provider(
         # What CrewAI's dependencies say while they are imported is not the provider's fault.
         warnings.simplefilter("ignore")
         importlib.import_module("crewai")
-    status = crewai_native.activate(enabled=True, slots={slot: name})
+    status = crewai_native.activate(enabled=True, slots=alone(slot, name))
     try:
         mine = next((c for c in status[slot].candidates if c.distribution == name), None)
         if mine is not None and mine.state in {State.TARGET_CHANGED, State.INCOMPATIBLE}:

@@ -29,7 +29,7 @@ class SlotContract:
         crewai_native.deactivate()
         before = standing(targets)
         for _ in range(2):
-            crewai_native.activate(enabled=True, slots={self.slot: provider})
+            crewai_native.activate(enabled=True, slots=alone(self.slot, provider))
             crewai_native.status()
             crewai_native.deactivate()
             after = standing(targets)
@@ -39,7 +39,7 @@ class SlotContract:
         """The slot is bound once, however often it is asked for."""
         crewai_native.status()
         before = standing(targets_of(self.slot))
-        crewai_native.activate(enabled=True, slots={self.slot: provider})
+        crewai_native.activate(enabled=True, slots=alone(self.slot, provider))
         after = standing(targets_of(self.slot))
         assert [path for path in before if after[path] is not before[path]] == []
 
@@ -50,6 +50,11 @@ class SlotContract:
             if candidate.state is State.BOUND:
                 assert candidate.distribution == provider
                 assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", f) for f in candidate.features)
+
+
+def alone(slot: str, provider: str) -> dict[str, str]:
+    """Return the choice of one provider for one slot, and of CrewAI's own code for every other."""
+    return {**dict.fromkeys(slots.SLOT_NAMES, "stock"), slot: provider}
 
 
 def targets_of(slot: str) -> list[Target]:

@@ -12,7 +12,7 @@ import pytest
 
 import crewai_native
 from crewai_native.testing.contract.crews import tool
-from crewai_native.testing.contract.rules import SlotContract
+from crewai_native.testing.contract.rules import SlotContract, alone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,7 +127,7 @@ class TestToolsCache(SlotContract):
         crewai_native.deactivate()
         cache = CacheHandler()
         cache.add("tool", "{}", "before")
-        crewai_native.activate(enabled=True, slots={self.slot: provider})
+        crewai_native.activate(enabled=True, slots=alone(self.slot, provider))
         assert cache.read("tool", "{}") in {"before", None}
         cache.add("tool", "{}", "bound")
         assert cache.read("tool", "{}") == "bound"
