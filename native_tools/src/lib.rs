@@ -1,7 +1,10 @@
 //! Schemas and results of CrewAI's tools, computed once and kept within bounds.
 //!
-//! [`similarity`] finds the tool that a misspelt name means. [`python`] is the thin layer that
+//! [`results`] keeps what tools returned, under the spelling of their arguments that [`canonical`]
+//! gives; [`similarity`] finds the tool that a misspelt name means. [`python`] is the thin layer that
 //! CrewAI sees, and the only one that knows about Python.
 
+pub mod canonical;
 pub mod python;
+pub mod results;
 pub mod similarity;

@@ -1,5 +1,8 @@
 //! The module `crewai_native_tools._native`.
 
+mod cache;
+mod copying;
+
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -9,6 +12,8 @@ use crate::similarity::{self, TOO_LONG};
 mod _native {
     use super::{Bound, PyModule, PyResult};
 
+    #[pymodule_export]
+    use super::cache::{ResultCache, totals};
     #[pymodule_export]
     use super::closest;
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import time
 import types
 from typing import TYPE_CHECKING, Any, Final
 
-from crewai_native.bench import Case
+from crewai_native.bench import Case, Elapsed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     Run = Callable[[], Any]
 
 _DISTRIBUTION: Final = "crewai-native-tools"
-_CALLS: Final = 5
+_CALLS: Final = 10
+_RESULTS: Final = 1_000_000
+_BOUND: Final = 100_000_000
 
 
 def cases() -> Iterator[Case]:
@@ -45,13 +48,31 @@ def cases() -> Iterator[Case]:
         parameters={"tools": 20},
         setup=functools.partial(_select, wanted="toolnumber_7"),
     )
+    yield Case(
+        name="cache-hit",
+        group="tools",
+        slot="tools.cache",
+        description="a kept result of a tool call is read again",
+        setup=_hit,
+        limit=5e-6,
+    )
+    yield Case(
+        name="cache-bounded",
+        group="tools",
+        slot="tools.cache",
+        description="results go through a cache that may hold part of them",
+        parameters={"results": _RESULTS, "max_bytes": _BOUND},
+        sides=("native",),
+        setup=_bounded,
+        check=_within_bound,
+    )
     for name, native, tools, target in (("react", False, 20, 3.0), ("kickoff", True, 30, 1.5)):
         way = "native calling" if native else "text-based calling"
         yield Case(
             name=name,
             group="tools",
             slot="tools.schemas",
-            description=f"a crew of one agent whose {_CALLS} tool calls take no time, {way}",
+            description=f"processor time of a kickoff with {_CALLS} calls of idle tools, {way}",
             parameters={"tools": tools},
             setup=functools.partial(_crew, native=native, tools=tools),
             # Binding a slot is for the whole process.
@@ -113,6 +134,43 @@ def _select(side: str, *, wanted: str) -> Run:
     return lambda: ToolUsage._select_tool(usage, wanted).name  # noqa: SLF001 - what is replaced
 
 
+def _hit(side: str) -> Run:
+    if side == "native":
+        from crewai_native_tools.cache import result_cache
+        from crewai_native_tools.options import Options
+
+        cache: Any = result_cache(Options(cache_max_bytes=_BOUND))
+    else:
+        from crewai.agents.cache.cache_handler import CacheHandler
+
+        cache = CacheHandler()
+    arguments = '{"query": "what to look for", "limit": 10, "tags": ["a", "b"]}'
+    cache.add("search", arguments, "x" * 1000)
+    return lambda: cache.read("search", arguments)
+
+
+def _bounded(_: str) -> Run:
+    from crewai_native_tools.cache import result_cache
+    from crewai_native_tools.options import Options
+
+    def run() -> dict[str, int]:
+        cache = result_cache(Options(cache_max_bytes=_BOUND))
+        for number in range(_RESULTS):
+            cache.add("search", f'{{"n": {number}}}', "result")
+        return cache.stats()
+
+    return run
+
+
+def _within_bound(results: Mapping[str, Any]) -> str | None:
+    stats = results["native"]
+    if stats["bytes"] > _BOUND:
+        return f"{stats['bytes']} bytes are held"
+    if stats["entries"] + stats["evictions"] != _RESULTS:
+        return f"{stats['entries']} entries and {stats['evictions']} evictions are not {_RESULTS}"
+    return None
+
+
 @contextlib.contextmanager
 def _crew(side: str, *, native: bool, tools: int) -> Iterator[Run]:
     import crewai
@@ -137,12 +195,14 @@ def _crew(side: str, *, native: bool, tools: int) -> Iterator[Run]:
         lambda turn: str(turn.results[-1]),
     ]
 
-    def run() -> str:
+    def run() -> Elapsed:
+        start = time.process_time()
         agent = crewai.Agent(
             role="r", goal="g", backstory="b", llm=ScriptedLLM(script, native=native), tools=sources
         )
         task = crewai.Task(description="d", expected_output="e", agent=agent)
-        return str(crewai.Crew(agents=[agent], tasks=[task]).kickoff().raw)
+        raw = crewai.Crew(agents=[agent], tasks=[task]).kickoff().raw
+        return Elapsed(time.process_time() - start, raw)
 
     if side == "native":
         crewai_native.activate(enabled=True, slots={"tools.schemas": _DISTRIBUTION})
