@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _EVERY: Final = "*"
-_MOST_MOST_BYTES: Final = 2**63 - 1
-_SECONDS: Final = 10 * 366 * 86_400
+_MOST_BYTES: Final = 2**63 - 1
+_MOST_SECONDS: Final = 10 * 366 * 86_400
 _SECONDS: Final = f"seconds, above 0 and up to {_MOST_SECONDS}"
 _BYTES: Final = "a whole number of bytes, above 0"
 
