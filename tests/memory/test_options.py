@@ -9,7 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from crewai_native_memory import NativeStorage, _native
+from crewai_native import ConfigurationError
+from crewai_native_memory import NativeStorage, _native, plugin
 
 ROWS, DIMENSION = 9000, 24
 RANDOM = np.random.default_rng(11)
@@ -100,3 +101,33 @@ def test_options_of_a_handle(tmp_path):
             NativeStorage(tmp_path / "memory.db", approximate=wrong)
     with pytest.raises(ValueError, match="'normal' or 'full'"):
         NativeStorage(tmp_path / "memory.db", synchronous="off")
+
+
+@pytest.mark.parametrize(
+    ("given", "understood"),
+    [("true", True), ("0", False), (True, True), (5000, 5000), ("5000", 5000), (False, False)],
+)
+def test_the_plugin_takes_them_from_the_configuration(given, understood):
+    try:
+        plugin.crewai_native_configure({"approximate": given, "synchronous": "full"})
+        storage = plugin.open_store(None)
+        assert (storage._approximate, storage._synchronous) == (understood, "full")
+        # Who requires exact results does not get this store.
+        exact = "exact" in plugin.crewai_native_features()["memory.storage"]
+        assert exact == (understood is False)
+    finally:
+        plugin.crewai_native_configure({})
+    assert plugin.open_store(None)._approximate is False
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"approximate": "some"}, "memory.approximate must be one of .* or a number of records"),
+        ({"approximate": -1}, "memory.approximate"),
+        ({"synchronous": "off"}, "memory.synchronous must be one of normal, full; got 'off'"),
+    ],
+)
+def test_the_plugin_refuses_what_means_nothing(options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        plugin.crewai_native_configure(options)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _BOOLEANS = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
 _BENCH_OPTIONS = ("bench_records", "bench_dimensions", "bench_data")
 _METRICS = ("l2", "cosine", "dot")
+_SYNCHRONOUS = ("normal", "full")
 _DEFAULT_SPECS = ("lancedb", "native")
 """CrewAI's own default, which says that the user did not choose; and ours, by name."""
 _OTHER_STORES = ("qdrant-edge",)
@@ -37,24 +38,33 @@ def crewai_native_configure(options: Mapping[str, Any]) -> None:
     ``metric``: "l2" (the default), "cosine" or "dot". ``path``: the store to use instead of the
     default one. ``import``: whether records of CrewAI's own store at the same place are brought
     over at the first use; true by default. ``hybrid``: whether recall goes by words as well as by
-    similarity; false by default. ``bench_records``, ``bench_dimensions``,
-    ``bench_data``: what ``crewai-native bench memory`` measures with.
+    similarity; false by default. ``approximate``: whether large stores may be searched
+    approximately, or from how many records on; false by default. ``synchronous``: "normal" (the
+    default), or "full" for saves that survive the loss of power. ``bench_records``,
+    ``bench_dimensions``, ``bench_data``: what ``crewai-native bench memory`` measures with.
     """
     from crewai_native import ConfigurationError
 
-    known = {"hybrid", "import", "metric", "path", *_BENCH_OPTIONS}
+    known = {
+        "approximate", "hybrid", "import", "metric", "path", "synchronous", *_BENCH_OPTIONS,
+    }  # fmt: skip
     for name in options.keys() - known:
         raise ConfigurationError(
             f"memory has no option {name!r}; it has {', '.join(sorted(known))}"
         )
-    if (metric := options.get("metric", "l2")) not in _METRICS:
-        raise ConfigurationError(
-            f"memory.metric must be one of {', '.join(_METRICS)}; got {metric!r}"
-        )
+    for name, accepted in (("metric", _METRICS), ("synchronous", _SYNCHRONOUS)):
+        if (value := options.get(name, accepted[0])) not in accepted:
+            raise ConfigurationError(
+                f"memory.{name} must be one of {', '.join(accepted)}; got {value!r}"
+            )
     path = options.get("path")
     if path is not None and not isinstance(path, str | os.PathLike):
         raise ConfigurationError(f"memory.path must be a path; got {path!r}")
-    flags = {name: _flag(name, options[name]) for name in ("hybrid", "import") if name in options}
+    flags: dict[str, Any] = {
+        name: _flag(name, options[name]) for name in ("hybrid", "import") if name in options
+    }
+    if "approximate" in options:
+        flags["approximate"] = _flag_or_number("approximate", options["approximate"])
     _options.clear()
     _options.update(options, **flags)
 
@@ -70,11 +80,28 @@ def _flag(name: str, value: object) -> bool:
     return _BOOLEANS[text]
 
 
+def _flag_or_number(name: str, value: object) -> bool | int:
+    from crewai_native import ConfigurationError
+
+    text = str(value).strip().lower()
+    if text in _BOOLEANS:
+        return _BOOLEANS[text]
+    if not text.isdecimal():
+        raise ConfigurationError(
+            f"memory.{name} must be one of {', '.join(_BOOLEANS)} or a number of records; "
+            f"got {value!r}"
+        )
+    return int(text)
+
+
 @hookimpl
 def crewai_native_features() -> dict[str, set[str]]:
     """What the store can be required to be."""
+    memory = {"durable", "isolated", "multi-process", "reembeds"}
+    if _options.get("approximate", False) is False:
+        memory.add("exact")
     return {
-        "memory.storage": {"durable", "exact", "isolated", "multi-process", "reembeds"},
+        "memory.storage": memory,
         "knowledge.storage": {"async", "durable", "exact", "skips-unchanged"},
     }
 
@@ -103,9 +130,14 @@ def crewai_native_memory_storage(spec: str) -> NativeStorage | None:
 
 def open_store(place: str | None) -> NativeStorage:
     """The store at a place, or at the configured or the default one."""
-    metric = cast("Literal['l2', 'cosine', 'dot']", _options.get("metric", "l2"))
     file = _options.get("path") if place is None else place
-    return NativeStorage(file, metric=metric, hybrid=_options.get("hybrid", False))
+    return NativeStorage(
+        file,
+        metric=cast("Literal['l2', 'cosine', 'dot']", _options.get("metric", "l2")),
+        hybrid=_options.get("hybrid", False),
+        approximate=_options.get("approximate", False),
+        synchronous=cast("Literal['normal', 'full']", _options.get("synchronous", "normal")),
+    )
 
 
 @hookimpl
