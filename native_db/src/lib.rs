@@ -1,7 +1,8 @@
 //! What CrewAI keeps in SQLite files and guards with lock files, made durable, small and quick.
 //!
 //! [`engine`] runs one SQLite file for all threads of a process; [`flow`] keeps the states of
-//! flows in one, packed by [`codec`]; [`lock`] takes the locks that CrewAI's processes take turns
+//! flows in one, packed by [`codec`]; [`replay`] the outputs of tasks in
+//! another; [`lock`] takes the locks that CrewAI's processes take turns
 //! by. [`process`] takes all of them through a fork. [`python`] is the thin layer that CrewAI sees, and the only
 //! one that knows about Python.
 
@@ -11,3 +12,4 @@ pub mod flow;
 pub mod lock;
 pub mod process;
 pub mod python;
+pub mod replay;

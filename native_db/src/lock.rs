@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,10 @@ use crate::process::Process;
 /// How long a process hands the lock on among its own threads before others may have it.
 const SHARE: Duration = Duration::from_millis(50);
 
-static LOCKS: PerProcess<Mutex<HashMap<PathBuf, Weak<NamedLock>>>> = PerProcess::new();
+/// How many locks that nobody uses are kept, each with an open file.
+const IDLE: usize = 64;
+
+static LOCKS: PerProcess<Mutex<HashMap<PathBuf, Arc<NamedLock>>>> = PerProcess::new();
 
 /// The result of what touches a lock's file.
 pub type Result<T> = std::result::Result<T, Arc<io::Error>>;
@@ -38,6 +41,8 @@ pub struct NamedLock {
 #[derive(Debug, Default)]
 struct State {
     held: Option<Held>,
+    /// The file, unlocked, as it was last used.
+    spare: Option<LockFile>,
     waiting: VecDeque<Arc<Place>>,
     /// Whether a thread waits for other processes.
     seeking: bool,
@@ -45,7 +50,7 @@ struct State {
 
 #[derive(Debug)]
 struct Held {
-    _file: LockFile,
+    file: LockFile,
     since: Instant,
 }
 
@@ -86,15 +91,17 @@ impl NamedLock {
     pub fn at(path: &Path) -> Arc<Self> {
         let locks = LOCKS.get_or_init(Mutex::default);
         let mut locks = locks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lock) = locks.get(path).and_then(Weak::upgrade) {
-            return lock;
+        if let Some(lock) = locks.get(path) {
+            return Arc::clone(lock);
         }
-        locks.retain(|_, lock| lock.strong_count() > 0);
+        if locks.len() >= IDLE {
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        }
         let lock = Arc::new(Self {
             path: path.to_owned(),
             state: Mutex::default(),
         });
-        locks.insert(path.to_owned(), Arc::downgrade(&lock));
+        locks.insert(path.to_owned(), Arc::clone(&lock));
         lock
     }
 
@@ -102,9 +109,9 @@ impl NamedLock {
     pub fn acquire(self: &Arc<Self>) -> Result<Attempt> {
         let mut state = self.state();
         let free = state.held.is_none() && !state.seeking && state.waiting.is_empty();
-        if free && let Some(file) = self.take_now().map_err(Arc::new)? {
+        if free && let Some(file) = self.take_now(&mut state).map_err(Arc::new)? {
             state.held = Some(Held {
-                _file: file,
+                file,
                 since: Instant::now(),
             });
             return Ok(Attempt::Held(self.guard()));
@@ -149,7 +156,7 @@ impl NamedLock {
     }
 
     /// Takes the lock unless another process has it, or waits for it.
-    fn take_now(&self) -> io::Result<Option<LockFile>> {
+    fn take_now(&self, state: &mut State) -> io::Result<Option<LockFile>> {
         // Where there is no turnstile nobody ever had to wait.
         match LockFile::open(&self.turnstile(), OpenOptions::new().read(true)) {
             // Shared: two who look must not take one another for somebody who waits.
@@ -157,7 +164,11 @@ impl NamedLock {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let file = LockFile::create(&self.path)?;
+        let file = match state.spare.take() {
+            // Unless somebody has tidied up the directory.
+            Some(file) if file.is_at(&self.path) => file,
+            _ => LockFile::create(&self.path)?,
+        };
         Ok(file.lock(libc::LOCK_EX | libc::LOCK_NB)?.then_some(file))
     }
 
@@ -193,7 +204,7 @@ impl NamedLock {
             Ok(file) => {
                 if let Some(first) = state.waiting.pop_front() {
                     state.held = Some(Held {
-                        _file: file,
+                        file,
                         since: Instant::now(),
                     });
                     first.decide(Ok(()));
@@ -213,8 +224,10 @@ impl NamedLock {
             return;
         };
         if state.waiting.is_empty() {
-            drop(state);
-            drop(held);
+            // If that fails, the file is dropped, which releases it as well.
+            if held.file.lock(libc::LOCK_UN).is_ok() {
+                state.spare = Some(held.file);
+            }
             return;
         }
         if held.since.elapsed() < SHARE
@@ -327,7 +340,10 @@ impl Drop for Guard {
 
 /// An open file, which a fork takes into account. Unlocked when dropped.
 #[derive(Debug)]
-struct LockFile(Option<File>);
+struct LockFile {
+    file: Option<File>,
+    identity: (u64, u64),
+}
 
 impl LockFile {
     fn create(path: &Path) -> io::Result<Self> {
@@ -346,19 +362,30 @@ impl LockFile {
         let process = Process::current();
         let _pass = process.enter();
         let file = how.open(path)?;
+        let identity = identity(&file.metadata()?);
         process.opened(file.as_raw_fd());
-        Ok(Self(Some(file)))
+        Ok(Self {
+            file: Some(file),
+            identity,
+        })
     }
 
-    /// Locks the file; whether it did, where `how` says not to wait.
+    /// Whether it is still the file that others find at `path`.
+    fn is_at(&self, path: &Path) -> bool {
+        fs::metadata(path).is_ok_and(|found| identity(&found) == self.identity)
+    }
+
+    /// Locks or unlocks the file; whether it did, where `how` says not to wait.
     fn lock(&self, how: libc::c_int) -> io::Result<bool> {
-        self.0.as_ref().map_or(Ok(false), |file| flock(file, how))
+        self.file
+            .as_ref()
+            .map_or(Ok(false), |file| flock(file, how))
     }
 }
 
 impl Drop for LockFile {
     fn drop(&mut self) {
-        let Some(file) = self.0.take() else { return };
+        let Some(file) = self.file.take() else { return };
         let process = Process::current();
         let _pass = process.enter();
         process.closing(file.as_raw_fd());
@@ -366,6 +393,10 @@ impl Drop for LockFile {
         // only failure is a descriptor that is not open.
         let _ = flock(&file, libc::LOCK_UN);
     }
+}
+
+fn identity(file: &fs::Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
 }
 
 fn flock(file: &File, how: libc::c_int) -> io::Result<bool> {

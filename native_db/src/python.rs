@@ -4,6 +4,7 @@ mod error;
 mod flow;
 mod handle;
 mod lock;
+mod replay;
 
 use pyo3::prelude::*;
 
@@ -25,6 +26,8 @@ mod _native {
     use super::flow::FlowStore;
     #[pymodule_export]
     use super::lock::FileLock;
+    #[pymodule_export]
+    use super::replay::ReplayStore;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -16,6 +16,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from crewai_native.bench import Case, Elapsed, Unavailable
@@ -83,6 +84,17 @@ def cases() -> Iterator[Case]:
         fresh=True,
     )
 
+    for level in ("full", "normal"):
+        for tasks in (1, 100):
+            yield Case(
+                name="replay-log",
+                group="db",
+                slot="replay.store",
+                description="log the output of a task after others of its crew",
+                setup=_replay(level, tasks - 1),
+                parameters={"synchronous": level, "task": tasks},
+                target=15.0,
+            )
     yield Case(
         name="lock",
         group="db",
@@ -181,6 +193,54 @@ def _load(store: Any, _: Path) -> Callable[[], Any]:
         state["turn"] = turn
         store.save_state("flow1", "method", state)
     return lambda: store.load_state("flow1")
+
+
+def _replay(level: str, before: int) -> Any:
+    output = {"raw": "word " * 100, "messages": [{"role": "user", "content": "word " * 400}] * 4}
+    task = SimpleNamespace(id="", key="key", expected_output="words")
+
+    @contextlib.contextmanager
+    def setup(side: str) -> Iterator[Callable[[], Any]]:
+        with tempfile.TemporaryDirectory(prefix="crewai-native-bench-") as place:
+            file = str(Path(place) / "latest.db")
+            if side == "stock":
+                from crewai.memory.storage import kickoff_task_outputs_storage as stock
+                from crewai.utilities.task_output_storage_handler import TaskOutputStorageHandler
+
+                handler = TaskOutputStorageHandler.__new__(TaskOutputStorageHandler)
+                handler.storage = stock.KickoffTaskOutputsSQLiteStorage(file)
+
+                def add(index: int) -> None:
+                    logged = SimpleNamespace(**{**vars(task), "id": str(index)})
+                    handler.update(
+                        index, {"task": logged, "output": output, "task_index": index, "inputs": {}}
+                    )
+
+                close: Callable[[], Any] = list
+            else:
+                from crewai_native_db.replay import ReplayStore
+
+                store = ReplayStore(Path(place) / "replay.db", durable=level == "full")
+                log = store.open(file)
+
+                def add(index: int) -> None:
+                    log.add(
+                        task_id=str(index),
+                        task_key="key",
+                        expected_output="words",
+                        output=output,
+                        task_index=index,
+                        inputs={},
+                        was_replayed=False,
+                    )
+
+                close = store.close
+            for index in range(before):
+                add(index)
+            yield lambda: add(before)
+            close()
+
+    return setup
 
 
 def _named(name: str, timeout: float) -> Any:

@@ -55,6 +55,7 @@ def _path(value: Any) -> str | None:
 _CHECKS: Final[dict[str, tuple[Callable[[Any], Any], str]]] = {
     "synchronous": (_level, f"one of {', '.join(_LEVELS)}"),
     "keep": (_count, "a number of states, from 1"),
+    "keep_runs": (_count, "a number of runs, from 1"),
     "strict": (_switch, "true or false"),
     "path": (_path, "the path of a file"),
 }

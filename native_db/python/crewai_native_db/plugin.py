@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from crewai_native.bench import Case
     from crewai_native_db.locks import NamedLock
     from crewai_native_db.persistence import NativeFlowPersistence
+    from crewai_native_db.replay import ReplayStore
 
 _options: dict[str, Any] = {}
 
 
 @hookimpl
 def crewai_native_configure(options: Mapping[str, Any]) -> None:
-    """Takes the options of flows: ``synchronous``, ``keep``, ``strict``, ``path``."""
+    """Takes ``synchronous``; of flows ``keep``, ``strict``, ``path``; of replay ``keep_runs``."""
     from crewai_native_db import options as known
 
     checked = known.check(options)
@@ -31,6 +32,7 @@ def crewai_native_features() -> dict[str, set[str]]:
     """What the stores can be required to be."""
     return {
         "flow.persistence": {"deltas", "durable", "imports", "multi-process"},
+        "replay.store": {"by-run", "durable", "imports", "multi-process"},
         "locks": {"fair", "multi-process", "thread-agnostic"},
     }
 
@@ -52,6 +54,18 @@ def crewai_native_locks(name: str, timeout: float) -> NamedLock:
     from crewai_native_db.locks import NamedLock
 
     return NamedLock(name, timeout)
+
+
+@hookimpl
+def crewai_native_replay_store() -> ReplayStore:
+    """The log of all crews."""
+    from crewai_native_db import location, replay
+
+    return replay.ReplayStore(
+        location.default_path(replay.FILE_NAME),
+        durable=_options.get("synchronous", "full") == "full",
+        keep=_options.get("keep_runs", replay.KEEP),
+    )
 
 
 @hookimpl
