@@ -9,7 +9,10 @@ from crewai_native import hookimpl
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    import typer
+
     from crewai_native.bench import Case
+    from crewai_native.health import Check
     from crewai_native_db.locks import NamedLock
     from crewai_native_db.persistence import NativeFlowPersistence
     from crewai_native_db.replay import ReplayStore
@@ -66,6 +69,58 @@ def crewai_native_replay_store() -> ReplayStore:
         durable=_options.get("synchronous", "full") == "full",
         keep=_options.get("keep_runs", replay.KEEP),
     )
+
+
+def flow_path() -> str:
+    """The file of flow states, as configured."""
+    from crewai_native_db import location
+
+    path: str | None = _options.get("path")
+    return str(location.default_path("flow_states.db")) if path is None else path
+
+
+@hookimpl
+def crewai_native_health() -> Iterator[Check]:
+    """Whether the files at the default places can be read."""
+    from crewai_native.health import error, ok
+    from crewai_native_db import DatabaseError, _native, location, replay
+
+    files: dict[str, _native.FlowStore | _native.ReplayStore] = {
+        "flow states": _native.FlowStore(flow_path(), durable=True),
+        "replay log": _native.ReplayStore(location.default_path(replay.FILE_NAME), durable=True),
+    }
+    for name, file in files.items():
+        try:
+            totals = file.totals()
+        except (DatabaseError, OSError) as failure:
+            yield error(name, str(failure))
+        else:
+            counts = ", ".join(f"{count} {what}" for what, count in totals.items())
+            yield ok(name, f"{file.path}: {counts}")
+
+
+@hookimpl
+def crewai_native_metrics() -> dict[str, float]:
+    """What this process has done with the files at the default places."""
+    from crewai_native_db import _native, location, replay
+
+    files: dict[str, _native.FlowStore | _native.ReplayStore] = {
+        "flow": _native.FlowStore(flow_path(), durable=True),
+        "replay": _native.ReplayStore(location.default_path(replay.FILE_NAME), durable=True),
+    }
+    return {
+        f"db.{name}.{what}": float(count)
+        for name, file in files.items()
+        for what, count in file.statistics().items()
+    }
+
+
+@hookimpl
+def crewai_native_cli(app: typer.Typer) -> None:
+    """Adds ``crewai-native db``."""
+    from crewai_native_db import cli
+
+    app.add_typer(cli.app, name="db")
 
 
 @hookimpl

@@ -1,0 +1,151 @@
+"""``crewai-native db``: looking after flow states and replay logs. All of it works in use."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator  # noqa: TC003 - typer evaluates the annotations
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from crewai_native.cli import _console
+from crewai_native_db import DatabaseError, _native, exports, location, plugin
+
+app = typer.Typer(help="Look after flow states and replay logs: sizes, checks, pruning, copies.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+States = Annotated[
+    Path | None,
+    typer.Option("--store", help="The file of flow states; the configured one if absent."),
+]
+Replay = Annotated[
+    Path | None, typer.Option("--replay", help="The replay log; CrewAI's default place if absent.")
+]
+_DAY = 86_400 * 10**6
+
+
+@app.command()
+def stats(store: States = None, replay: Replay = None, as_json: AsJson = False) -> None:
+    """Show what the files hold and how much room they take."""
+    with _told():
+        found: dict[str, dict[str, Any]] = {}
+        for name, file in _files(store, replay).items():
+            size = sum(
+                part.stat().st_size
+                for part in (file.path, Path(f"{file.path}-wal"))
+                if part.exists()
+            )
+            found[name] = {"path": str(file.path), **file.totals(), "file_bytes": size}
+    if as_json:
+        _console.write_json(found)
+        return
+    for name, rows in found.items():
+        table = _console.table(name, "")
+        for key, value in rows.items():
+            table.add_row(key, str(value))
+        _console.stdout().print(table)
+
+
+@app.command()
+def check(store: States = None, replay: Replay = None, as_json: AsJson = False) -> None:
+    """Read everything. Exit status 1 when something cannot be read."""
+    with _told():
+        found = {name: file.check() for name, file in _files(store, replay).items()}
+    if as_json:
+        _console.write_json(found)
+    else:
+        for name, problems in found.items():
+            for problem in problems:
+                _console.stdout().print(f"{name}: {problem}")
+            if not problems:
+                _console.stdout().print(f"{name}: all of it can be read")
+    raise typer.Exit(1 if any(found.values()) else 0)
+
+
+@app.command()
+def prune(
+    store: States = None,
+    replay: Replay = None,
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="States of each flow to keep, the newest.")
+    ] = None,
+    older_than: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="DAYS", help="Drop flows untouched for so many days."),
+    ] = None,
+    keep_runs: Annotated[
+        int | None, typer.Option(min=1, help="Runs of each project to keep in the replay log.")
+    ] = None,
+) -> None:
+    """Drop what is old. Flows that wait for an answer are kept; `vacuum` frees the space."""
+    if keep is None and older_than is None and keep_runs is None:
+        raise typer.BadParameter("say what to drop: --keep, --older-than or --keep-runs")
+    with _told():
+        files = _files(store, replay)
+        before = None if older_than is None else time.time_ns() // 1000 - round(older_than * _DAY)
+        if keep is not None or before is not None:
+            states = files["flow states"].prune(keep=keep, before=before)
+            _console.stdout().print(f"{states} states dropped")
+        if keep_runs is not None:
+            _console.stdout().print(f"{files['replay log'].prune(keep_runs)} runs dropped")
+
+
+@app.command()
+def vacuum(store: States = None, replay: Replay = None) -> None:
+    """Rewrite the files without the space that was freed."""
+    with _told():
+        for file in _files(store, replay).values():
+            file.vacuum()
+
+
+@app.command()
+def export(
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="Where to write; lines of JSON on standard output if absent."),
+    ] = None,
+    store: States = None,
+    flow: Annotated[str | None, typer.Option(help="Only the flow of this id.")] = None,
+    stock: Annotated[
+        bool, typer.Option("--stock", help="A file that CrewAI's own persistence opens.")
+    ] = False,
+) -> None:
+    """Write the states of flows, as lines of JSON or as a file of CrewAI's own."""
+    with _told():
+        states = _native.FlowStore(_states(store), True)
+        if stock:
+            if file is None:
+                raise typer.BadParameter("--stock needs a file to write")
+            count = exports.as_stock(states, file, flow)
+        elif file is None:
+            count = exports.as_lines(states, sys.stdout, flow)
+        else:
+            with file.open("x", encoding="utf-8") as out:
+                count = exports.as_lines(states, out, flow)
+    if file is not None:
+        _console.stdout().print(f"{count} states written to {file}")
+
+
+def _states(store: Path | None) -> str | Path:
+    return store if store is not None else plugin.flow_path()
+
+
+def _files(store: Path | None, replay: Path | None) -> dict[str, Any]:
+    log = replay if replay is not None else location.default_path("replay.db")
+    return {
+        "flow states": _native.FlowStore(_states(store), True),
+        "replay log": _native.ReplayStore(log, True),
+    }
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """One line for what is wrong with a file."""
+    try:
+        yield
+    except (DatabaseError, OSError) as error:
+        _console.complain(str(error))
+        raise typer.Exit(1) from error

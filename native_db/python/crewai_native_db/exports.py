@@ -1,0 +1,97 @@
+"""Copies of the states of flows: as lines of JSON, and as a file of CrewAI's own."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import IO, TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from crewai_native_db import _native
+
+_ALL: Final = 2**62
+_TABLES: Final = """
+CREATE TABLE flow_states (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    flow_uuid TEXT NOT NULL,
+    method_name TEXT NOT NULL,
+    timestamp DATETIME NOT NULL,
+    state_json TEXT NOT NULL
+);
+CREATE INDEX idx_flow_states_uuid ON flow_states(flow_uuid);
+CREATE TABLE pending_feedback (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    flow_uuid TEXT NOT NULL UNIQUE,
+    context_json TEXT NOT NULL,
+    state_json TEXT NOT NULL,
+    created_at DATETIME NOT NULL
+);
+CREATE INDEX idx_pending_feedback_uuid ON pending_feedback(flow_uuid);
+"""
+
+
+def _states(store: _native.FlowStore, flow: str | None) -> Iterator[tuple[int, str, str, str, str]]:
+    """(number, flow, method, time, JSON) of each state, flow by flow, oldest first."""
+    for uuid in store.flows() if flow is None else [flow]:
+        for number, method, saved_at, _, _ in reversed(store.history(uuid, _ALL)):
+            text = store.load_at(number)
+            # Pruned by somebody else meanwhile.
+            if text is not None:
+                yield number, uuid, method, _moment(saved_at), text
+
+
+def _moment(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds / 10**6, UTC).isoformat()
+
+
+def as_lines(store: _native.FlowStore, out: IO[str], flow: str | None = None) -> int:
+    """Write one JSON object for each state: ``flow``, ``method``, ``saved_at``, ``state``.
+
+    Returns:
+        The number of states.
+    """
+    count = 0
+    for _, uuid, method, moment, text in _states(store, flow):
+        head = json.dumps({"flow": uuid, "method": method, "saved_at": moment})
+        out.write(f'{head[:-1]}, "state": {text}}}\n')
+        count += 1
+    return count
+
+
+def as_stock(store: _native.FlowStore, file: Path, flow: str | None = None) -> int:
+    """Write a file that CrewAI's ``SQLiteFlowPersistence`` opens, pending feedback included.
+
+    Returns:
+        The number of states.
+
+    Raises:
+        FileExistsError: There is such a file.
+    """
+    # Claimed by its creation: nobody's file is written over.
+    file.open("x").close()
+    states = sorted(_states(store, flow))
+    pending: list[tuple[Any, ...]] = []
+    for uuid in store.flows() if flow is None else [flow]:
+        found = store.load_pending(uuid)
+        if found is not None:
+            state, context = found
+            moment = json.loads(context).get("requested_at")
+            pending.append((uuid, context, state, moment or _moment(0)))
+    with closing(sqlite3.connect(file)) as db, db:
+        db.executescript(_TABLES)
+        db.executemany(
+            "INSERT INTO flow_states (flow_uuid, method_name, timestamp, state_json)"
+            " VALUES (?, ?, ?, ?)",
+            (row[1:] for row in states),
+        )
+        db.executemany(
+            "INSERT INTO pending_feedback (flow_uuid, context_json, state_json, created_at)"
+            " VALUES (?, ?, ?, ?)",
+            pending,
+        )
+    return len(states)

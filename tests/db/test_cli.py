@@ -1,0 +1,147 @@
+"""``crewai-native db``, and what the plug-in says of itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from crewai.flow.async_feedback.types import PendingFeedbackContext
+from crewai.flow.persistence.sqlite import SQLiteFlowPersistence
+from typer.testing import CliRunner
+
+from crewai_native import ConfigurationError
+from crewai_native_db import cli, options, plugin, replay
+from crewai_native_db.persistence import NativeFlowPersistence
+
+
+@pytest.fixture
+def saved(crewai_home):
+    store = NativeFlowPersistence()
+    for n in range(10):
+        store.save_state("f", f"m{n}", {"n": n, "ö": "\ud800"})
+        store.save_state("g", "m", {"n": -n})
+    context = PendingFeedbackContext("g", "m.G", "asked", {}, "really?")
+    store.save_pending_feedback("g", context, {"n": 99})
+    return store
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, list(map(str, arguments)))
+
+
+def test_stats_and_check(saved):
+    done = run("stats", "--json")
+    found = json.loads(done.stdout)["flow states"]
+    assert (found["flows"], found["states"], found["pending"]) == (2, 21, 1)
+    assert found["path"] == str(saved._store.path)
+    assert found["file_bytes"] > 0
+    assert "21" in run("stats").stdout
+    assert run("check").exit_code == 0
+
+
+def test_prune_and_vacuum(saved):
+    done = run("prune", "--keep", 2)
+    assert done.exit_code == 0, done.output
+    assert "states dropped" in done.stdout
+    assert saved.load_state("f")["n"] == 9
+    assert len(saved._store.history("f", 100)) <= 4
+    assert run("vacuum").exit_code == 0
+    assert run("check").exit_code == 0
+    assert run("prune").exit_code == 2
+    assert run("prune", "--older-than", 0).exit_code == 0
+    assert saved._store.flows() == ["g"]
+
+
+def test_export_as_lines(saved, tmp_path):
+    out = tmp_path / "states.jsonl"
+    assert run("export", out).exit_code == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(x["flow"], x["method"], x["state"]["n"]) for x in lines if x["flow"] == "f"] == [
+        ("f", f"m{n}", n) for n in range(10)
+    ]
+    assert len(lines) == 21
+    assert run("export", "--flow", "f").stdout.count("\n") == 10
+    again = run("export", out)
+    assert again.exit_code == 1
+    assert len(out.read_text().splitlines()) == 21
+
+
+def test_an_export_for_stock_is_what_stock_would_have_stored(saved, tmp_path):
+    out = tmp_path / "stock.db"
+    assert run("export", out, "--stock").exit_code == 0
+    stock = SQLiteFlowPersistence(str(out))
+    for flow in ("f", "g"):
+        assert stock.load_state(flow) == saved.load_state(flow)
+    assert stock.load_pending_feedback("g") == saved.load_pending_feedback("g")
+    back = NativeFlowPersistence(str(tmp_path / "back.db"), import_from=str(out))
+    assert back.load_state("f") == saved.load_state("f")
+    assert run("export", out, "--stock").exit_code == 1
+    assert run("export", "--stock").exit_code == 2
+
+
+def test_what_cannot_be_read_is_told_and_fails(saved):
+    saved.close()
+    Path(saved.db_path).write_text("Dear diary")
+    for command in ("stats", "check", "vacuum"):
+        assert run(command).exit_code == 1
+    states, log = plugin.crewai_native_health()
+    assert states.health == "error"
+    assert saved.db_path in states.detail
+    assert log.health == "ok"
+
+
+def test_health_and_metrics_of_what_is_there(saved):
+    states, _ = plugin.crewai_native_health()
+    assert states.health == "ok"
+    assert "21 states" in states.detail
+    assert plugin.crewai_native_metrics()["db.flow.writes"] >= 21
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"synchronous": "normal"}, {"synchronous": "normal"}),
+        ({"keep": "5", "keep_runs": 7}, {"keep": 5, "keep_runs": 7}),
+        ({"strict": "1"}, {"strict": True}),
+        ({"strict": False}, {"strict": False}),
+    ],
+)
+def test_options_are_read_from_files_and_from_the_environment(given, expected):
+    assert options.check(given) == expected
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"synchronous": "off"},
+        {"keep": 0},
+        {"keep": True},
+        {"strict": "maybe"},
+        {"path": ""},
+        {"x": 1},
+    ],
+)
+def test_an_option_that_means_nothing_is_an_error(given):
+    with pytest.raises(ConfigurationError, match=next(iter(given))):
+        plugin.crewai_native_configure(given)
+
+
+def test_the_plugin_hands_out_what_is_configured(tmp_path, crewai_home):
+    plugin.crewai_native_configure({"path": str(tmp_path / "f.db"), "keep": 3, "keep_runs": 2})
+    try:
+        store = plugin.crewai_native_flow_persistence()
+        assert (store.db_path, store.keep) == (str(tmp_path / "f.db"), 3)
+        log = plugin.crewai_native_replay_store()
+        assert isinstance(log, replay.ReplayStore)
+        assert log._keep == 2
+    finally:
+        plugin.crewai_native_configure({})
+
+
+def test_importing_the_package_imports_neither_crewai_nor_pydantic():
+    code = "import sys, crewai_native_db, crewai_native_db.plugin; print('crewai' in sys.modules, 'pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"]
