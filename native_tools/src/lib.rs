@@ -1,10 +1,13 @@
 //! Schemas and results of CrewAI's tools, computed once and kept within bounds.
 //!
 //! [`results`] keeps what tools returned, under the spelling of their arguments that [`canonical`]
-//! gives; [`similarity`] finds the tool that a misspelt name means. [`python`] is the thin layer that
-//! CrewAI sees, and the only one that knows about Python.
+//! gives; [`similarity`] finds the tool that a misspelt name means. [`loops`] and [`quota`] say when
+//! an agent's calls go round in circles and when a tool was called often enough. [`python`] is the
+//! thin layer that CrewAI sees, and the only one that knows about Python.
 
 pub mod canonical;
+pub mod loops;
 pub mod python;
+pub mod quota;
 pub mod results;
 pub mod similarity;

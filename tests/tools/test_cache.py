@@ -24,6 +24,8 @@ from crewai_native_tools._native import totals
 from crewai_native_tools.cache import result_cache
 from crewai_native_tools.options import Options, PerTool
 
+pytestmark = pytest.mark.matrix
+
 
 class Clock:
     def __init__(self):
