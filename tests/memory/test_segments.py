@@ -316,3 +316,32 @@ def test_a_directory_that_cannot_be_written_costs_no_answer(store, place):
         time.sleep(0.01)
     assert f"{place}-codes" in store.holdings()[2]
     agree(store, set(range(ROWS)))
+
+
+def test_filters_on_metadata_follow_every_change(store):
+    def put(n, metadata):
+        batch = _native.Batch()
+        batch.add(f"r{n}", "t", "/", [], metadata, 0.5, n, n, None, False, VECTORS[n])
+        store.save(batch)
+
+    def found(wanted):
+        return set(search(store, VECTORS[0], metadata=wanted))
+
+    fill(store, 0, ROWS)
+    for n in range(6):
+        put(n, f'{{"k": {n % 2}, "nested": {{"a": [{n}], "b": 1}}}}')
+    for _ in range(2):
+        for _ in range(2):  # once from the file, once from memory
+            assert found('{"k": 1}') == found('{"k": 1.0}') == {"r1", "r3", "r5"}
+            assert found('{"nested": {"b": true, "a": [2]}}') == {"r2"}
+            assert found('{"k": 0, "nested": {"a": [4], "b": 1}}') == {"r4"}
+            assert found('{"k": "1"}') == set()
+            assert found('{"k": null}').isdisjoint(f"r{n}" for n in range(6))
+            assert len(found('{"k": null}')) == 10
+        store.optimize()
+        store.close()
+    put(1, '{"k": 2}')
+    put(7, '{"k": 1}')
+    store.delete(record_ids=["r3"])
+    assert found('{"k": 1}') == {"r5", "r7"}
+    assert found('{"k": 2}') == {"r1"}

@@ -12,17 +12,17 @@ use rusqlite::{Connection, Transaction};
 use crate::vector::{Bitmap, Segment};
 
 use super::error::{Result, StoreError};
-use super::filter::Filter;
+use super::filter::{Filter, has_metadata};
 use super::groups::Groups;
 use super::mirror::{Mirror, Request};
-use super::process::Process;
+use super::process::{Process, Scan};
 use super::queue::WriterQueue;
 use super::read::{self, ScopeInfo};
 use super::record::Record;
 use super::schema;
 use super::scope::ROOT;
 use super::snapshot;
-use super::write::Write;
+use super::write::{Write, unreadable};
 
 /// Idle connections kept for readers; more are opened when more threads read, and closed after.
 const IDLE_READERS: usize = 8;
@@ -174,7 +174,7 @@ impl Engine {
     pub fn search(&self, request: &Request<'_>) -> Result<Vec<(Record, f64)>> {
         self.read(Vec::new(), |link| {
             // Before any lock: whoever waits here holds nobody up.
-            let _scan = Process::current().scan();
+            let scan = Process::current().scan();
             let mut tries = 0;
             loop {
                 // The transaction must not be older than the mirror, or catching up would go
@@ -182,7 +182,7 @@ impl Engine {
                 let shared = self.mirror.read().unwrap_or_else(PoisonError::into_inner);
                 let transaction = link.begin()?;
                 if shared.0 == Some(link.identity) && shared.1.is_current(&transaction)? {
-                    return self.find(&shared.1, &transaction, request);
+                    return self.find(&shared.1, &transaction, request, &scan);
                 }
                 drop(transaction);
                 drop(shared);
@@ -201,7 +201,7 @@ impl Engine {
                 }
                 tries += 1;
                 if tries == OPTIMISTIC_TRIES {
-                    return self.find(&own.1, &transaction, request);
+                    return self.find(&own.1, &transaction, request, &scan);
                 }
             }
         })
@@ -405,6 +405,7 @@ impl Engine {
         mirror: &Mirror,
         connection: &Connection,
         request: &Request<'_>,
+        scan: &Scan<'_>,
     ) -> Result<Vec<(Record, f64)>> {
         if let Some(stored) = mirror.dimension()
             && stored != request.query.dimension()
@@ -417,11 +418,23 @@ impl Engine {
         let metric = request.query.metric();
         let groups =
             |segment: &Segment, deleted: &Bitmap| self.groups(segment.path(), metric, deleted);
-        mirror
-            .search(connection, request, &groups)?
-            .into_iter()
-            .map(|(score, record)| Ok((read::by_row(connection, record)?, score)))
-            .collect()
+        let search = |trust| {
+            mirror
+                .search(connection, request, trust, scan.may_spread(), &groups)?
+                .into_iter()
+                .map(|(score, record)| Ok((read::by_row(connection, record)?, score)))
+                .collect::<Result<Vec<_>>>()
+        };
+        let found = search(true)?;
+        if let Some(wanted) = &request.filter.metadata {
+            for (record, _) in &found {
+                if !has_metadata(&record.metadata, wanted).map_err(unreadable)? {
+                    // Two values with one hash: once in a lifetime, and wrong all the same.
+                    return search(false);
+                }
+            }
+        }
+        Ok(found)
     }
 }
 

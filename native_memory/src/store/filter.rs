@@ -77,10 +77,14 @@ pub fn has_category(categories: &str, wanted: &[String]) -> serde_json::Result<b
 
 /// Whether `metadata` (a JSON object) has every value of `wanted`.
 pub fn has_metadata(metadata: &str, wanted: &Map<String, Value>) -> serde_json::Result<bool> {
-    let object: Map<String, Value> = parse(metadata)?;
-    Ok(wanted
+    Ok(has_values(&parse(metadata)?, wanted))
+}
+
+/// Whether parsed metadata has every value of `wanted`.
+pub fn has_values(metadata: &Map<String, Value>, wanted: &Map<String, Value>) -> bool {
+    wanted
         .iter()
-        .all(|(key, value)| equal(object.get(key).unwrap_or(&Value::Null), value)))
+        .all(|(key, value)| equal(metadata.get(key).unwrap_or(&Value::Null), value))
 }
 
 /// Parses JSON as Python writes it, that is with bare `NaN` and `Infinity`.
@@ -118,7 +122,7 @@ pub fn parse(text: &str) -> serde_json::Result<Map<String, Value>> {
 }
 
 /// Equality as Python sees it: `1 == 1.0 == True`, and the order of keys does not matter.
-fn equal(a: &Value, b: &Value) -> bool {
+pub(super) fn equal(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Array(a), Value::Array(b)) => {
             a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b))
@@ -129,28 +133,39 @@ fn equal(a: &Value, b: &Value) -> bool {
                     .all(|(key, a)| b.get(key).is_some_and(|b| equal(a, b)))
         }
         (Value::Bool(_) | Value::Number(_), Value::Bool(_) | Value::Number(_)) => {
-            match (integer(a), integer(b)) {
-                (Some(a), Some(b)) => a == b,
-                _ => float(a) == float(b),
-            }
+            number(a) == number(b)
         }
         _ => a == b,
     }
 }
 
-fn integer(value: &Value) -> Option<i128> {
-    match value {
-        Value::Bool(truth) => Some(i128::from(*truth)),
-        Value::Number(n) => n
-            .as_i64()
-            .map(i128::from)
-            .or_else(|| n.as_u64().map(i128::from)),
-        _ => None,
-    }
+/// A number such that equal ones have one form.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Number {
+    /// Every whole number, however it is written, that fits.
+    Integer(i128),
+    /// All others.
+    Float(f64),
 }
 
-fn float(value: &Value) -> Option<f64> {
-    integer(value).map_or_else(|| value.as_f64(), |i| Some(i as f64))
+/// The number that a value is to Python, to which a bool is one.
+pub(super) fn number(value: &Value) -> Option<Number> {
+    if let Value::Bool(truth) = value {
+        return Some(Number::Integer(i128::from(*truth)));
+    }
+    if let Some(whole) = value.as_i64() {
+        return Some(Number::Integer(i128::from(whole)));
+    }
+    if let Some(whole) = value.as_u64() {
+        return Some(Number::Integer(i128::from(whole)));
+    }
+    let float = value.as_f64()?;
+    // Below 2^126 the conversion is exact.
+    Some(if float.fract() == 0.0 && float.abs() < 8.5e37 {
+        Number::Integer(float as i128)
+    } else {
+        Number::Float(float)
+    })
 }
 
 #[cfg(test)]
@@ -180,6 +195,11 @@ mod tests {
             r#"{"k": 9007199254740993}"#,
             json!({"k": 9_007_199_254_740_992_i64})
         ));
+        assert!(!matches(
+            r#"{"k": 9007199254740993}"#,
+            json!({"k": 9_007_199_254_740_992.0})
+        ));
+        assert!(matches(r#"{"k": 1e30}"#, json!({"k": 1e30})));
     }
 
     #[test]

@@ -8,18 +8,21 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use crewai_native_sdk::pool::Pool;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
+use serde_json::{Map, Value};
 
 use crate::vector::{
-    Bitmap, CodeBlock, Hit, NEIGHBOURS, Partitions, Query, RowRef, ScanBlock, SealSource, Search,
-    Segment, SegmentError, Tail,
+    Bitmap, Candidates, Chunk, CodeBlock, Hit, NEIGHBOURS, Partitions, Query, RowRef, ScanBlock,
+    SealSource, Search, Segment, SegmentError, Tail,
 };
 
 use super::error::{Result, StoreError};
-use super::filter::{Filter, Visibility, has_metadata};
+use super::filter::{Filter, Visibility, has_values, parse};
 use super::groups::GROUP_ROWS;
+use super::metadata::MetadataColumns;
 use super::read::damaged;
 use super::record::vector_from_bytes;
 use super::scope::ROOT;
@@ -31,6 +34,9 @@ const NONE: u32 = u32::MAX;
 /// Rows in memory from which sealing them pays; reading so many takes some 20 ms when a store is
 /// opened.
 const SEAL_ROWS: usize = 2048;
+
+/// Threads that share a large search.
+static SCANNERS: Pool = Pool::new("crewai-native-scan");
 
 /// What is searched for.
 #[derive(Clone, Copy)]
@@ -69,6 +75,7 @@ struct Part {
     codes: Codes,
     deleted: Bitmap,
     columns: Columns,
+    metadata: Mutex<MetadataColumns>,
 }
 
 /// Where the codes of a part are.
@@ -210,6 +217,7 @@ impl Mirror {
                     sources: part.sources,
                     private: bitmap(part.private),
                 },
+                metadata: Mutex::default(),
             })
         });
         if let Some(parts) = parts.collect::<Option<Vec<Part>>>() {
@@ -399,6 +407,8 @@ impl Mirror {
             match (known, live) {
                 (Some((part, at)), true) => {
                     let entry = self.resolve(&entry(row, 0)?)?;
+                    let metadata = self.parts[part].metadata.get_mut();
+                    metadata.unwrap_or_else(PoisonError::into_inner).forget(at);
                     self.parts[part].columns.set(at, &entry);
                     self.parts[part].deleted.remove(at);
                 }
@@ -418,6 +428,7 @@ impl Mirror {
                 codes: Codes::Memory(tail),
                 deleted: Bitmap::new(),
                 columns: Columns::default(),
+                metadata: Mutex::default(),
             });
         }
         if let Some(part) = self.parts.last_mut()
@@ -465,12 +476,15 @@ impl Mirror {
     }
 
     /// The best records that match, as (score, row in `records`), best first; equal scores by id.
-    /// `connection` must see the mirror's state. Where the search may be approximate, `groups`
-    /// gives those of a segment, if they are there.
+    /// `connection` must see the mirror's state. With `trust`, a hash stands for metadata:
+    /// whoever asks so looks at what the records have. With `spread` it may use every
+    /// processor. Where it may be approximate, `groups` gives those of a segment, if they are there.
     pub fn search(
         &self,
         connection: &Connection,
         request: &Request<'_>,
+        trust: bool,
+        spread: bool,
         groups: &dyn Fn(&Segment, &Bitmap) -> Option<Arc<Partitions>>,
     ) -> Result<Vec<(f64, i64)>> {
         let &Request {
@@ -497,7 +511,7 @@ impl Mirror {
                 if approximate {
                     part.nearest(query, k, groups)
                 } else {
-                    self.select(connection, part, filter)
+                    self.select(connection, part, filter, trust)
                 }
             })
             .collect::<Result<Vec<Option<Bitmap>>>>()?;
@@ -521,7 +535,8 @@ impl Mirror {
         })?;
         let mut vectors = Vectors::new(connection)?;
         let ids = Ids::new(connection)?;
-        let found = search.run(
+        let found = search.finish(
+            scan(&search, spread && search.is_large()),
             |_, id, into: &mut [f32]| vectors.copy(id, into),
             |a: &Hit, b: &Hit| ids.compare(record(a.at), record(b.at)),
         )?;
@@ -538,12 +553,14 @@ impl Mirror {
         (self.dimension > 0).then_some(self.dimension)
     }
 
-    /// The rows of a part that match, or `None` for all.
+    /// The rows of a part that match, or `None` for all. With `trust`, rows whose metadata hashes
+    /// as the wanted does are taken to have it.
     fn select(
         &self,
         connection: &Connection,
         part: &Part,
         filter: &Filter,
+        trust: bool,
     ) -> Result<Option<Bitmap>> {
         let columns = &part.columns;
         let rows = columns.records.len();
@@ -590,22 +607,39 @@ impl Mirror {
             });
         }
         if let Some(wanted) = &filter.metadata {
-            // Last, because it reads rows: only those that everything else allows.
+            // Last, because it may read rows: only those that everything else allows.
+            let mut matching = Bitmap::new();
+            let admitted = |row: &usize| {
+                selected.as_ref().is_none_or(|some| some.contains(*row))
+                    && !part.deleted.contains(*row)
+            };
             let mut statement =
                 connection.prepare_cached("SELECT metadata FROM records WHERE record = ?1")?;
-            let mut matching = Bitmap::new();
-            for row in 0..rows {
-                let passed = selected.as_ref().is_none_or(|some| some.contains(row));
-                if !passed || part.deleted.contains(row) {
-                    continue;
-                }
-                let fits = statement.query_row([columns.records[row]], |found| {
-                    Ok(has_metadata(found.get_ref(0)?.as_str()?, wanted))
-                })?;
-                if fits.map_err(|error| damaged(format!("metadata: {error}")))? {
+            let mut read = |row: usize| -> Result<Map<String, Value>> {
+                let mut rows = statement.query([columns.records[row]])?;
+                let found = rows
+                    .next()?
+                    .ok_or_else(|| damaged("a record is missing".into()))?;
+                let text = found.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
+                parse(text).map_err(|error| damaged(format!("metadata: {error}")))
+            };
+            let mut known = part.metadata.lock().unwrap_or_else(PoisonError::into_inner);
+            let hashes = known.prepare(wanted, rows);
+            for row in (0..rows).filter(admitted) {
+                let fits = match known.fits(row, &hashes) {
+                    Some(false) => false,
+                    Some(true) if trust => true,
+                    _ => {
+                        let metadata = read(row)?;
+                        known.read(row, &metadata);
+                        has_values(&metadata, wanted)
+                    }
+                };
+                if fits {
                     matching.insert(row);
                 }
             }
+            drop(known);
             selected = Some(matching);
         }
         Ok(selected)
@@ -850,6 +884,24 @@ fn entry(row: &Row<'_>, from: usize) -> rusqlite::Result<Entry> {
     })
 }
 
+/// Goes over the codes, in this thread alone or with every processor.
+fn scan(search: &Search<'_>, spread: bool) -> Vec<Candidates> {
+    let some = |chunks: &[Chunk]| {
+        let mut found = Candidates::default();
+        for chunk in chunks {
+            search.scan(chunk, &mut found);
+        }
+        found
+    };
+    let chunks = search.chunks();
+    if !spread {
+        return vec![some(&chunks)];
+    }
+    // Some parts for each thread, so that one that is held up leaves its share to the others.
+    let size = chunks.len().div_ceil(4 * SCANNERS.threads());
+    SCANNERS.map_chunks(&chunks, size, |_, chunks| some(chunks))
+}
+
 /// The rows below `rows` that pass, as a set.
 fn pack(rows: usize, test: &dyn Fn(usize) -> bool) -> Bitmap {
     let mut set = Bitmap::new();
@@ -889,4 +941,38 @@ fn file_name(path: &Path) -> String {
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vector::Metric;
+    use crate::vector::scan::tests::noise;
+
+    #[test]
+    fn a_search_finds_the_same_with_every_processor() {
+        let mut tail = Tail::new(8, true).unwrap();
+        for row in 0..40_000 {
+            tail.append(row, &noise(row as u64 % 20_000, 8)).unwrap();
+        }
+        let odd: Bitmap = (1..40_000).step_by(2).collect();
+        for filter in [None, Some(odd.words())] {
+            let blocks = [ScanBlock {
+                block: tail.block(),
+                filter,
+                deleted: None,
+            }];
+            for seed in 0..20 {
+                let query = Query::new(&noise(seed + 50_000, 8), Metric::L2).unwrap();
+                let search = Search::new(&blocks, &query, 10, None).unwrap();
+                let [one, all] = [false, true].map(|spread| {
+                    let no_fetch = |_, _, _: &mut [f32]| Ok::<_, ()>(());
+                    let by_row = |a: &Hit, b: &Hit| a.at.cmp(&b.at);
+                    let found = search.finish(scan(&search, spread), no_fetch, by_row);
+                    found.unwrap().hits
+                });
+                assert_eq!(one, all);
+            }
+        }
+    }
 }

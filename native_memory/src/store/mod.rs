@@ -3,7 +3,7 @@
 //! Data flows one way. [`record`] and [`filter`] say what is stored and asked for; [`write`]
 //! changes the file ([`schema`]) in transactions, one writer at a time ([`queue`]); [`read`]
 //! answers from tables; [`mirror`] follows the file's changes and searches, beginning with a
-//! [`snapshot`] that [`seal`] made, and in [`groups`] if it may be approximate; [`engine`] puts them
+//! [`snapshot`] that [`seal`] made, and in [`groups`] if it may be approximate, and knows `metadata` by hashes; [`engine`] puts them
 //! together for one file, and [`care`], [`text`] and [`reembed`] give it what is not needed every
 //! day; [`process`] shares engines and takes them through a fork. Nothing here knows about Python.
 
@@ -12,6 +12,7 @@ pub mod engine;
 pub mod error;
 pub mod filter;
 pub mod groups;
+mod metadata;
 pub mod mirror;
 pub mod process;
 pub mod queue;

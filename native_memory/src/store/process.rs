@@ -29,11 +29,19 @@ pub struct Process {
     engines: Mutex<HashMap<PathBuf, Weak<Engine>>>,
     gate: Mutex<Gate>,
     changed: Condvar,
-    /// How many more searches may run at once.
-    scans: Mutex<usize>,
+    /// How many searches may run at once.
+    scan_limit: usize,
+    scans: Mutex<Scans>,
     scanned: Condvar,
     background: Mutex<Background>,
     ended: Condvar,
+}
+
+/// Searches of a process.
+#[derive(Debug, Default)]
+struct Scans {
+    running: usize,
+    waiting: usize,
 }
 
 /// Threads that nobody waits for, but the end of the process.
@@ -82,7 +90,8 @@ impl Process {
             engines: Mutex::default(),
             gate: Mutex::default(),
             changed: Condvar::new(),
-            scans: Mutex::new(scans_at_once()),
+            scan_limit: scans_at_once(),
+            scans: Mutex::default(),
             scanned: Condvar::new(),
             background: Mutex::default(),
             ended: Condvar::new(),
@@ -124,15 +133,21 @@ impl Process {
 
     /// Waits until a processor is free for a search.
     pub fn scan(&self) -> Scan<'_> {
-        let mut free = self.scans.lock().unwrap_or_else(PoisonError::into_inner);
-        while *free == 0 {
-            free = self
+        let mut scans = self.scans();
+        scans.waiting += 1;
+        while scans.running >= self.scan_limit {
+            scans = self
                 .scanned
-                .wait(free)
+                .wait(scans)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        *free -= 1;
+        scans.waiting -= 1;
+        scans.running += 1;
         Scan(self)
+    }
+
+    fn scans(&self) -> MutexGuard<'_, Scans> {
+        self.scans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits while a fork is under way.
@@ -241,10 +256,19 @@ impl Drop for Running {
     }
 }
 
+impl Scan<'_> {
+    /// Whether the search may use every processor: no other one is going on or waiting, and there
+    /// are more than two. Two were measured to be no faster than one, which nearly fills the
+    /// memory's bandwidth, and would leave none to the program.
+    pub fn may_spread(&self) -> bool {
+        let scans = self.0.scans();
+        self.0.scan_limit > 1 && scans.running == 1 && scans.waiting == 0
+    }
+}
+
 impl Drop for Scan<'_> {
     fn drop(&mut self) {
-        let mut free = self.0.scans.lock().unwrap_or_else(PoisonError::into_inner);
-        *free += 1;
+        self.0.scans().running -= 1;
         self.0.scanned.notify_one();
     }
 }
@@ -286,6 +310,32 @@ mod tests {
         assert_eq!(process.background().running, 0);
         process.aside("test", || unreachable!()).unwrap();
         assert_eq!(process.background().running, 0);
+    }
+
+    #[test]
+    fn a_search_spreads_only_where_nobody_is_in_its_way() {
+        let limited = |scan_limit| -> &'static Process {
+            Box::leak(Box::new(Process {
+                scan_limit,
+                ..Process::fresh()
+            }))
+        };
+        assert!(!limited(1).scan().may_spread());
+        let process = limited(2);
+        let scan = process.scan();
+        assert!(scan.may_spread());
+        let second = process.scan();
+        assert!(!scan.may_spread());
+        let third = std::thread::spawn(|| drop(process.scan()));
+        while process.scans().waiting == 0 {
+            std::thread::yield_now();
+        }
+        process.scans().running -= 1; // as if the second had ended, and the third not yet begun
+        assert!(!scan.may_spread());
+        process.scans().running += 1;
+        drop(second);
+        third.join().unwrap();
+        assert!(scan.may_spread());
     }
 
     #[test]
