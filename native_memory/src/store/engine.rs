@@ -247,7 +247,7 @@ impl Engine {
     /// empties the write-ahead log.
     pub fn optimize(&self) -> Result<()> {
         if self.path.exists() {
-            self.seal()?;
+            self.seal(true)?;
             self.remember(Ok(()));
         }
         let _pass = Process::current().enter();

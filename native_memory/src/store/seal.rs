@@ -43,7 +43,7 @@ impl Engine {
         let busy = Busy(engine);
         let started = Process::current().aside("crewai-native-seal", move || {
             let engine = &busy.0;
-            match engine.seal() {
+            match engine.seal(false) {
                 // Whoever opens the store next seals it.
                 Err(StoreError::Stopped) => {}
                 done => engine.remember(done),
@@ -99,30 +99,32 @@ impl Engine {
         }));
     }
 
-    /// Seals now, if there is enough to seal. A fork meanwhile makes it begin again.
-    pub(super) fn seal(&self) -> Result<()> {
+    /// Seals now, if there is enough to seal. A fork meanwhile makes it begin again. While another
+    /// thread or process is sealing the store, it does nothing, or waits and seals what is left.
+    pub(super) fn seal(&self, wait: bool) -> Result<()> {
         let process = Process::current();
         for _ in 0..GIVES_WAY {
-            match self.seal_while(&|| !process.is_ending() && !process.is_forking()) {
+            match self.seal_while(wait, &|| !process.is_ending() && !process.is_forking()) {
                 Err(StoreError::Stopped) if !process.is_ending() => {}
                 done => return done,
             }
         }
-        self.seal_while(&|| !process.is_ending())
+        self.seal_while(wait, &|| !process.is_ending())
     }
 
-    fn seal_while(&self, go_on: &dyn Fn() -> bool) -> Result<()> {
+    fn seal_while(&self, wait: bool, go_on: &dyn Fn() -> bool) -> Result<()> {
         let _pass = Process::current().enter();
         let Some(link) = self.link(READER_CACHE)? else {
             return Ok(());
         };
         let directory = snapshot::directory(self.path());
         let mut mirror = Mirror::new(&directory);
-        let located = |error: StoreError| error.at(self.path());
-        {
+        let catch_up = |mirror: &mut Mirror| {
+            let located = |error: StoreError| error.at(self.path());
             let transaction = link.begin().map_err(located)?;
-            mirror.catch_up(&transaction, go_on).map_err(located)?;
-        }
+            mirror.catch_up(&transaction, go_on).map_err(located)
+        };
+        catch_up(&mut mirror)?;
         if !mirror.wants_sealing() {
             return Ok(());
         }
@@ -131,8 +133,14 @@ impl Engine {
         let lock = File::create(directory.join("lock")).map_err(io)?;
         match lock.try_lock() {
             Ok(()) => {}
+            Err(TryLockError::WouldBlock) if wait => lock.lock().map_err(io)?,
             Err(TryLockError::WouldBlock) => return Ok(()),
             Err(TryLockError::Error(error)) => return Err(io(error)),
+        }
+        // Somebody else may have been first.
+        catch_up(&mut mirror)?;
+        if !mirror.wants_sealing() {
+            return Ok(());
         }
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
