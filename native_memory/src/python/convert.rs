@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyFloat, PyList, PyString, PyTuple};
 
@@ -156,10 +157,7 @@ fn text(value: &Bound<'_, PyAny>, field: &str) -> Result<String, String> {
 fn vector(value: &Bound<'_, PyAny>) -> Result<Box<[f32]>, String> {
     let py = value.py();
     let numbers: Vec<f32> = if let Ok(list) = value.cast::<PyList>() {
-        list.iter()
-            .enumerate()
-            .map(component)
-            .collect::<Result<_, _>>()?
+        floats(list)?
     } else if let Ok(tuple) = value.cast::<PyTuple>() {
         tuple
             .iter()
@@ -201,6 +199,30 @@ fn vector(value: &Bound<'_, PyAny>) -> Result<Box<[f32]>, String> {
         ));
     }
     Ok(numbers.into())
+}
+
+/// The components of a list: nearly always floats, and thousands of them per record.
+fn floats(list: &Bound<'_, PyList>) -> Result<Vec<f32>, String> {
+    let mut numbers = Vec::with_capacity(list.len());
+    for at in 0..list.len() {
+        // SAFETY: the list is alive and this thread is attached. What comes back is borrowed from
+        // the list, or null with an exception set where the list has shrunk meanwhile, which an
+        // item's own conversion to a float could have done. A float that is not of a subclass is
+        // read without running Python, so that the borrowed item outlives its use.
+        let number = unsafe {
+            let item = ffi::PyList_GetItem(list.as_ptr(), at as ffi::Py_ssize_t);
+            (!item.is_null() && ffi::PyFloat_CheckExact(item) != 0)
+                .then(|| ffi::PyFloat_AsDouble(item))
+        };
+        numbers.push(if let Some(number) = number {
+            narrow(at, number)?
+        } else {
+            drop(PyErr::take(list.py()));
+            let item = list.get_item(at).map_err(|error| error.to_string())?;
+            component((at, item))?
+        });
+    }
+    Ok(numbers)
 }
 
 fn component((at, value): (usize, Bound<'_, PyAny>)) -> Result<f32, String> {

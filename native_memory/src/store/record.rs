@@ -64,7 +64,11 @@ pub fn time_checksum(last_accessed: i64) -> u32 {
 
 /// The bytes that a vector is stored as: little-endian float32.
 pub fn vector_bytes(vector: &[f32]) -> Vec<u8> {
-    vector.iter().flat_map(|x| x.to_le_bytes()).collect()
+    let mut bytes = vec![0; size_of_val(vector)];
+    for (four, x) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(vector) {
+        *four = x.to_le_bytes();
+    }
+    bytes
 }
 
 /// The vector that `bytes` hold, or `None` when they are no whole number of floats.

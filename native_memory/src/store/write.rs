@@ -26,7 +26,13 @@ pub struct Write<'c> {
     lineages_by_id: HashMap<i64, Rc<[i64]>>,
     scope_counts: HashMap<i64, i64>,
     set_counts: HashMap<i64, i64>,
-    category_counts: HashMap<(i64, String), i64>,
+    /// By scope and list of categories.
+    category_counts: HashMap<(i64, i64), i64>,
+    /// Lists of categories: ids by list, and lists by id.
+    sets: HashMap<String, i64>,
+    names: HashMap<i64, String>,
+    /// The number of the next new record.
+    next_record: Option<i64>,
 }
 
 /// What must be known about a stored record to take it out of the aggregates.
@@ -56,6 +62,9 @@ impl<'c> Write<'c> {
             scope_counts: HashMap::new(),
             set_counts: HashMap::new(),
             category_counts: HashMap::new(),
+            sets: HashMap::new(),
+            names: HashMap::new(),
+            next_record: None,
         })
     }
 
@@ -187,6 +196,9 @@ impl<'c> Write<'c> {
         self.scope_counts.clear();
         self.set_counts.clear();
         self.category_counts.clear();
+        self.sets.clear();
+        self.names.clear();
+        self.next_record = None;
         // Every index that knows an older state has to begin again.
         self.seq += 1;
         set_meta(&self.transaction, "trimmed", self.seq)?;
@@ -317,11 +329,16 @@ impl<'c> Write<'c> {
             .optional()?)
     }
 
-    fn next_record(&self) -> Result<i64> {
-        Ok(self
-            .transaction
-            .prepare_cached("SELECT coalesce(max(record), 0) + 1 FROM records")?
-            .query_row([], |row| row.get(0))?)
+    fn next_record(&mut self) -> Result<i64> {
+        let next = match self.next_record {
+            Some(next) => next,
+            None => self
+                .transaction
+                .prepare_cached("SELECT coalesce(max(record), 0) + 1 FROM records")?
+                .query_row([], |row| row.get(0))?,
+        };
+        self.next_record = Some(next + 1);
+        Ok(next)
     }
 
     /// Stores the record's vector where it differs from the stored one `old`; gives its id.
@@ -389,18 +406,16 @@ impl<'c> Write<'c> {
     }
 
     fn count(&mut self, stored: &Stored, by: i64) -> Result<()> {
-        let mut names: Vec<String> = serde_json::from_str(&stored.names).map_err(unreadable)?;
-        names.sort_unstable();
-        names.dedup();
+        self.names
+            .entry(stored.categories)
+            .or_insert_with(|| stored.names.clone());
         let lineage = self.lineage_of(stored.scope)?;
         for &scope in lineage.iter() {
             *self.scope_counts.entry(scope).or_default() += by;
-            for name in &names {
-                *self
-                    .category_counts
-                    .entry((scope, name.clone()))
-                    .or_default() += by;
-            }
+            *self
+                .category_counts
+                .entry((scope, stored.categories))
+                .or_default() += by;
         }
         *self.set_counts.entry(stored.categories).or_default() += by;
         Ok(())
@@ -436,7 +451,17 @@ impl<'c> Write<'c> {
                     .execute([set])?;
             }
         }
-        for ((scope, category), by) in self.category_counts.drain().filter(|&(_, by)| by != 0) {
+        let mut by_name: HashMap<(i64, String), i64> = HashMap::new();
+        for ((scope, set), by) in self.category_counts.drain() {
+            let names = self.names.get(&set).map_or("[]", String::as_str);
+            let mut names: Vec<String> = serde_json::from_str(names).map_err(unreadable)?;
+            names.sort_unstable();
+            names.dedup();
+            for name in names {
+                *by_name.entry((scope, name)).or_default() += by;
+            }
+        }
+        for ((scope, category), by) in by_name.into_iter().filter(|&(_, by)| by != 0) {
             transaction
                 .prepare_cached(
                     "INSERT INTO scope_categories (scope, category, records) VALUES (?1, ?2, ?3)
@@ -507,19 +532,24 @@ impl<'c> Write<'c> {
         self.lineage(&path)
     }
 
-    fn category_set(&self, names: &str) -> Result<i64> {
-        let known = self
+    fn category_set(&mut self, names: &str) -> Result<i64> {
+        if let Some(&known) = self.sets.get(names) {
+            return Ok(known);
+        }
+        let stored = self
             .transaction
             .prepare_cached("SELECT id FROM category_sets WHERE names = ?1")?
             .query_row([names], |row| row.get(0))
             .optional()?;
-        Ok(match known {
+        let id = match stored {
             Some(id) => id,
             None => self
                 .transaction
                 .prepare_cached("INSERT INTO category_sets (names, records) VALUES (?1, 0)")?
                 .insert([names])?,
-        })
+        };
+        self.sets.insert(names.to_owned(), id);
+        Ok(id)
     }
 }
 
