@@ -35,6 +35,7 @@ pub type Result<T> = std::result::Result<T, Arc<io::Error>>;
 #[derive(Debug)]
 pub struct NamedLock {
     path: PathBuf,
+    turnstile: PathBuf,
     state: Mutex<State>,
 }
 
@@ -97,8 +98,11 @@ impl NamedLock {
         if locks.len() >= IDLE {
             locks.retain(|_, lock| Arc::strong_count(lock) > 1);
         }
+        let mut turnstile = path.as_os_str().to_owned();
+        turnstile.push("-queue");
         let lock = Arc::new(Self {
             path: path.to_owned(),
+            turnstile: turnstile.into(),
             state: Mutex::default(),
         });
         locks.insert(path.to_owned(), Arc::clone(&lock));
@@ -158,11 +162,12 @@ impl NamedLock {
     /// Takes the lock unless another process has it, or waits for it.
     fn take_now(&self, state: &mut State) -> io::Result<Option<LockFile>> {
         // Where there is no turnstile nobody ever had to wait.
-        match LockFile::open(&self.turnstile(), OpenOptions::new().read(true)) {
+        if self.turnstile.exists() {
+            let turnstile = LockFile::create(&self.turnstile)?;
             // Shared: two who look must not take one another for somebody who waits.
-            Ok(turnstile) if !turnstile.lock(libc::LOCK_SH | libc::LOCK_NB)? => return Ok(None),
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+            if !turnstile.lock(libc::LOCK_SH | libc::LOCK_NB)? {
+                return Ok(None);
+            }
         }
         let file = match state.spare.take() {
             // Unless somebody has tidied up the directory.
@@ -190,7 +195,7 @@ impl NamedLock {
     /// just released it, for ever if it asks in a loop. So one waits for the turnstile, holds it
     /// while waiting for the lock, and whoever wants the lock meanwhile comes behind.
     fn take(&self) -> io::Result<LockFile> {
-        let turnstile = LockFile::create(&self.turnstile())?;
+        let turnstile = LockFile::create(&self.turnstile)?;
         turnstile.lock(libc::LOCK_EX)?;
         let file = LockFile::create(&self.path)?;
         file.lock(libc::LOCK_EX)?;
@@ -247,12 +252,6 @@ impl NamedLock {
             lock: Arc::clone(self),
             pid: std::process::id(),
         }
-    }
-
-    fn turnstile(&self) -> PathBuf {
-        let mut path = self.path.clone().into_os_string();
-        path.push("-queue");
-        path.into()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

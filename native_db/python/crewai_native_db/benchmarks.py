@@ -249,23 +249,21 @@ def _named(name: str, timeout: float) -> Any:
     return NamedLock(name, timeout)
 
 
-def _lock(side: str) -> Callable[[], Any]:
-    name = f"crewai-native-bench-{os.getpid()}"
-    if side == "native":
-
-        def take() -> None:
-            with _named(name, 10):
-                pass
-
-        return take
-
+@contextlib.contextmanager
+def _lock(side: str) -> Iterator[Callable[[], Any]]:
     from crewai_core import lock_store
 
-    def take_stock() -> None:
+    name = f"crewai-native-bench-{os.getpid()}"
+    backend = _named if side == "native" else None
+
+    def take() -> None:
+        # The two sides take turns in one process.
+        lock_store.set_lock_backend(backend)
         with lock_store.lock(name, timeout=10):
             pass
 
-    return take_stock
+    yield take
+    lock_store.set_lock_backend(None)
 
 
 def _handover(_: str) -> Callable[[], Elapsed]:

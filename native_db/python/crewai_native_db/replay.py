@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from crewai_native_db import _native, mirror
@@ -21,6 +22,9 @@ KEEP: Final = 100
 
 _logger = logging.getLogger("crewai_native")
 _FIELDS: Final = ("task_id", "task_key", "expected_output", "output", "inputs", "was_replayed")
+
+
+_live: weakref.WeakSet[ReplayLog] = weakref.WeakSet()
 
 
 class ReplayStore:
@@ -76,6 +80,7 @@ class ReplayLog:
         self._begun = False
         # Tasks of one crew end on several threads; their first outputs begin one run.
         self._lock = threading.Lock()
+        _live.add(self)
 
     def __repr__(self) -> str:
         return f"ReplayLog({self._place!r}, run={self._run})"
@@ -187,6 +192,16 @@ class ReplayLog:
         ):
             return run
         return self._store.add(None, self._place, self._keep, theirs)
+
+
+def _unlock() -> None:
+    # In a forked child: whoever held a lock in the parent is not here to release it.
+    for log in list(_live):
+        log._lock = threading.Lock()  # noqa: SLF001 - of this module
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
 
 
 def _json(value: Any) -> str:
