@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _ENVIRONMENT = {
     "CREWAI_DISABLE_TELEMETRY": "true",
-    "CREWAI_DISABLE_VERSION_CHECK": "true",
     "CREWAI_TESTING": "true",
     "CREWAI_TRACING_ENABLED": "false",
     "OTEL_SDK_DISABLED": "true",
@@ -38,6 +37,9 @@ _ENVIRONMENT = {
     "AZURE_API_VERSION": "2024-02-15-preview",
     "AZURE_ENDPOINT": "https://fake-azure-endpoint.openai.azure.com",
     "GEMINI_API_KEY": "none",
+    # It fetches prices while it is imported. Where that fails, inside whichever test happens to
+    # come first, CrewAI counts litellm as missing until the process ends.
+    "LITELLM_LOCAL_MODEL_COST_MAP": "true",
     "OPENAI_API_KEY": "none",
     "OPENAI_API_VERSION": "2024-02-15-preview",
     "OPENROUTER_API_KEY": "none",
