@@ -192,11 +192,11 @@ def main() -> int:
             "known" if test in reasons else "UNEXPLAINED" if test in unexplained else "by chance"
         )
         ends = " -> ".join(run.outcomes.get(test, "missing") for run in (stock, bound))
-        console.print(f"{label}: {test}: {ends}", markup=False, highlight=False)
+        console.print(f"{label}: {test}: {ends}", markup=False, highlight=False, soft_wrap=True)
         why = reasons.get(test) or bound.why.get(test) or stock.why.get(test, "")
-        console.print(f"    {why}", markup=False, highlight=False)
+        console.print(f"    {why}", markup=False, highlight=False, soft_wrap=True)
     for test in stale:
-        console.print(f"listed as a known difference, but ends alike: {test}", markup=False)
+        console.print(f"listed as a known difference, but ends alike: {test}", soft_wrap=True)
     if not bound.bound:
         console.print("nothing was bound: the comparison shows nothing")
     return 1 if unexplained or stale or not bound.bound else 0
