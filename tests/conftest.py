@@ -12,6 +12,9 @@ pytest_plugins = ["crewai_native.testing.plugin"]
 os.environ.update(OFFLINE)
 for variable in [name for name in os.environ if name.startswith("CREWAI_NATIVE")]:
     del os.environ[variable]
+# The test process itself runs stock CrewAI, whichever folder's tests import it first. What wants the
+# host wired in activates it, or starts a program of its own without this variable.
+os.environ["CREWAI_NATIVE"] = "0"
 # Tests name their own; this one catches what a test forgets, away from the user's data.
 os.environ["CREWAI_STORAGE_DIR"] = tempfile.mkdtemp(prefix="crewai-native-tests-")
 # No verdict on a plug-in that a test fabricates belongs into the user's cache.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import subprocess
 import sys
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-# What these tests show must not depend on the host wiring stores into CrewAI by itself.
-os.environ["CREWAI_NATIVE"] = "0"
 
 with warnings.catch_warnings():
     # CrewAI's imports warn; its behaviour is what is tested here, under the strict filters.

@@ -21,8 +21,6 @@ os.environ.setdefault("CREWAI_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("CREWAI_DISABLE_VERSION_CHECK", "true")
 os.environ.setdefault("CREWAI_TRACING_ENABLED", "false")
 os.environ.setdefault("OTEL_SDK_DISABLED", "true")
-# What these tests show must not depend on the host wiring stores into CrewAI by itself.
-os.environ["CREWAI_NATIVE"] = "0"
 
 with warnings.catch_warnings():
     # CrewAI's imports warn; its behaviour is what is tested here, under the strict filters.
