@@ -370,19 +370,20 @@ class Host:
         if not settings.strict:
             return
         unbound = []
-        for name, offers in self._offers.items():
-            # What the user turned off is not missed.
-            wanted = [o.candidate for o in offers if o.candidate.state is not State.DISABLED]
-            if wanted and name not in self._bound:
+        for name in self._offers.keys() - self._bound.keys():
+            candidates = [offer.candidate for offer in self._offers[name]]
+            # What the user turned off is not missed, unless the user requires it as well.
+            wanted = [c for c in candidates if c.state is not State.DISABLED]
+            if name in settings.require:
+                reasons = [f"{c.distribution}: {c.reason}" for c in candidates]
+                source = settings.source(f"require.{name}")
+                why = "; ".join(reasons) or "no plug-in offers it"
+                unbound.append(f"{name} ({why}; required by {source})")
+            elif wanted:
                 unbound.append(f"{name} ({wanted[0].distribution}: {wanted[0].reason})")
-        unbound += [
-            f"{name} (no plug-in offers it, and {settings.source(f'require.{name}')} requires one)"
-            for name in settings.require
-            if not self._offers[name]
-        ]
         if unbound:
             raise StrictError(
-                f"strict ({settings.source('strict')}): not bound: {', '.join(unbound)}"
+                f"strict ({settings.source('strict')}): not bound: {', '.join(sorted(unbound))}"
             )
 
     # --- watching -------------------------------------------------------------------------

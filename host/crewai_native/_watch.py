@@ -113,8 +113,7 @@ class Watch:
                 cells = local.owner.cells
             except AttributeError:
                 cells = new_cells()
-            elapsed |= 1  # at least one bit
-            bits = elapsed.bit_length()
+            bits = elapsed.bit_length() or 1
             quarter = (elapsed << 2 >> (bits - 1)) & 3  # the two bits after the first
             cells[_FIRST_BUCKET + min(4 * bits + quarter, 4 * _TOP_BIT)] += 1
             if raised:

@@ -54,6 +54,8 @@ def python(tmp_path_factory):
     (packages / "outer.pth").write_text(f"import site; site.addsitedir({here!r})\n")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CREWAI_NATIVE")}
     environment |= {
+        # It serves the same slot, and would step in when the stranger's has gone.
+        "CREWAI_NATIVE_DENY": "crewai-native-tools",
         "CREWAI_NATIVE_CACHE_DIR": str(folder / "cache"),
         "CREWAI_STORAGE_DIR": str(folder / "storage"),
     }

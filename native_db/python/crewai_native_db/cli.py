@@ -14,7 +14,7 @@ import typer
 from crewai_native.cli import _console
 from crewai_native_db import DatabaseError, _native, exports, location, plugin
 
-app = typer.Typer(help="Look after flow states and replay logs: sizes, checks, pruning, copies.")
+app = typer.Typer(help="Look after flow states and replay logs: sizes, checks, copies.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 States = Annotated[

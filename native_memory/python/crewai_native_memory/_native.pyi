@@ -3,7 +3,7 @@
 import builtins
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any, Literal, final
+from typing import Any, Literal, Self, final
 
 from typing_extensions import Buffer
 
@@ -23,7 +23,7 @@ class Vector:
 
 @final
 class Batch:
-    def __init__(self) -> None: ...
+    def __new__(cls) -> Self: ...
     def __len__(self) -> int: ...
     def add(
         self,
@@ -51,14 +51,14 @@ class Rows:
 
 @final
 class Store:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         path: str | PathLike[str],
         metric: Literal["l2", "cosine", "dot"],
         *,
         approximate_from: int | None = None,
         synchronous: bool = False,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def path(self) -> str: ...
     def close(self) -> None: ...
