@@ -156,11 +156,18 @@ def _cases(plugin: str) -> Iterator[Case]:
 
         contributed = _own.cases()
     else:
-        from crewai_native import _roster
+        from crewai_native import _roster, _settings
         from crewai_native._plugins import Plugins
 
-        # Not configured: what is measured are the defaults, not this project's settings.
-        loaded = Plugins().load(_roster.find(plugin))
+        offer = _roster.find(plugin)
+        loaded = Plugins().load(offer)
+        # What is measured are the defaults, not this project's settings: of its options, only
+        # those that say what to measure reach the plug-in.
+        options = _settings.load().options.get(_settings.component_of(offer.candidate.slot), {})
+        loaded.call(
+            "crewai_native_configure",
+            options={name: v for name, v in options.items() if name.startswith("bench_")},
+        )
         contributed = loaded.call("crewai_native_benchmarks", ())
     seen = set()
     for case in contributed:
