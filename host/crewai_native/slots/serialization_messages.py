@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from crewai_native.slots._base import Slot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from crewai_native._bind import Binding
     from crewai_native.slots._base import Provider
@@ -116,7 +117,8 @@ class SerializationMessages(Slot):
     def bind(self, binding: Binding, provider: Provider) -> None:
         """Make the provider what :func:`codec` returns."""
         native = provider.require(provider.call(), PROTOCOL, "a MessageCodec")
-        if "json" not in tuple(getattr(native, "formats", ())):
+        formats = getattr(native, "formats", None)
+        if not isinstance(formats, Sequence) or "json" not in formats:
             raise provider.wrong_type(native, "a MessageCodec whose formats include 'json'")
         binding.meter_methods(type(native), PROTOCOL)
         binding.replace(sys.modules[__name__], "_codec", native)

@@ -119,7 +119,7 @@ class TestMessages:
         assert serialization_messages.codec() is plain
         assert b"sender" in plain.encode(MESSAGE)
 
-    @pytest.mark.parametrize("formats", [(), ("msgpack",)])
+    @pytest.mark.parametrize("formats", [(), ("msgpack",), 7, None])
     def test_a_codec_reads_json_at_least(self, serve, formats):
         class Odd(serialization_messages.JsonCodec):
             pass
