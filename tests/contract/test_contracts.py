@@ -9,12 +9,10 @@ from crewai_native.testing.contract.test_memory_storage import TestMemoryStorage
 from crewai_native.testing.contract.test_replay_store import TestReplayStore
 from crewai_native.testing.contract.test_serialization_events import TestSerializationEvents
 from crewai_native.testing.contract.test_serialization_messages import TestSerializationMessages
-from crewai_native.testing.contract.test_tasks import (
-    TestTasksBatch,
-    TestTasksControl,
-    TestTasksExecutor,
-    TestTasksGraph,
-)
+from crewai_native.testing.contract.test_tasks_batch import TestTasksBatch
+from crewai_native.testing.contract.test_tasks_control import TestTasksControl
+from crewai_native.testing.contract.test_tasks_executor import TestTasksExecutor
+from crewai_native.testing.contract.test_tasks_graph import TestTasksGraph
 from crewai_native.testing.contract.test_tools_cache import TestToolsCache
 from crewai_native.testing.contract.test_tools_guard import TestToolsGuard
 from crewai_native.testing.contract.test_tools_schemas import TestToolsSchemas

@@ -1,9 +1,9 @@
-"""The slots of the area ``tasks``: with default settings, crews run as they do without them."""
+"""Rules that every slot of the area ``tasks`` keeps: crews run as they do without it."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -11,7 +11,7 @@ from crewai_native.testing.contract.crews import crew
 from crewai_native.testing.contract.rules import SlotContract
 
 
-class _CrewContract(SlotContract):
+class CrewContract(SlotContract):
     """What a crew's user sees."""
 
     def test_a_crew_runs_its_tasks_in_order(self, provider: str) -> None:
@@ -51,52 +51,3 @@ def lambda_of_context() -> list[Any]:
             + " were there"
         )
     ]
-
-
-class TestTasksBatch(_CrewContract):
-    """The contract of ``tasks.batch``."""
-
-    slot: ClassVar = "tasks.batch"
-
-
-class TestTasksGraph(_CrewContract):
-    """The contract of ``tasks.graph``."""
-
-    slot: ClassVar = "tasks.graph"
-
-
-class TestTasksControl(_CrewContract):
-    """The contract of ``tasks.control``."""
-
-    slot: ClassVar = "tasks.control"
-
-    def test_an_agents_time_limit_is_told_as_a_timeout(self, provider: str) -> None:
-        """The error that CrewAI documents."""
-        slow = crew("late", latency=1.5)
-        slow.agents[0].max_execution_time = 1
-        slow.agents[0].max_retry_limit = 0
-        with pytest.raises(TimeoutError):
-            slow.kickoff(inputs={"topic": "x"})
-
-
-class TestTasksExecutor(_CrewContract):
-    """The contract of ``tasks.executor``."""
-
-    slot: ClassVar = "tasks.executor"
-
-    def test_a_flow_runs_from_a_program_and_from_a_loop(self, provider: str) -> None:
-        """Agents are flows inside."""
-        from crewai.flow.flow import Flow, listen, start
-
-        class Adding(Flow[dict[str, int]]):
-            @start()
-            def one(self) -> int:
-                return 1
-
-            @listen(one)
-            async def two(self, number: int) -> int:
-                await asyncio.sleep(0)
-                return number + 1
-
-        assert Adding().kickoff() == 2
-        assert asyncio.run(Adding().kickoff_async()) == 2
