@@ -4,8 +4,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The distributions built from Rust, each in the folder of its name.
-WHEELS := native_memory native_db native_tools
+# The distributions built from Rust, and those in Python alone, by their folders.
+WHEELS := native_memory native_db native_tools native_tasks plugins/serialization
+PURE := plugins/celery
 # Offline, quiet and without telemetry, for whatever runs CrewAI here.
 export CREWAI_DISABLE_TELEMETRY := true
 export OTEL_SDK_DISABLED := true
@@ -13,8 +14,13 @@ export CREWAI_TRACING_ENABLED := false
 export CREWAI_DISABLE_VERSION_CHECK := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-RUST_SOURCES := Cargo.toml Cargo.lock $(shell find host/sdk $(WHEELS) -name '*.rs' -o -name Cargo.toml)
-WHEEL_SOURCES := $(RUST_SOURCES) $(shell find $(WHEELS) -name '*.py' -o -name '*.pyi' -o -name pyproject.toml)
+# What every wheel is built from, beside its own folder.
+SDK_SOURCES := Cargo.toml Cargo.lock $(shell find host/sdk/src host/sdk/Cargo.toml -type f)
+# The modules that the wheels compile to: native_db is crewai_native_db._native.
+NATIVE_MODULES = $(foreach wheel,$(WHEELS),$(call package,$(wheel))._native)
+package = crewai_native_$(patsubst native_%,%,$(notdir $(1)))
+stamp = $(VENV)/$(notdir $(1)).stamp
+sources = $(shell find $(1) \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' \) -not -path '*/tests/*')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup develop demo test test-python test-rust test-matrix test-crewai check format bench dist lock clean
@@ -27,12 +33,25 @@ $(VENV)/requirements.stamp: requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --requirement requirements/dev.txt
 	touch $@
 
-# The wheels are what users install, so they are what demo and tests run: a release build.
-$(VENV)/wheels.stamp: $(VENV)/requirements.stamp $(WHEEL_SOURCES)
-	rm -rf $(VENV)/wheels
-	for wheel in $(WHEELS); do $(BIN)/maturin build --quiet --release --interpreter $(BIN)/python --manifest-path $$wheel/Cargo.toml --out $(VENV)/wheels || exit 1; done
-	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall $(VENV)/wheels/*.whl
-	touch $@
+# The wheels are what users install, so they are what demo and tests run: a release build. Each is
+# built anew when its own sources change.
+define WHEEL
+$(call stamp,$(1)): $(VENV)/requirements.stamp $(SDK_SOURCES) $(call sources,$(1))
+	rm -f $(VENV)/wheels/$(call package,$(1))-*.whl
+	$(BIN)/maturin build --quiet --release --interpreter $(BIN)/python --manifest-path $(1)/Cargo.toml --out $(VENV)/wheels
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall $(VENV)/wheels/$(call package,$(1))-*.whl
+	touch $$@
+endef
+$(foreach wheel,$(WHEELS),$(eval $(call WHEEL,$(wheel))))
+
+define PURE_WHEEL
+$(call stamp,$(1)): $(VENV)/requirements.stamp $(call sources,$(1))
+	rm -f $(VENV)/wheels/$(call package,$(1))-*.whl
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(VENV)/wheels $(1)
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall $(VENV)/wheels/$(call package,$(1))-*.whl
+	touch $$@
+endef
+$(foreach wheel,$(PURE),$(eval $(call PURE_WHEEL,$(wheel))))
 
 # The host is installed in place: an edited file is in force at once.
 $(VENV)/host.stamp: $(VENV)/requirements.stamp pyproject.toml host/crewai_native.pth host/_crewai_native_hook.py
@@ -41,11 +60,11 @@ $(VENV)/host.stamp: $(VENV)/requirements.stamp pyproject.toml host/crewai_native
 	$(BIN)/python -m compileall -q host/crewai_native
 	touch $@
 
-setup: $(VENV)/host.stamp $(VENV)/wheels.stamp ## Create .venv with everything built and installed
+setup: $(VENV)/host.stamp $(foreach wheel,$(WHEELS) $(PURE),$(call stamp,$(wheel))) ## Create .venv with everything built and installed
 
 develop: $(VENV)/host.stamp ## Install the Rust wheels in place, built quickly and without optimisation
 	for wheel in $(WHEELS); do $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable $$wheel || exit 1; done
-	touch $(VENV)/wheels.stamp
+	touch $(foreach wheel,$(WHEELS),$(call stamp,$(wheel)))
 
 demo: setup ## Run a crew on stock CrewAI, then accelerated, and compare
 	$(BIN)/python -m crewai_native.demo $(ARGS)
@@ -70,7 +89,7 @@ check: setup ## Formatting, lints, types and stubs
 	$(BIN)/mypy
 	cargo fmt --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
-	$(BIN)/python -m mypy.stubtest crewai_native_memory._native crewai_native_db._native crewai_native_tools._native --ignore-missing-stub
+	$(BIN)/python -m mypy.stubtest $(NATIVE_MODULES) --ignore-missing-stub
 
 format: $(VENV)/requirements.stamp ## Format Python and Rust
 	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
@@ -83,6 +102,7 @@ dist: $(VENV)/requirements.stamp ## Build every wheel for publication into dist/
 	rm -rf dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	for wheel in $(WHEELS); do $(BIN)/maturin build --quiet --profile dist --interpreter $(BIN)/python --manifest-path $$wheel/Cargo.toml --out dist || exit 1; done
+	for wheel in $(PURE); do $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist $$wheel || exit 1; done
 
 lock: $(VENV)/requirements.stamp ## Resolve requirements/*.in anew
 	$(BIN)/python -m pip install --quiet uv

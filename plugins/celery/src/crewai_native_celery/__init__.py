@@ -1,0 +1,1 @@
+"""CrewAI kickoffs on a Celery cluster."""

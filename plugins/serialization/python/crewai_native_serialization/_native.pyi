@@ -1,0 +1,5 @@
+# The compiled core.
+
+from typing import Any
+
+__build_info__: dict[str, Any]
