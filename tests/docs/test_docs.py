@@ -16,6 +16,7 @@ from crewai_native import ConfigurationError, _settings
 from crewai_native._types import COMPONENTS
 from crewai_native_db import plugin as db_plugin
 from crewai_native_memory import plugin as memory_plugin
+from crewai_native_tasks import plugin as tasks_plugin
 from crewai_native_tools import plugin as tools_plugin
 
 ROOT = Path(__file__).parents[2]
@@ -140,7 +141,12 @@ def test_every_setting_is_documented_and_none_more():
 
 @pytest.mark.parametrize(
     ("component", "plugin"),
-    [("memory", memory_plugin), ("db", db_plugin), ("tools", tools_plugin)],
+    [
+        ("memory", memory_plugin),
+        ("db", db_plugin),
+        ("tools", tools_plugin),
+        ("tasks", tasks_plugin),
+    ],
 )
 def test_options_of_components_are_documented(component, plugin):
     page = (ROOT / "docs/configuration.md").read_text()

@@ -1,0 +1,15 @@
+"""Cases for ``crewai-native bench tasks``: those of every area, each in a module of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from crewai_native.bench import Case
+
+
+def cases() -> Iterator[Case]:
+    """Return the cases."""
+    yield from ()

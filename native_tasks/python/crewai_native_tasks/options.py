@@ -1,0 +1,49 @@
+"""The settings of this wheel: ``[tool.crewai-native.tasks]`` and ``CREWAI_NATIVE_TASKS_*``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Final
+
+from crewai_native import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_SWITCHES: Final = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """The options of ``tasks``. Without any, crews and flows do what they do without this wheel.
+
+    Attributes:
+        flows: Whether the user's own flows run on the native executor too; agents and CrewAI's
+            internal flows always do.
+    """
+
+    flows: bool = False
+
+
+def read(options: Mapping[str, Any]) -> Options:
+    """Check options.
+
+    Raises:
+        ConfigurationError: One is unknown or means nothing.
+    """
+    known = [field.name for field in dataclasses.fields(Options)]
+    for name in options:
+        if name not in known:
+            raise ConfigurationError(f"tasks has no option {name!r}; it has {', '.join(known)}")
+    return Options(**{name: _READERS[name](name, value) for name, value in options.items()})
+
+
+def _switch(name: str, value: Any) -> bool:
+    found = value if isinstance(value, bool) else _SWITCHES.get(str(value).strip().lower())
+    if found is None:
+        raise ConfigurationError(f"tasks.{name} is {value!r}; it accepts true or false")
+    return found
+
+
+# How each option is read: from its name and the value as written.
+_READERS: Final[dict[str, Callable[[str, Any], Any]]] = {"flows": _switch}

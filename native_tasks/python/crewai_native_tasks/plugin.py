@@ -1,0 +1,30 @@
+"""What this wheel offers to ``crewai-native``: batches, graphs, cancellation, a fast executor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from crewai_native import hookimpl
+from crewai_native_tasks import options as _options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from crewai_native.bench import Case
+
+_in_force = _options.Options()
+
+
+@hookimpl
+def crewai_native_configure(options: Mapping[str, Any]) -> None:
+    """Takes the options of ``tasks``: see :class:`~crewai_native_tasks.options.Options`."""
+    global _in_force  # noqa: PLW0603 - hooks of a module have no other place
+    _in_force = _options.read(options)
+
+
+@hookimpl
+def crewai_native_benchmarks() -> Iterator[Case]:
+    """``crewai-native bench tasks``."""
+    from crewai_native_tasks import benchmarks
+
+    return benchmarks.cases()
