@@ -6,10 +6,11 @@ import pytest
 
 from crewai_native import ConfigurationError
 from crewai_native_tools.options import Options, PerTool, read
+from crewai_native_tools.policy import Budget, Layers, Policy, Rate, Retry, Size
 
 
 def test_without_any_nothing_is_bounded():
-    assert read({}) == Options(PerTool(), PerTool(), None)
+    assert read({}) == Options(PerTool(), PerTool(), None, Layers())
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,65 @@ def test_sizes_that_mean_nothing(value):
 def test_an_option_that_is_none():
     with pytest.raises(ConfigurationError, match=r"no option 'cache_tll'; it has cache_ttl, "):
         read({"cache_tll": 1})
+
+
+def test_what_is_said_of_calls():
+    layers = read(
+        {
+            "timeout": "search=10,*=60",
+            "max_calls": {"Send Mail": 1},
+            "rate": "100/min",
+            "retry": {"search": {"attempts": 3, "on": ["OSError"]}, "*": 2},
+            "max_output": "search=4000 tokens,*=64 kB",
+            "redact": "pin, otp",
+            "run_budget": "tool_calls=50,money=2.5",
+            "agents": {"Researcher": {"timeout": "off", "agent_budget": {"tokens": 10}}},
+            "crews": {"crew": {"max_concurrency": 2, "side_effects": True}},
+        }
+    ).layers
+    assert layers.default == Policy(
+        timeout=60,
+        rate=Rate(100, 60),
+        retry=Retry(2),
+        max_output=Size(64_000, "bytes"),
+        redact=("pin", "otp"),
+        run_budget=Budget(tool_calls=50, money=2.5),
+    )
+    assert layers.tools == {
+        "search": Policy(timeout=10, retry=Retry(3, on=("OSError",)), max_output="4000 tokens"),
+        "Send Mail": Policy(max_calls=1),
+    }
+    assert layers.agents == {
+        "Researcher": Policy(timeout=float("inf"), agent_budget=Budget(tokens=10))
+    }
+    assert layers.crews == {"crew": Policy(max_concurrency=2, side_effects=True)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timeout": "soon"}, r"tools\.timeout is 'soon'; it accepts seconds.* name of a tool"),
+        ({"timeout": {"a": -1}}, r"tools\.timeout is -1; it accepts seconds"),
+        ({"timeout": {"": 1}}, r"tools\.timeout is .*; a tool has a name"),
+        ({"max_calls": 1.5}, r"tools\.max_calls is 1\.5; it accepts a whole number"),
+        ({"rate": "10"}, r"tools\.rate is '10'; it accepts calls in a time"),
+        ({"rate": "0/s"}, r"tools\.rate is '0/s'"),
+        ({"rate_excess": "drop"}, r'tools\.rate_excess is \'drop\'; it accepts "wait" or'),
+        ({"loop": 1}, r"tools\.loop is 1; it accepts a whole number above 1"),
+        ({"retry": {"*": {"attempt": 1}}}, r"tools\.retry is .* it accepts a number of attempts"),
+        ({"run_budget": {"calls": 1}}, r"tools\.run_budget is .*tool_calls"),
+        ({"run_budget": {}}, r"tools\.run_budget is"),
+        ({"agents": {"a": 1}}, r"tools\.agents is .*; it accepts a table of tables"),
+        ({"agents": {"a": {"x": 1}}}, r"tools\.agents\.a has no option 'x'; it has timeout, "),
+        ({"crews": {"a": {"timeout": 0}}}, r"tools\.crews\.a\.timeout is 0; it accepts"),
+        ({"max_abandoned": 0}, r"tools\.max_abandoned is 0; it accepts a whole number above 0"),
+        ({"prices": {"m": [1]}}, r"tools\.prices is .*in and out"),
+        ({"prices": 1}, r"tools\.prices is 1; it accepts a table"),
+    ],
+)
+def test_sayings_that_mean_nothing(options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        read(options)
 
 
 def test_the_environment_reaches_the_cache(run):

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from crewai_native import ConfigurationError
+from crewai_native_tools import policy
+from crewai_native_tools.policy import Layers, Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,11 +51,32 @@ class Options:
         cache_tool_max_bytes: Bytes that one tool's results may take, per ``CacheHandler``; written
             like ``cache_ttl``.
         cache_max_bytes: Bytes that all results of one ``CacheHandler`` may take.
+        layers: What is said about calls. Every field of a
+            :class:`~crewai_native_tools.policy.Policy` is an option that is written like
+            ``cache_ttl``, but for the budgets, which are for no tool. ``agents`` and ``crews`` are
+            tables of policies by role and by name.
+        max_abandoned: Threads that may go on with a call whose caller has left.
+        prices: What a million tokens cost, in and out, by the name of a model.
     """
 
     cache_ttl: PerTool[float] = dataclasses.field(default_factory=PerTool)
     cache_tool_max_bytes: PerTool[int] = dataclasses.field(default_factory=PerTool)
     cache_max_bytes: int | None = None
+    layers: Layers = dataclasses.field(default_factory=Layers)
+    max_abandoned: int = 64
+    prices: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+
+
+_KNOWN: Final = (
+    "cache_ttl",
+    "cache_tool_max_bytes",
+    "cache_max_bytes",
+    *policy.FIELDS,
+    "agents",
+    "crews",
+    "max_abandoned",
+    "prices",
+)
 
 
 def read(options: Mapping[str, Any]) -> Options:
@@ -62,10 +85,9 @@ def read(options: Mapping[str, Any]) -> Options:
     Raises:
         ConfigurationError: One is unknown or means nothing.
     """
-    known = [field.name for field in dataclasses.fields(Options)]
     for name in options:
-        if name not in known:
-            raise ConfigurationError(f"tools has no option {name!r}; it has {', '.join(known)}")
+        if name not in _KNOWN:
+            raise ConfigurationError(f"tools has no option {name!r}; it has {', '.join(_KNOWN)}")
     found: dict[str, Any] = {}
     if "cache_ttl" in options:
         found["cache_ttl"] = _per_tool("cache_ttl", options["cache_ttl"], _seconds, _SECONDS)
@@ -78,20 +100,112 @@ def read(options: Mapping[str, Any]) -> Options:
         if (number := _bytes(value)) is None:
             raise ConfigurationError(f"tools.cache_max_bytes is {value!r}; it accepts {_BYTES}")
         found["cache_max_bytes"] = number
-    return Options(**found)
+    if "max_abandoned" in options:
+        value = options["max_abandoned"]
+        if (number := _bytes(value)) is None:
+            raise ConfigurationError(
+                f"tools.max_abandoned is {value!r}; it accepts a whole number above 0"
+            )
+        found["max_abandoned"] = number
+    if "prices" in options:
+        found["prices"] = _prices(options["prices"])
+    return Options(layers=_layers(options), **found)
+
+
+def _layers(options: Mapping[str, Any]) -> Layers:
+    default: dict[str, Any] = {}
+    tools: dict[str, dict[str, Any]] = {}
+    for field in policy.FIELDS:
+        if field not in options:
+            continue
+        value = options[field]
+        if field in policy.NOT_FOR_A_TOOL:
+            default[field] = _field(f"tools.{field}", field, value)
+            continue
+        for name, entry in _entries(value).items():
+            checked = _field(f"tools.{field}", field, entry, by_tool=True)
+            if name == _EVERY:
+                default[field] = checked
+            elif name:
+                tools.setdefault(name, {})[field] = checked
+            else:
+                raise ConfigurationError(f"tools.{field} is {value!r}; a tool has a name")
+    return Layers(
+        default=Policy(**default),
+        tools={name: Policy(**fields) for name, fields in tools.items()},
+        agents=_by_name("agents", options.get("agents", {})),
+        crews=_by_name("crews", options.get("crews", {})),
+    )
+
+
+def _field(where: str, field: str, value: Any, *, by_tool: bool = False) -> Any:
+    try:
+        return policy.parse(field, value)
+    except ValueError as error:
+        tables = (
+            f'; or a table of such by the name of a tool, "{_EVERY}" for the others (in the '
+            "environment: search=…,*=…)"
+        )
+        raise ConfigurationError(f"{where} is {error}{tables if by_tool else ''}") from None
+
+
+def _by_name(option: str, value: Any) -> dict[str, Policy]:
+    if not isinstance(value, Mapping) or not all(
+        isinstance(entry, Mapping) for entry in value.values()
+    ):
+        raise ConfigurationError(
+            f"tools.{option} is {value!r}; it accepts a table of tables, by name, with any of "
+            f"{', '.join(policy.FIELDS)}"
+        )
+    found = {}
+    for name, fields in value.items():
+        for field in fields:
+            if field not in policy.FIELDS:
+                raise ConfigurationError(
+                    f"tools.{option}.{name} has no option {field!r}; it has "
+                    f"{', '.join(policy.FIELDS)}"
+                )
+        found[name] = Policy(
+            **{
+                field: _field(f"tools.{option}.{name}.{field}", field, entry)
+                for field, entry in fields.items()
+            }
+        )
+    return found
+
+
+def _prices(value: Any) -> dict[str, tuple[float, float]]:
+    found = {}
+    for model, pair in value.items() if isinstance(value, Mapping) else [("", None)]:
+        numbers = [_price(price) for price in pair] if isinstance(pair, list | tuple) else []
+        if len(numbers) != 2 or None in numbers:  # noqa: PLR2004 - in and out
+            raise ConfigurationError(
+                f"tools.prices is {value!r}; it accepts a table by the name of a model of what a "
+                "million tokens cost, in and out, such as {gpt-4o = [2.5, 10]}"
+            )
+        found[model] = (numbers[0], numbers[1])
+    return found  # type: ignore[return-value]
+
+
+def _price(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value < math.inf else None
+
+
+def _entries(value: Any) -> Mapping[str, Any]:
+    """Return values by the name of a tool, :data:`_EVERY` for those that are not named."""
+    if isinstance(value, str) and "=" in value:
+        parts = [part.rpartition("=") for part in value.split(",") if part.strip()]
+        return {name.strip(): text.strip() for name, _, text in parts}
+    return value if isinstance(value, Mapping) else {_EVERY: value}
 
 
 def _per_tool(
     option: str, value: Any, number: Callable[[Any], _Value | None], accepts: str
 ) -> PerTool[_Value]:
-    entries = value
-    if isinstance(value, str) and "=" in value:
-        parts = [part.rpartition("=") for part in value.split(",") if part.strip()]
-        entries = {name.strip(): text.strip() for name, _, text in parts}
-    elif not isinstance(value, Mapping):
-        entries = {_EVERY: value}
     found = {}
-    for name, entry in entries.items():
+    for name, entry in _entries(value).items():
         checked = number(entry)
         if checked is None or not name:
             raise ConfigurationError(
