@@ -2,8 +2,9 @@
 //!
 //! [`results`] keeps what tools returned, under the spelling of their arguments that [`canonical`]
 //! gives; [`similarity`] finds the tool that a misspelt name means. [`loops`] and [`quota`] say when
-//! an agent's calls go round in circles and when a tool was called often enough. [`python`] is the
-//! thin layer that CrewAI sees, and the only one that knows about Python.
+//! an agent's calls go round in circles and when a tool was called often enough. `workers` are
+//! processes that run tools and can be killed. [`python`] is the thin layer that CrewAI sees, and
+//! the only one that knows about Python.
 
 pub mod canonical;
 pub mod loops;
@@ -11,3 +12,5 @@ pub mod python;
 pub mod quota;
 pub mod results;
 pub mod similarity;
+#[cfg(unix)]
+pub mod workers;

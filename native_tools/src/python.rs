@@ -2,6 +2,8 @@
 
 mod cache;
 mod copying;
+#[cfg(unix)]
+mod worker;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -19,6 +21,8 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        #[cfg(unix)]
+        super::worker::add(module)?;
         crewai_native_sdk::passport!(module)
     }
 }
