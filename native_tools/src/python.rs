@@ -3,7 +3,7 @@
 mod cache;
 mod copying;
 #[cfg(unix)]
-mod worker;
+mod worker_process;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -22,7 +22,7 @@ mod _native {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         #[cfg(unix)]
-        super::worker::add(module)?;
+        super::worker_process::add(module)?;
         crewai_native_sdk::passport!(module)
     }
 }

@@ -34,7 +34,7 @@ from crewai_native_tools.isolation._limits import Limits
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from crewai_native_tools._native import Worker
+    from crewai_native_tools._native import WorkerProcess
     from crewai_native_tools.isolation._transfer import Target
 
 _BOOTSTRAP: Final = (
@@ -51,7 +51,7 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 class _Member:
     """A worker of a pool."""
 
-    process: Worker
+    process: WorkerProcess
     loaded: set[bytes] = dataclasses.field(default_factory=set)
     calls: int = 0
     cancelled: bool = False
@@ -386,12 +386,12 @@ class Pool:
         return deliver, go_on
 
 
-def _start() -> Worker:
-    from crewai_native_tools._native import Worker
+def _start() -> WorkerProcess:
+    from crewai_native_tools._native import WorkerProcess
 
     if not sys.executable:
         raise IsolationError("isolation starts Python anew, and sys.executable does not say where")
-    return Worker(sys.executable, ["-c", _BOOTSTRAP, *sys.path])
+    return WorkerProcess(sys.executable, ["-c", _BOOTSTRAP, *sys.path])
 
 
 def _ended(tool: str, end: tuple[int | None, int | None, str], limits: Limits) -> BaseException:

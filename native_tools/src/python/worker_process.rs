@@ -14,13 +14,13 @@ use crate::workers::{self, Exchange, Progress};
 
 /// A worker process. One thread at a time calls it.
 #[pyclass(frozen, module = "crewai_native_tools._native")]
-struct Worker {
+struct WorkerProcess {
     /// Never waited for, so never held while another thread waits for the GIL.
     worker: Mutex<workers::Worker>,
     pid: i32,
 }
 
-impl Worker {
+impl WorkerProcess {
     fn claim(&self) -> PyResult<MutexGuard<'_, workers::Worker>> {
         match self.worker.try_lock() {
             Ok(worker) => Ok(worker),
@@ -34,7 +34,7 @@ impl Worker {
 }
 
 #[pymethods]
-impl Worker {
+impl WorkerProcess {
     /// Starts a program whose standard input is its end of the socket.
     #[new]
     fn new(py: Python<'_>, program: OsString, arguments: Vec<OsString>) -> PyResult<Self> {
@@ -115,7 +115,7 @@ impl Worker {
 
 /// Adds what only POSIX systems have.
 pub(super) fn add(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<Worker>()?;
+    module.add_class::<WorkerProcess>()?;
     module.add_function(wrap_pyfunction!(follow_parent, module)?)
 }
 
