@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from crewai_native._bind import Binding
     from crewai_native.slots._base import Provider
 
-PROTOCOL: Final = ("limit", "alimit", "check")
+PROTOCOL: Final = ("limit", "alimit", "check", "done", "call", "acall", "used")
 
 
 class Point(enum.StrEnum):
@@ -26,8 +26,6 @@ class Point(enum.StrEnum):
     STEP = "step"
     """Run a method of a flow, CrewAI's internal ones included: an agent's loop is such a flow, and
     so are the stages of a memory write. The subject is the ``Flow``."""
-    LLM = "llm"
-    """Call a language model; the subject is None."""
     TOOL = "tool"
     """Call a tool; the subject is the ``ToolCallHookContext``."""
     MEMORY = "memory"
@@ -50,6 +48,24 @@ class LimitedRun:
     task: Any
     timeout: float
     proceed: Callable[[], Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class ModelCall:
+    """A call of a language model.
+
+    A model whose ``call`` calls that of its base class arrives twice, the second time within the
+    first.
+
+    Attributes:
+        attempt: Asks the model once; awaitable in :meth:`RunControl.acall`.
+        proceed: Makes attempts, ``proceed(attempt, sleep=time.sleep)``, again after a pause where
+            the provider answers that its rate is exceeded; awaitable in :meth:`RunControl.acall`,
+            and ``sleep`` with it.
+    """
+
+    attempt: Callable[[], Any]
+    proceed: Callable[..., Any]
 
 
 class RunControl(Protocol):
@@ -77,6 +93,21 @@ class RunControl(Protocol):
         end the run is a ``BaseException`` such as :class:`asyncio.CancelledError`.
         """
 
+    def done(self, point: Point, subject: Any) -> None:
+        """Take note that a step or a tool call that :meth:`check` let pass has ended.
+
+        It may raise as :meth:`check` does; nothing of what has ended is used then.
+        """
+
+    def call(self, call: ModelCall) -> Any:
+        """Return ``call.proceed(call.attempt)``, at a time of its choosing, or raise."""
+
+    async def acall(self, call: ModelCall) -> Any:
+        """Do the same for a model that is awaited."""
+
+    def used(self, tokens: int) -> None:
+        """Take note of the tokens that a model call of the current context has reported."""
+
 
 class TasksControl(Slot):
     """Serves ``max_execution_time`` and the points before whatever costs or writes."""
@@ -85,19 +116,23 @@ class TasksControl(Slot):
     summary: ClassVar = "time limits and cancellation"
     how: ClassVar = (
         "Agent._execute_with_timeout, Task._execute_core, Flow._execute_method, "
-        "run_with_rate_limit_retry, run_before_tool_call_hooks, Memory._submit_save"
+        "run_with_rate_limit_retry, BaseLLM._track_token_usage_internal, "
+        "run_before_tool_call_hooks, run_after_tool_call_hooks, Memory._submit_save"
     )
     targets: ClassVar = (
         Target("crewai.agent.core:Agent._execute_with_timeout", wrapped=True),
         Target("crewai.agent.core:Agent._aexecute_with_timeout", wrapped=True),
         Target("crewai.task:Task._execute_core", wrapped=True),
         Target("crewai.task:Task._aexecute_core", wrapped=True),
+        Target("crewai.task:Task._execute_task_async", wrapped=True),
         Target("crewai.flow.runtime:Flow._execute_method", wrapped=True),
         # Every `call` and `acall` of a BaseLLM subclass is wrapped by CrewAI and runs through
         # these, looked up in this module.
         Target("crewai.llms.base_llm:run_with_rate_limit_retry", wrapped=True),
         Target("crewai.llms.base_llm:arun_with_rate_limit_retry", wrapped=True),
+        Target("crewai.llms.base_llm:BaseLLM._track_token_usage_internal", wrapped=True),
         Target("crewai.hooks.tool_hooks:run_before_tool_call_hooks", wrapped=True),
+        Target("crewai.hooks.tool_hooks:run_after_tool_call_hooks", wrapped=True),
         Target("crewai.memory.unified_memory:Memory._submit_save", wrapped=True),
     )
 
@@ -107,12 +142,14 @@ class TasksControl(Slot):
         from crewai.flow.runtime import Flow
         from crewai.hooks import tool_hooks
         from crewai.llms import base_llm
+        from crewai.llms.base_llm import BaseLLM
         from crewai.memory.unified_memory import Memory
         from crewai.task import Task
 
         control = provider.require(provider.call(), PROTOCOL, "a RunControl")
         meter = binding.watch.meter
         limit, alimit, check = meter(control.limit), meter(control.alimit), meter(control.check)
+        call, acall, done = meter(control.call), meter(control.acall), control.done
 
         binding.stand_in(Agent, "_execute_with_timeout", functools.partial(_limited, limit))
         binding.stand_in(Agent, "_aexecute_with_timeout", functools.partial(_alimited, alimit))
@@ -121,23 +158,31 @@ class TasksControl(Slot):
             (Memory, "_submit_save", Point.MEMORY),
         ):
             binding.stand_in(owner, name, functools.partial(_checked, check, point))
-        for owner, name, point in (
-            (Task, "_aexecute_core", Point.TASK),
-            (Flow, "_execute_method", Point.STEP),
-        ):
-            binding.stand_in(owner, name, functools.partial(_achecked, check, point))
-        binding.stand_in(base_llm, "run_with_rate_limit_retry", functools.partial(_llm, check))
-        binding.stand_in(base_llm, "arun_with_rate_limit_retry", functools.partial(_allm, check))
-        stock = tool_hooks.run_before_tool_call_hooks
+        binding.stand_in(Task, "_aexecute_core", functools.partial(_achecked, check, Point.TASK))
+        binding.stand_in(Task, "_execute_task_async", _settled)
+        binding.stand_in(Flow, "_execute_method", functools.partial(_step, check, done))
+        binding.stand_in(base_llm, "run_with_rate_limit_retry", functools.partial(_call, call))
+        binding.stand_in(base_llm, "arun_with_rate_limit_retry", functools.partial(_acall, acall))
+        binding.stand_in(
+            BaseLLM, "_track_token_usage_internal", functools.partial(_used, control.used)
+        )
+        before, after = tool_hooks.run_before_tool_call_hooks, tool_hooks.run_after_tool_call_hooks
         watch = binding.watch
 
-        @functools.wraps(stock)
+        @functools.wraps(before)
         def before_tool_call(context: Any) -> Any:
             if watch.serving:
                 check(Point.TOOL, context)
-            return stock(context)
+            return before(context)
 
-        binding.replace_function(stock, before_tool_call)
+        @functools.wraps(after)
+        def after_tool_call(context: Any) -> Any:
+            if watch.serving:
+                done(Point.TOOL, context)
+            return after(context)
+
+        binding.replace_function(before, before_tool_call)
+        binding.replace_function(after, after_tool_call)
 
 
 def _limited(limit: Any, stock: Any) -> Any:  # noqa: ARG001 - the provider replaces it whole
@@ -173,20 +218,52 @@ def _achecked(check: Any, point: Point, stock: Any) -> Any:
     return checked
 
 
-def _llm(check: Any, stock: Any) -> Any:
+def _step(check: Any, done: Any, stock: Any) -> Any:
+    async def execute_method(flow: Any, *args: Any, **kwargs: Any) -> Any:
+        check(Point.STEP, flow)
+        try:
+            return await stock(flow, *args, **kwargs)
+        finally:
+            done(Point.STEP, flow)
+
+    return execute_method
+
+
+def _settled(stock: Any) -> Any:
+    def execute_task_async(task: Any, agent: Any, context: Any, tools: Any, future: Any) -> None:
+        try:
+            stock(task, agent, context, tools, future)
+        except BaseException as error:  # noqa: BLE001 - it goes to whoever waits for the task
+            # CrewAI hands over an Exception only. What ends a run is none, and the crew would wait
+            # for a thread that is no more.
+            future.set_exception(error)
+
+    return execute_task_async
+
+
+def _call(call: Any, stock: Any) -> Any:
     def run(operation: Any, **kwargs: Any) -> Any:
-        check(Point.LLM, None)
-        return stock(operation, **kwargs)
+        return call(ModelCall(operation, functools.partial(stock, **kwargs)))
 
     return run
 
 
-def _allm(check: Any, stock: Any) -> Any:
+def _acall(acall: Any, stock: Any) -> Any:
     async def run(operation: Any, **kwargs: Any) -> Any:
-        check(Point.LLM, None)
-        return await stock(operation, **kwargs)
+        return await acall(ModelCall(operation, functools.partial(stock, **kwargs)))
 
     return run
+
+
+def _used(used: Any, stock: Any) -> Any:
+    def track(llm: Any, usage_data: Any) -> Any:
+        counted = llm._token_usage  # noqa: SLF001 - there is no other place
+        before = counted["total_tokens"]
+        answer = stock(llm, usage_data)
+        used(counted["total_tokens"] - before)
+        return answer
+
+    return track
 
 
 SLOT: Final = TasksControl()

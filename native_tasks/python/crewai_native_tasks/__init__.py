@@ -3,6 +3,37 @@
 Importing this package imports neither CrewAI nor anything heavy.
 """
 
-from crewai_native_tasks._native import __build_info__
+from __future__ import annotations
 
-__all__ = ["__build_info__"]
+from typing import TYPE_CHECKING, Any, Final
+
+from crewai_native_tasks._native import Cancelled, __build_info__
+
+if TYPE_CHECKING:
+    from crewai_native_tasks.control import CancelScope, LeftBehind, RunHandle, cancel_scope, start
+
+__all__ = [
+    "CancelScope",
+    "Cancelled",
+    "LeftBehind",
+    "RunHandle",
+    "__build_info__",
+    "cancel_scope",
+    "start",
+]
+
+_HOMES: Final = {
+    "CancelScope": "control",
+    "LeftBehind": "control",
+    "RunHandle": "control",
+    "cancel_scope": "control",
+    "start": "control",
+}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

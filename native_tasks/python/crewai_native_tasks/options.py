@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from crewai_native import ConfigurationError
@@ -20,9 +21,16 @@ class Options:
     Attributes:
         flows: Whether the user's own flows run on the native executor too; agents and CrewAI's
             internal flows always do.
+        requests_per_minute: Requests to models that all processes together make in a minute.
+        tokens_per_minute: Tokens that they use in a minute, as far as models report them.
+        limits_path: The file through which processes share these counts; in CrewAI's storage
+            directory by default.
     """
 
     flows: bool = False
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    limits_path: Path | None = None
 
 
 def read(options: Mapping[str, Any]) -> Options:
@@ -45,5 +53,26 @@ def _switch(name: str, value: Any) -> bool:
     return found
 
 
+def _number(name: str, value: Any) -> int:
+    found = value
+    if isinstance(value, str):
+        digits = value.strip()
+        found = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 16 else None  # noqa: PLR2004
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise ConfigurationError(f"tasks.{name} is {value!r}; it accepts a whole number above 0")
+    return found
+
+
+def _path(name: str, value: Any) -> Path:
+    if not isinstance(value, str | Path) or not str(value).strip():
+        raise ConfigurationError(f"tasks.{name} is {value!r}; it accepts a path")
+    return Path(value).expanduser()
+
+
 # How each option is read: from its name and the value as written.
-_READERS: Final[dict[str, Callable[[str, Any], Any]]] = {"flows": _switch}
+_READERS: Final[dict[str, Callable[[str, Any], Any]]] = {
+    "flows": _switch,
+    "requests_per_minute": _number,
+    "tokens_per_minute": _number,
+    "limits_path": _path,
+}

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from crewai_native import hookimpl
+from crewai_native_tasks import limits
 from crewai_native_tasks import options as _options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from crewai_native.bench import Case
+    from crewai_native_tasks.control import NativeControl
 
 _in_force = _options.Options()
 
@@ -20,6 +22,15 @@ def crewai_native_configure(options: Mapping[str, Any]) -> None:
     """Takes the options of ``tasks``: see :class:`~crewai_native_tasks.options.Options`."""
     global _in_force  # noqa: PLW0603 - hooks of a module have no other place
     _in_force = _options.read(options)
+    limits.configure(_in_force)
+
+
+@hookimpl
+def crewai_native_tasks_control() -> NativeControl:
+    """Time limits, and the points at which a run can be stopped."""
+    from crewai_native_tasks.control import NativeControl
+
+    return NativeControl()
 
 
 @hookimpl

@@ -162,6 +162,9 @@ class TestGraph:
             serve("tasks.graph", object)
 
 
+LLM = "llm"
+
+
 class Cancelled(BaseException):
     pass
 
@@ -171,6 +174,8 @@ class Control:
 
     def __init__(self, forbidden=None):
         self.points = []
+        self.ended = []
+        self.tokens = 0
         self.runs = []
         self.forbidden = forbidden
 
@@ -186,6 +191,20 @@ class Control:
         self.points.append((point, subject))
         if point == self.forbidden:
             raise Cancelled(point)
+
+    def done(self, point, subject):
+        self.ended.append(point)
+
+    def call(self, call):
+        self.check(LLM, None)
+        return call.proceed(call.attempt)
+
+    async def acall(self, call):
+        self.check(LLM, None)
+        return await call.proceed(call.attempt)
+
+    def used(self, tokens):
+        self.tokens += tokens
 
 
 def note_tool(ran):
@@ -209,18 +228,22 @@ class TestControl:
         crew = crew_of(script, native=native, tools=[note_tool(ran)])
         assert crew.kickoff({"topic": "x"}).raw == "done"
         points = [point for point, _ in control.points if point != Point.STEP]
-        assert points == [Point.TASK, Point.LLM, Point.TOOL, Point.LLM]
+        assert points == [Point.TASK, LLM, Point.TOOL, LLM]
         assert any(
             isinstance(subject, Flow) for point, subject in control.points if point == Point.STEP
         )
+        assert control.ended.count(Point.TOOL) == 1
+        steps = [point for point, _ in control.points if point == Point.STEP]
+        assert control.ended.count(Point.STEP) == len(steps)
+        assert control.tokens == crew.usage_metrics.total_tokens > 0
 
     def test_an_awaited_run_passes_them_too(self, serve):
         control = Control()
         serve("tasks.control", lambda: control)
         assert asyncio.run(crew_of("done").akickoff({"topic": "x"})).raw == "done"
-        assert {Point.TASK, Point.LLM, Point.STEP} <= {point for point, _ in control.points}
+        assert {Point.TASK, LLM, Point.STEP} <= {point for point, _ in control.points}
 
-    @pytest.mark.parametrize("point", [Point.TASK, Point.STEP, Point.LLM, Point.TOOL])
+    @pytest.mark.parametrize("point", [Point.TASK, Point.STEP, LLM, Point.TOOL])
     def test_a_run_ends_before_a_forbidden_point(self, serve, point):
         ran = []
         script = [ToolCall("note", {"text": "a"}), "done"]
@@ -231,6 +254,13 @@ class TestControl:
         assert ran == []
         spoken = len(crew.agents[0].llm.calls)
         assert spoken == (1 if point == Point.TOOL else 0)
+
+    def test_the_end_of_an_async_task_ends_the_crew(self, serve):
+        crew = crew_of("first", "second")
+        crew.tasks[0].async_execution = True
+        serve("tasks.control", lambda: Control(forbidden=LLM))
+        with pytest.raises(Cancelled):
+            crew.kickoff({"topic": "x"})
 
     def test_a_memory_write_is_a_point(self, serve, storage):
         control = Control(forbidden=Point.MEMORY)
