@@ -5,9 +5,12 @@ mod copying;
 #[cfg(unix)]
 mod worker_process;
 
+use crewai_native_sdk::json::to_canonical_json;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 
+use crate::canonical::canonical;
 use crate::similarity::{self, TOO_LONG};
 
 #[pymodule]
@@ -17,7 +20,7 @@ mod _native {
     #[pymodule_export]
     use super::cache::{ResultCache, totals};
     #[pymodule_export]
-    use super::closest;
+    use super::{canonical_json, closest};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -39,4 +42,13 @@ fn closest(names: Vec<String>, wanted: &str, above: f64) -> PyResult<Option<usiz
     }
     let names = names.iter().map(|name| name.chars().collect());
     Ok(similarity::closest(names, &wanted, above))
+}
+
+/// Arguments, by name or as JSON text, as the one text that stands for all of the same.
+#[pyfunction]
+fn canonical_json(arguments: &Bound<'_, PyAny>) -> PyResult<String> {
+    match arguments.cast::<PyString>() {
+        Ok(text) => Ok(canonical(text.to_str()?).into_owned()),
+        Err(_) => to_canonical_json(arguments),
+    }
 }
