@@ -3,6 +3,9 @@
 The line in ``crewai_native.pth`` imports this module at interpreter start-up. It must cost next
 to nothing and must never fail: it only puts a finder in front of the import system, which answers
 for the names that somebody waits for, and steps aside when there is none left.
+
+PYTEST_DONT_REWRITE: pytest would rewrite the modules of a distribution that has an entry point for
+it, and warn in every session that this one was imported too early for that.
 """
 
 from __future__ import annotations

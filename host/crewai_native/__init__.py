@@ -8,6 +8,8 @@ is for programs that want to look or to choose, and for plug-ins:
     ...     crew.kickoff()
 
 Importing it loads no plug-in, not CrewAI, and nothing heavy.
+
+PYTEST_DONT_REWRITE: see ``_crewai_native_hook``; a program that calls ``pytest.main`` has it already.
 """
 
 from __future__ import annotations

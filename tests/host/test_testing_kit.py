@@ -6,6 +6,8 @@ import asyncio
 import itertools
 import json
 import math
+import os
+import re
 import subprocess
 import sys
 
@@ -208,3 +210,82 @@ class TestFixtures:
         with pytest.raises(pytest.fail.Exception, match="exit status 1"):
             run("raise SystemExit(1)")
         assert run("raise SystemExit(3)", check=False).returncode == 3
+
+
+BAD = """
+import atexit, ctypes, os, threading
+from crewai_native import hookimpl
+from crewai_native.slots.serialization_messages import JsonCodec
+
+home = os.getpid()
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+class Codec(JsonCodec):
+    def decode(self, data, format="json"):
+        return {k: v for k, v in super().decode(data, format).items() if k != "further"}
+
+    def encode_batch(self, messages, format="json"):
+        if threading.current_thread() is not threading.main_thread():
+            ctypes.PyDLL(None).usleep(2_500_000)  # a PyDLL keeps the GIL
+        return super().encode_batch(messages, format)
+
+    def decode_batch(self, data, format="json"):
+        return super().decode_batch(data, format) if os.getpid() == home else []
+
+@hookimpl
+def crewai_native_serialization_messages():
+    atexit.register(os._exit, 3)
+    return Codec()
+
+@hookimpl
+def crewai_native_features():
+    return {"serialization.messages": {"Not Plain"}}
+"""
+
+
+class TestContracts:
+    """The kit as a product: told a distribution, it says which rules that one breaks."""
+
+    @pytest.fixture
+    def contracts(self, site, tmp_path):
+        def contracts(*arguments):
+            environment = {k: v for k, v in os.environ.items() if not k.startswith("CREWAI_NATIVE")}
+            return subprocess.run(
+                [
+                    *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rfE"),
+                    *("--pyargs", "crewai_native.testing.contract", *arguments),
+                ],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+
+        return contracts
+
+    @pytest.mark.slow
+    def test_a_bad_provider_is_told_by_rule_beside_stock(self, contracts, site):
+        site.add("acme-bad", BAD, slots=["serialization.messages"])
+        ended = contracts("--provider", "Acme_Bad")
+        table = ended.stdout.partition("= contracts =")[2]
+        rows = dict(re.findall(r"^  (\S.*?)  +((?:kept|-|FAILED)  .*)$", table, re.MULTILINE))
+        outcomes = {rule: row.split() for rule, row in rows.items()}
+        assert {rule for rule, (stock, _) in outcomes.items() if stock == "FAILED"} == set()
+        assert {rule for rule, (_, bad) in outcomes.items() if bad == "FAILED"} == {
+            "its features are plain words",
+            "importing it starts nothing",
+            "a process that bound it can fork",
+            "a process that used it can fork",
+            "other threads run while it works or waits",
+            "the process ends as its program does",
+            "messages come back equal in every format",
+        }
+        assert outcomes["importing it is cheap"] == ["-", "kept"]
+        assert outcomes["threads can use it at once"] == ["kept", "kept"]
+        assert "memory.storage" not in table
+
+    def test_a_provider_that_is_not_there_is_refused(self, contracts):
+        ended = contracts("--provider", "acme-nobody")
+        assert ended.returncode == 4
+        assert "--provider is 'acme-nobody', which serves no slot here; it accepts " in ended.stderr

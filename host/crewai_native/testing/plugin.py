@@ -1,9 +1,12 @@
-r"""The contract kit as pytest fixtures: ``pytest -p crewai_native.testing.plugin``.
+"""The contract kit as a pytest plug-in.
 
-A plug-in's own test-suite that runs the contract of the slots that it serves::
+A distribution's own test-suite runs the contracts of the slots that it serves, with stock CrewAI as
+the control, and ends in a table of both::
 
-    pytest -p crewai_native.testing.plugin --pyargs crewai_native.testing.contract \
-        --provider my-distribution
+    pytest --pyargs crewai_native.testing.contract --provider my-distribution
+
+Tests that want the kit's fixtures for themselves say ``pytest_plugins =
+["crewai_native.testing.plugin"]`` in their ``conftest.py``.
 """
 
 from __future__ import annotations
@@ -21,10 +24,13 @@ import pytest
 
 from crewai_native.testing.distributions import Site
 from crewai_native.testing.offline import OFFLINE
+from crewai_native.testing.table import PROPERTY, Table, rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from crewai_native.testing.contract._trials import Import, Trial
 
 pytest.register_assert_rewrite("crewai_native.testing.contract")
 
@@ -36,18 +42,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=None,
         metavar="DIST",
-        help="run the slots' contracts for this distribution, or 'stock'; "
-        "by default for each that is installed, and for stock",
+        help="run the contracts of the slots that this distribution serves, for it and for stock, "
+        "and end in a table; by default those of all slots, for every distribution installed",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker of what is wrong in CrewAI itself."""
+    """Declare the marker of what is wrong in CrewAI itself, and check the options.
+
+    Raises:
+        pytest.UsageError: A provider serves no slot.
+    """
     config.addinivalue_line(
         "markers",
         "stock_defect(reason): a test of a contract that CrewAI's own code fails, and must go on "
         "failing until the claim that it does is withdrawn",
     )
+    if not (chosen := _chosen(config)):
+        return
+    served = {name for names in _served().values() for name in names}
+    if strangers := [name for name in chosen if name not in {*served, "stock"}]:
+        raise pytest.UsageError(
+            f"--provider is {strangers[0]!r}, which serves no slot here; it accepts "
+            f"{', '.join([*sorted(served), 'stock'])}"
+        )
+    # Theirs to mend; in a session of contracts alone they only bury the table.
+    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:crewai.*")
+    columns = ["stock", *(name for name in chosen if name != "stock")]
+    config.pluginmanager.register(Table(columns), "crewai-native-table")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -55,11 +77,45 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     slot = getattr(metafunc.cls, "slot", None)
     if slot is None or "provider" not in metafunc.fixturenames:
         return
+    available = sorted(_served()[slot])
+    chosen = _chosen(metafunc.config)
+    if chosen and chosen != ["stock"]:
+        available = [name for name in available if name in chosen]
+    elif chosen:
+        available = []
+    metafunc.parametrize("provider", [*available, "stock"], indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the slots that no chosen provider serves; name the rule that each test is."""
+    chosen = {*_chosen(config)} - {"stock"}
+    served = _served()
+    left_out = []
+    for item in items:
+        slot = getattr(getattr(item, "cls", None), "slot", None)
+        if not isinstance(item, pytest.Function) or slot not in served:
+            continue
+        if chosen and not chosen & served[slot]:
+            left_out.append(item)
+        elif hasattr(item, "callspec") and "provider" in item.callspec.params:
+            told = (slot, rule(item.originalname), item.callspec.params["provider"])
+            item.user_properties.append((PROPERTY, told))
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
+def _chosen(config: pytest.Config) -> list[str]:
+    from crewai_native._settings import normalise
+
+    return [normalise(name) for name in config.getoption("--provider") or ()]
+
+
+def _served() -> dict[str, set[str]]:
+    """Return the distributions that serve each slot."""
     from crewai_native import _discovery
 
-    available = [*sorted({offer.name for offer in _discovery.offers()[0][slot]}), "stock"]
-    chosen = metafunc.config.getoption("--provider") or available
-    metafunc.parametrize("provider", [n for n in available if n in chosen], indirect=True)
+    return {slot: {offer.name for offer in found} for slot, found in _discovery.offers()[0].items()}
 
 
 @pytest.fixture
@@ -75,6 +131,8 @@ def provider(
     defect = request.node.get_closest_marker("stock_defect")
     if name == "stock" and defect is not None:
         request.applymarker(pytest.mark.xfail(reason=defect.args[0], strict=True))
+    if name == "stock" and request.node.originalname in request.cls.stock_defects:
+        pytest.xfail(request.cls.stock_defects[request.node.originalname])
     monkeypatch.setenv("CREWAI_STORAGE_DIR", str(tmp_path / "storage"))
     with warnings.catch_warnings():
         # What CrewAI's dependencies say while they are imported is not the provider's fault.
@@ -89,6 +147,46 @@ def provider(
         yield name
     finally:
         crewai_native.deactivate()
+
+
+@pytest.fixture(scope="session")
+def _trials(request: pytest.FixtureRequest) -> dict[tuple[str, str], Trial]:
+    """What became of each provider that this session tests, and of stock: tried all at once."""
+    from crewai_native.testing.contract import _trials
+
+    tested = {
+        (str(item.cls.slot), str(item.callspec.params["provider"]))
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and "trial" in item.fixturenames
+    }
+    return _trials.run(sorted(tested | {(slot, "stock") for slot, _ in tested}))
+
+
+@pytest.fixture
+def trial(request: pytest.FixtureRequest, provider: str) -> Trial:
+    """What became of the provider in a process of its own."""
+    found: Trial = request.getfixturevalue("_trials")[request.cls.slot, provider]
+    return found
+
+
+@pytest.fixture
+def stock_trial(request: pytest.FixtureRequest) -> Trial:
+    """What became of stock."""
+    found: Trial = request.getfixturevalue("_trials")[request.cls.slot, "stock"]
+    return found
+
+
+@pytest.fixture
+def start_up(request: pytest.FixtureRequest, provider: str) -> Import:
+    """What importing the provider's plug-in does to a process."""
+    from crewai_native import _discovery
+    from crewai_native.testing.contract import _trials
+
+    offers = _discovery.offers()[0][request.cls.slot]
+    value = next((offer.value for offer in offers if offer.name == provider), None)
+    if value is None:
+        pytest.skip("stock is no plug-in")
+    return _trials.imported(value)
 
 
 @pytest.fixture

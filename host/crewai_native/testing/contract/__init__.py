@@ -5,6 +5,5 @@ goes wrong: it is expected to fail there, and only there, and if it passes the c
 
 Run them for your distribution with::
 
-    pytest -p crewai_native.testing.plugin --pyargs crewai_native.testing.contract \
-        --provider my-distribution
+    pytest --pyargs crewai_native.testing.contract --provider my-distribution
 """

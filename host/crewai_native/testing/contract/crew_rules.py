@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -13,6 +13,14 @@ from crewai_native.testing.contract.rules import SlotContract
 
 class CrewContract(SlotContract):
     """What a crew's user sees."""
+
+    runs_crews: ClassVar = True
+
+    @staticmethod
+    def exercise() -> Any:
+        """Run a crew of two tasks."""
+        result = crew("first", "second").kickoff(inputs={"topic": "x"})
+        return [output.raw for output in result.tasks_output]
 
     def test_a_crew_runs_its_tasks_in_order(self, provider: str) -> None:
         """Each sees what those before it said."""

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+import os
+import uuid
+from pathlib import Path
+from typing import Any, ClassVar
 
 from crewai_native.testing.contract.crews import crew
 from crewai_native.testing.contract.rules import SlotContract
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class TestCheckpointWriter(SlotContract):
     """Runs crews with checkpoints in files, CrewAI's default."""
 
     slot: ClassVar = "checkpoint.writer"
+    runs_crews: ClassVar = True
+
+    @staticmethod
+    def exercise() -> Any:
+        """Run a crew and restore it from its newest checkpoint."""
+        from crewai import Crew
+        from crewai.state.checkpoint_config import CheckpointConfig
+
+        folder = Path(os.environ["CREWAI_STORAGE_DIR"]) / uuid.uuid4().hex
+        TestCheckpointWriter._run(folder)
+        written = TestCheckpointWriter._written(folder)
+        newest = max(written, key=lambda path: (path.stat().st_mtime_ns, path.name))
+        restored = Crew.from_checkpoint(CheckpointConfig(restore_from=str(newest)))
+        return [len(written), *(task.output.raw for task in restored.tasks)]
 
     def test_a_checkpoint_is_there_when_the_kickoff_returns(
         self, provider: str, tmp_path: Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import uuid
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -24,6 +25,15 @@ class TestFlowPersistence(SlotContract):
     """Runs on what ``@persist`` gets when it is given nothing."""
 
     slot: ClassVar = "flow.persistence"
+
+    @staticmethod
+    def exercise() -> Any:
+        """Save a state and load it."""
+        from crewai.flow.persistence.factory import default_flow_persistence
+
+        flow = uuid.uuid4().hex
+        default_flow_persistence().save_state(flow, "method", {"id": "flow", "count": 1})
+        return default_flow_persistence().load_state(flow)
 
     @pytest.fixture
     def open_store(self, provider: str) -> Callable[[], Any]:

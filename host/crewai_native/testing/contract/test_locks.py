@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
+import os
 import tempfile
 import threading
 import time
@@ -23,6 +24,17 @@ class TestLocks(SlotContract):
     """Runs on ``crewai_core.lock_store.lock``."""
 
     slot: ClassVar = "locks"
+
+    @staticmethod
+    def exercise() -> Any:
+        """Hold a lock that others want, too."""
+        from crewai_core.lock_store import lock
+
+        name = f"contract:{os.environ['CREWAI_STORAGE_DIR']}"
+        for _ in range(10):
+            with lock(name):
+                pass
+        return True
 
     @pytest.fixture
     def lock(self, provider: str) -> Callable[..., Any]:

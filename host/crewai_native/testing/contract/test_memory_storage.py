@@ -7,6 +7,7 @@ import concurrent.futures
 import datetime as dt
 import os
 import threading
+import uuid
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -52,6 +53,21 @@ class TestMemoryStorage(SlotContract):
     """Runs on the storage that a ``Memory`` of the default spec gets."""
 
     slot: ClassVar = "memory.storage"
+    stock_defects: ClassVar = {
+        "test_a_process_that_used_it_can_fork": "LanceDB may hang in a forked child",
+    }
+
+    @staticmethod
+    def exercise() -> Any:
+        """Save a record and find it."""
+        from crewai.memory.types import MemoryRecord
+        from crewai.memory.unified_memory import Memory
+
+        name = uuid.uuid4().hex
+        storage = Memory()._storage  # noqa: SLF001 - what CrewAI's memory works on
+        storage.save([MemoryRecord(id=name, content="text", embedding=EAST, scope=f"/{name}")])
+        found = storage.search(EAST, scope_prefix=f"/{name}", limit=5)
+        return [record.content for record, _ in found]
 
     @pytest.fixture
     def open_storage(self, provider: str) -> Iterator[Callable[[], Any]]:

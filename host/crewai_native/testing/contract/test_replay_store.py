@@ -14,6 +14,18 @@ class TestReplayStore(SlotContract):
     """Runs crews and looks at their logs."""
 
     slot: ClassVar = "replay.store"
+    stock_defects: ClassVar = {
+        "test_threads_can_use_it_at_once": "all crews of a project share one table",
+    }
+    runs_crews: ClassVar = True
+
+    @staticmethod
+    def exercise() -> Any:
+        """Run a crew and load its log."""
+        made = crew("first", "second")
+        made.kickoff(inputs={"topic": "x"})
+        log = made._task_output_handler.load()  # noqa: SLF001 - what replay itself calls
+        return [entry["output"]["raw"] for entry in log]
 
     @pytest.fixture
     def ran(self, provider: str) -> Any:

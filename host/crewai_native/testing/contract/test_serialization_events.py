@@ -66,6 +66,13 @@ class TestSerializationEvents(SlotContract):
 
     slot: ClassVar = "serialization.events"
 
+    @staticmethod
+    def exercise() -> Any:
+        """Serialise a value of each kind that JSON can tell."""
+        from crewai.utilities.serialization import to_serializable
+
+        return [to_serializable(VALUES[kind]) for kind in ("model", "containers", "deep")]
+
     @pytest.mark.parametrize("kind", VALUES)
     @pytest.mark.parametrize("options", [{}, {"max_depth": 2}, {"exclude": {"k", "name"}}], ids=str)
     def test_the_result_is_crewais(self, provider: str, kind: str, options: Any) -> None:

@@ -25,6 +25,12 @@ class TestSerializationMessages(SlotContract):
 
     slot: ClassVar = "serialization.messages"
 
+    @staticmethod
+    def exercise() -> Any:
+        """Encode a batch and decode it."""
+        codec = serialization_messages.codec()
+        return codec.decode_batch(codec.encode_batch([MESSAGE] * 100))
+
     @pytest.fixture
     def codec(self, provider: str) -> Any:
         """The codec that is bound."""

@@ -23,6 +23,15 @@ class TestToolsCache(SlotContract):
 
     slot: ClassVar = "tools.cache"
 
+    @staticmethod
+    def exercise() -> Any:
+        """Keep a result and read it."""
+        from crewai.agents.cache.cache_handler import CacheHandler
+
+        cache = CacheHandler()
+        cache.add("add", '{"a": 1}', "one")
+        return [cache.read("add", '{"a": 1}'), cache.read("add", '{"a": 2}')]
+
     @pytest.fixture
     def open_cache(self, provider: str) -> Callable[[], Any]:
         """Return a function that makes a crew's cache."""

@@ -19,6 +19,17 @@ class TestToolsGuard(SlotContract):
 
     slot: ClassVar = "tools.guard"
 
+    @staticmethod
+    def exercise() -> Any:
+        """Run a tool in both ways."""
+
+        def halve(a: int) -> float:
+            """Halve a number."""
+            return a / 2
+
+        made = tool(halve)
+        return [made.run(a=1), made.to_structured_tool().invoke({"a": 2})]
+
     @pytest.fixture
     def divide(self, provider: str) -> Any:
         """A tool that can fail."""

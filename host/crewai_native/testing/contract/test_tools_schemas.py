@@ -51,6 +51,14 @@ class TestToolsSchemas(SlotContract):
 
     slot: ClassVar = "tools.schemas"
 
+    @staticmethod
+    def exercise() -> Any:
+        """Describe a model and name a tool."""
+        from crewai.utilities import pydantic_schema_utils, string_utils
+
+        name = string_utils.sanitize_tool_name("HTTPServer 2 Go")
+        return [name, pydantic_schema_utils.generate_model_description(_Arguments)]
+
     @pytest.mark.parametrize("strip", [True, False])
     @pytest.mark.parametrize("model", [_Arguments, _Inner])
     def test_a_models_description_is_crewais(
