@@ -379,3 +379,51 @@ sys.stdin.readline()
     holder.stdin.write("stop\n")
     thread.join(timeout=30)
     assert turn.is_set()
+
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+def large_batch(start):
+    batch = _native.Batch()
+    for n in range(start, start + 1000):
+        batch.add(f"r{n}", "t", "/", [], "{}", 0.5, n, n, None, False, [float(n)] * 1536)
+    return batch
+
+
+def test_a_long_log_is_written_back_aside(store, place, audit):
+    for start in range(0, 4000, 1000):
+        store.save(large_batch(start))
+    # More than 16 MiB are in the log by now, of which a part is in the file.
+    until(lambda: place.stat().st_size > 8 << 20)
+    store.save(large_batch(4000))
+    assert store.count("/") == 5000
+    assert audit(place) == 5000
+
+
+def test_the_last_handle_closes_the_file_aside(store, place, script):
+    store.close()
+    handle = _native.Store(place, "l2")
+    handle.save(large_batch(0))
+    log = place.with_name(place.name + "-wal")
+    assert log.stat().st_size > 0
+    del handle
+    until(lambda: not log.exists())
+    assert store.count("/") == 1000
+
+
+def test_a_process_ends_with_its_logs_written_back(place, script, audit):
+    code = (
+        "import sys\nfrom crewai_native_memory import _native\n"
+        "store = _native.Store(sys.argv[1], 'l2')\nbatch = _native.Batch()\n"
+        "for n in range(1000):\n"
+        "    batch.add(f'r{n}', 't', '/', [], '{}', 0.5, n, n, None, False, [float(n)] * 1536)\n"
+        "store.save(batch)\ndel store\n"
+    )
+    subprocess.run(script(code, place), check=True)
+    assert not place.with_name(place.name + "-wal").exists()
+    assert audit(place) == 1000

@@ -56,6 +56,20 @@ impl Store {
     }
 }
 
+impl Drop for Store {
+    /// A handle that is collected holds nobody up, as [`Store::close`] does.
+    fn drop(&mut self) {
+        let held = self
+            .engine
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        match held.take() {
+            Some((pid, engine)) if pid == std::process::id() => Process::current().let_go(engine),
+            inherited => std::mem::forget(inherited),
+        }
+    }
+}
+
 #[pymethods]
 impl Store {
     /// A handle on the file at `path`; opens nothing. `metric` is "l2", "cosine" or "dot". From
@@ -101,7 +115,10 @@ impl Store {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         match held {
-            Some((pid, engine)) if pid == std::process::id() => py.detach(|| drop(engine)),
+            Some((pid, engine)) if pid == std::process::id() => py.detach(|| {
+                let _pass = Process::current().enter();
+                drop(engine);
+            }),
             inherited => std::mem::forget(inherited),
         }
     }
@@ -268,22 +285,6 @@ impl Store {
     /// Seals segments, and gives freed space back to the file system.
     fn optimize(&self, py: Python<'_>) -> PyResult<()> {
         self.run(py, Engine::optimize)
-    }
-}
-
-impl Drop for Store {
-    fn drop(&mut self) {
-        let held = self
-            .engine
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if held
-            .as_ref()
-            .is_some_and(|(pid, _)| *pid != std::process::id())
-        {
-            std::mem::forget(held);
-        }
     }
 }
 

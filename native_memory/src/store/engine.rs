@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use rusqlite::config::DbConfig;
@@ -29,6 +29,10 @@ const IDLE_READERS: usize = 8;
 /// Pages that connections may keep, in KiB.
 pub(super) const READER_CACHE: i64 = 4 << 10;
 const WRITER_CACHE: i64 = 32 << 10;
+/// Pages of log (16 MiB) after which they are written back in the background, and (128 MiB) after
+/// which a writer does it itself: it outruns the disk.
+const LOG_PAGES: u32 = 4096;
+const LOG_LIMIT: u32 = 8 * LOG_PAGES;
 /// How often a search lets writers overtake it before it makes them wait.
 const OPTIMISTIC_TRIES: usize = 3;
 
@@ -44,6 +48,7 @@ pub struct Engine {
     pub(super) mirror: RwLock<(Option<Identity>, Mirror)>,
     pub(super) sealing: Sealing,
     pub(super) groups: Groups,
+    write_back: WriteBack,
     /// Whether a write is on the disk before it is acknowledged.
     synchronous: AtomicBool,
     /// For threads that outlive the call which started them.
@@ -68,6 +73,14 @@ pub struct Holdings {
 pub(super) struct Sealing {
     pub(super) busy: AtomicBool,
     pub(super) failure: Mutex<Option<String>>,
+}
+
+/// The state of writing the log back in the background.
+#[derive(Debug, Default)]
+struct WriteBack {
+    busy: AtomicBool,
+    /// Length of the log, in pages, when it was last begun.
+    begun_at: AtomicU32,
 }
 
 /// A connection and the file that it was opened on.
@@ -99,6 +112,7 @@ impl Engine {
             mirror: RwLock::new((None, Mirror::new(&snapshot::directory(&path)))),
             sealing: Sealing::default(),
             groups: Groups::default(),
+            write_back: WriteBack::default(),
             synchronous: AtomicBool::new(false),
             this: Weak::clone(this),
             path,
@@ -367,8 +381,42 @@ impl Engine {
         });
         if done.is_err() {
             *writer = None;
+        } else {
+            self.write_back(&link.connection);
         }
         done.map_err(|error| error.at(&self.path))
+    }
+
+    /// Has the log written back to the file if it is long, after a commit on `connection`.
+    ///
+    /// That syncs twice, for which no writer should wait. A failure loses nothing: the log holds
+    /// everything, and the next attempt begins where this one ended.
+    fn write_back(&self, connection: &Connection) {
+        let pages = schema::log_pages();
+        let begun_at = &self.write_back.begun_at;
+        if pages < begun_at.load(Ordering::Relaxed) {
+            begun_at.store(0, Ordering::Relaxed); // the log began anew
+        }
+        if pages >= LOG_LIMIT {
+            drop(schema::write_back(connection));
+        } else if pages - begun_at.load(Ordering::Relaxed) >= LOG_PAGES
+            && let Some(engine) = self.this.upgrade()
+            && !self.write_back.busy.swap(true, Ordering::AcqRel)
+        {
+            begun_at.store(pages, Ordering::Relaxed);
+            let process = Process::current();
+            let started = process.aside("crewai-native-log", move || {
+                let _pass = process.enter();
+                if let Ok(Some(link)) = engine.link(READER_CACHE) {
+                    drop(schema::write_back(&link.connection));
+                }
+                engine.write_back.busy.store(false, Ordering::Release);
+            });
+            if started.is_err() {
+                self.write_back.busy.store(false, Ordering::Release);
+                drop(schema::write_back(connection));
+            }
+        }
     }
 
     /// The writer's connection, opened again if the file is another one by now.
@@ -376,6 +424,9 @@ impl Engine {
         let identity = identity(&self.path)?;
         if writer.as_ref().map(|link| link.identity) != identity {
             *writer = self.link(WRITER_CACHE)?;
+            if let Some(link) = writer {
+                schema::watch_log(&link.connection);
+            }
         }
         if let Some(link) = writer.as_mut()
             && !link.synchronous

@@ -131,6 +131,24 @@ impl Process {
         engine
     }
 
+    /// Takes back what [`Process::engine`] gave. The last to let go of a file has its log written
+    /// back, in the background: that waits for the disk, and nobody waits for it.
+    pub fn let_go(&'static self, engine: Arc<Engine>) {
+        // Under the lock, so that of two that let go at once one is the last.
+        let engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        if Arc::strong_count(&engine) > 1 {
+            drop(engine);
+            return;
+        }
+        drop(engines);
+        let closing = move || {
+            let _pass = self.enter();
+            drop(engine);
+        };
+        // Where no thread can be had, it was dropped, and thereby closed, at once.
+        drop(self.aside("crewai-native-close", closing));
+    }
+
     /// Waits until a processor is free for a search.
     pub fn scan(&self) -> Scan<'_> {
         let mut scans = self.scans();

@@ -1,10 +1,13 @@
 //! The file: its tables, its format number, how it comes into being and how it is opened.
 
+use std::cell::Cell;
+use std::ffi::c_int;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OpenFlags};
 
 use super::error::{Result, StoreError};
@@ -179,13 +182,36 @@ fn configure(connection: &Connection, cache: i64) -> rusqlite::Result<()> {
     connection.pragma_update(None, "secure_delete", "FAST")?;
     connection.pragma_update(None, "cell_size_check", true)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
-    // Pages of log (16 MiB) before it is written back, which syncs twice: a bulk load does so
-    // once in two thousand records.
-    connection.pragma_update(None, "wal_autocheckpoint", 4096)?;
     // KiB; taken only as pages are touched. A large batch of vectors goes through the writer's.
     connection.pragma_update(None, "cache_size", -cache)?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(())
+}
+
+thread_local! {
+    /// Length of the log, in pages, after the last commit of this thread.
+    static LOG_PAGES: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Takes writing the log back out of the commits on a connection; [`log_pages`] says when it is
+/// due.
+pub fn watch_log(connection: &Connection) {
+    #[expect(clippy::unnecessary_wraps, reason = "the type of a hook")]
+    fn committed(_: &Wal, pages: c_int) -> rusqlite::Result<()> {
+        LOG_PAGES.set(u32::try_from(pages).unwrap_or(0));
+        Ok(())
+    }
+    connection.wal_hook(Some(committed));
+}
+
+/// Length of the log, in pages, after the last commit of this thread on a watched connection.
+pub fn log_pages() -> u32 {
+    LOG_PAGES.get()
+}
+
+/// Writes the log back to the file, as far as no reader is in the way.
+pub fn write_back(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch("PRAGMA wal_checkpoint(PASSIVE)")
 }
 
 /// Has every commit on a connection wait until the disk has it.

@@ -6,6 +6,7 @@
 )]
 use std::arch::x86_64::*;
 
+use super::super::aligned::LINE;
 use super::{Kernels, LANES, QueryCodes, fold, for_rows, scalar};
 
 /// The implementations that this CPU can run, the fastest first. The functions in these tables
@@ -184,20 +185,26 @@ fn products_avx2(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f64]
         /// Codes after which the eight 32-bit sums are emptied: 1024 * 127 * 127 * 128 < 2^31.
         const BLOCK: usize = 8 * 1024;
         let stride = query.stride();
+        assert!(query.wide.len() == stride && stride.is_multiple_of(LINE));
         assert!(rows.iter().chain(&soon).all(|row| row.len() == stride));
         let mut totals = [0_i64; N];
         for block in (0..stride).step_by(BLOCK) {
             let mut sums = [_mm256_setzero_si256(); N];
-            for at in (block..stride.min(block + BLOCK)).step_by(STEP) {
-                // SAFETY: `at + STEP <= stride`, and the query and each row have `stride` codes.
-                let wide = unsafe { _mm256_loadu_si256(query.wide.as_ptr().add(at).cast()) };
-                for i in 0..N {
-                    // SAFETY: as above.
-                    unsafe { _mm_prefetch::<_MM_HINT_T0>(soon[i].as_ptr().add(at)) };
-                    // SAFETY: as above.
-                    let row = unsafe { _mm_loadu_si128(rows[i].as_ptr().add(at).cast()) };
-                    let row = _mm256_cvtepi8_epi16(row);
-                    sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(row, wide));
+            for line in (block..stride.min(block + BLOCK)).step_by(LINE) {
+                for row in soon {
+                    // SAFETY: `line < stride`, and each row has `stride` codes.
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().add(line)) };
+                }
+                for at in (line..line + LINE).step_by(STEP) {
+                    // SAFETY: `stride` is a multiple of `LINE`, so that `at + STEP <= stride`;
+                    // the query and each row have `stride` codes.
+                    let wide = unsafe { _mm256_loadu_si256(query.wide.as_ptr().add(at).cast()) };
+                    for i in 0..N {
+                        // SAFETY: as above.
+                        let row = unsafe { _mm_loadu_si128(rows[i].as_ptr().add(at).cast()) };
+                        let row = _mm256_cvtepi8_epi16(row);
+                        sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(row, wide));
+                    }
                 }
             }
             for i in 0..N {
