@@ -2,6 +2,7 @@
 
 mod batch;
 mod control;
+mod graph;
 mod limits;
 
 use pyo3::prelude::*;
@@ -14,6 +15,8 @@ mod _native {
     use super::batch::Floor;
     #[pymodule_export]
     use super::control::{Cancelled, Gate, Scope};
+    #[pymodule_export]
+    use super::graph::Schedule;
     #[pymodule_export]
     use super::limits::Limiter;
 

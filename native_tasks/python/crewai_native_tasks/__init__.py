@@ -11,6 +11,7 @@ from crewai_native_tasks._native import Cancelled, __build_info__
 
 if TYPE_CHECKING:
     from crewai_native_tasks.control import CancelScope, LeftBehind, RunHandle, cancel_scope, start
+    from crewai_native_tasks.graph import parallel
 
 __all__ = [
     "CancelScope",
@@ -19,6 +20,7 @@ __all__ = [
     "RunHandle",
     "__build_info__",
     "cancel_scope",
+    "parallel",
     "start",
 ]
 
@@ -27,6 +29,7 @@ _HOMES: Final = {
     "LeftBehind": "control",
     "RunHandle": "control",
     "cancel_scope": "control",
+    "parallel": "graph",
     "start": "control",
 }
 

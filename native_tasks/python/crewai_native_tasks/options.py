@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from crewai_native import ConfigurationError
 
@@ -25,12 +25,19 @@ class Options:
         tokens_per_minute: Tokens that they use in a minute, as far as models report them.
         limits_path: The file through which processes share these counts; in CrewAI's storage
             directory by default.
+        graph: Whether the tasks of a crew run side by side as their contexts allow.
+        graph_concurrency: How many tasks of one crew do so at a time.
+        graph_agents: What a task does whose agent is at work on another: ``wait``, or run on a
+            ``copy`` of it.
     """
 
     flows: bool = False
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     limits_path: Path | None = None
+    graph: bool = False
+    graph_concurrency: int = 16
+    graph_agents: Literal["wait", "copy"] = "wait"
 
 
 def read(options: Mapping[str, Any]) -> Options:
@@ -69,10 +76,24 @@ def _path(name: str, value: Any) -> Path:
     return Path(value).expanduser()
 
 
+def _one_of(*accepted: str) -> Callable[[str, Any], str]:
+    def read(name: str, value: Any) -> str:
+        if value not in accepted:
+            raise ConfigurationError(
+                f"tasks.{name} is {value!r}; it accepts {' or '.join(accepted)}"
+            )
+        return str(value)
+
+    return read
+
+
 # How each option is read: from its name and the value as written.
 _READERS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "flows": _switch,
     "requests_per_minute": _number,
     "tokens_per_minute": _number,
     "limits_path": _path,
+    "graph": _switch,
+    "graph_concurrency": _number,
+    "graph_agents": _one_of("wait", "copy"),
 }

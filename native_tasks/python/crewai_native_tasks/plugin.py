@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from crewai_native.bench import Case
     from crewai_native_tasks.control import NativeControl
+    from crewai_native_tasks.graph import NativeScheduler
 
 _in_force = _options.Options()
 
@@ -31,6 +32,20 @@ def crewai_native_tasks_control() -> NativeControl:
     from crewai_native_tasks.control import NativeControl
 
     return NativeControl()
+
+
+@hookimpl
+def crewai_native_features() -> dict[str, set[str]]:
+    """What can be required."""
+    return {"tasks.graph": {"exact", "trailing-async"}}
+
+
+@hookimpl
+def crewai_native_tasks_graph() -> NativeScheduler:
+    """The scheduler of crews' tasks."""
+    from crewai_native_tasks import graph
+
+    return graph.NativeScheduler(graph.configured(_in_force))
 
 
 @hookimpl
