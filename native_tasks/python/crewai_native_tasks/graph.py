@@ -17,7 +17,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from crewai_native_tasks._native import Schedule
+from crewai_native_tasks import control
+from crewai_native_tasks._native import Schedule, Scope
 from crewai_native_tasks.graph_order import Place, dependencies, is_sequence
 
 if TYPE_CHECKING:
@@ -200,6 +201,8 @@ class _Passage:
 
     def __init__(self, run: TaskRun, settings: GraphSettings, order: list[list[int]]) -> None:
         self.crew, self.tasks = run.crew, run.tasks
+        # Ended when a task fails: those beside it go no further than their next point.
+        self.scope = Scope(control.scope_of_run.get())
         self._start = run.start_index or 0
         self._replayed = run.was_replayed
         self._settings = settings
@@ -250,11 +253,12 @@ class _Passage:
         self._schedule.finish(number, error is None)
         if error is not None:
             self._failures[number] = error
-            self._schedule.cancel()
+            self.cancel()
 
     def cancel(self) -> None:
-        """Begin no further task."""
+        """Begin no further task, and have those that run stop where they can."""
         self._schedule.cancel()
+        self.scope.end()
 
     def result(self) -> Any:
         """Return the ``CrewOutput``.
@@ -411,7 +415,7 @@ class _Threads:
                     return passage.result()
                 self._take_note()
         finally:
-            if self._threads:  # Ctrl-C: what runs cannot be stopped from here
+            if self._threads:  # Ctrl-C, and foreign code that does not hear of it
                 passage.cancel()
                 self._wait_a_little()
 
@@ -433,7 +437,10 @@ class _Threads:
 
     def _work(self, job: _Job) -> None:
         try:
-            output = job.task.execute_sync(agent=job.agent, context=job.context, tools=job.tools)
+            with control.running(self._passage.scope):
+                output = job.task.execute_sync(
+                    agent=job.agent, context=job.context, tools=job.tools
+                )
         except BaseException as error:  # noqa: BLE001 - raised on the kickoff's thread
             self._ended.put((job.number, None, error))
         else:
@@ -454,13 +461,17 @@ class _Threads:
             _logger.warning("interrupted; tasks that are still inside other code: %s", names)
 
 
+async def _work(scope: Scope, job: _Job) -> Any:
+    with control.running(scope):
+        return await job.task.aexecute_sync(agent=job.agent, context=job.context, tools=job.tools)
+
+
 async def _on_loop(passage: _Passage) -> Any:
     running: dict[asyncio.Task[Any], int] = {}
     interrupted: BaseException | None = None
     while True:
         while (job := passage.next()) is not None:
-            work = job.task.aexecute_sync(agent=job.agent, context=job.context, tools=job.tools)
-            running[asyncio.create_task(work)] = job.number
+            running[asyncio.create_task(_work(passage.scope, job))] = job.number
         if not running:
             break
         try:
