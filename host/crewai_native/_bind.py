@@ -70,11 +70,13 @@ class Binding:
     Attributes:
         watch: Counts and times the slot's calls, and reverts the slot when it keeps failing.
         notes: What the user should know about how the slot was bound.
+        served: What the provider handed over, where the slot's repairs need it.
     """
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.notes: list[str] = []
+        self.served: Any = None
         self._changes: list[_Change] = []
         self._undo: list[Callable[[], None]] = []
         self._metered: set[type] = set()

@@ -8,6 +8,7 @@ import functools
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol
 
+from crewai_native.slots import tools_mcp
 from crewai_native.slots._base import Repair, Slot, Target
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ class ToolsGuard(Slot):
             EXACT_COUNT,
             _bind_exact_count,
         ),
+        tools_mcp.REPAIR,
     )
 
     def bind(self, binding: Binding, provider: Provider) -> None:
@@ -150,6 +152,7 @@ class ToolsGuard(Slot):
         from crewai.tools.structured_tool import CrewStructuredTool
 
         guard = provider.require(provider.call(), PROTOCOL, "a ToolGuard")
+        binding.served = guard
         run, arun = binding.watch.meter(guard.run), binding.watch.meter(guard.arun)
         binding.stand_in(ToolCallHookContext, "__init__", _make_surroundings)
         binding.stand_in(CrewStructuredTool, "invoke", functools.partial(_make_invoke, run))

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import gc
 import sys
+import threading
 import types
 import weakref
 
@@ -98,6 +99,45 @@ class TestGuard:
         serve("tools.guard", lambda: guard)
         assert "out of order" in crew_with([Adder()], ADD, native=False).kickoff().raw
         assert len(guard.calls) == 1
+
+    def test_mcp_tools_use_the_clients_that_it_lends(self, serve):
+        mcp_native_tool = pytest.importorskip("crewai.tools.mcp_native_tool")
+        events = []
+
+        class Client:
+            def __init__(self, name):
+                self.name = name
+
+            async def connect(self):
+                events.append(f"{self.name} connected")
+
+            async def disconnect(self):
+                events.append(f"{self.name} disconnected")
+
+            async def call_tool_result(self, name, arguments):
+                return types.SimpleNamespace(content=f"{name} {arguments}", is_error=False)
+
+        guard, ended = Guard(), threading.Event()
+        guard.mcp_client = lambda make: Client(f"in place of {make().name}")
+
+        def run_ended(run):
+            events.append(run)
+            ended.set()
+
+        guard.mcp_run_ended = run_ended
+        serve("tools.guard", lambda: guard, features=("mcp-connections",))
+        look = mcp_native_tool.MCPNativeTool(lambda: Client("stock"), "look", {}, "server")
+        script = [ToolCall("server_look", {}), lambda turn: turn.results[-1]]
+        crew = crew_with([look], script, native=True)
+        assert crew.kickoff().raw == "look {}"
+        assert ended.wait(60)
+        assert events == [
+            "in place of stock connected",
+            "in place of stock disconnected",
+            str(crew.id),
+        ]
+        # The tool itself is as it was.
+        assert look._client_factory().name == "stock"
 
     def test_code_that_runs_a_tool_comes_too(self, serve):
         guard = Guard()
