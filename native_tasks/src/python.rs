@@ -2,6 +2,7 @@
 
 mod batch;
 mod control;
+mod flow;
 mod graph;
 mod limits;
 
@@ -15,6 +16,8 @@ mod _native {
     use super::batch::Floor;
     #[pymodule_export]
     use super::control::{Cancelled, Gate, Scope};
+    #[pymodule_export]
+    use super::flow::{FlowGraph, FlowWalk};
     #[pymodule_export]
     use super::graph::Schedule;
     #[pymodule_export]

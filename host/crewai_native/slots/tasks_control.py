@@ -8,6 +8,7 @@ import functools
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from crewai_native.slots._base import Slot, Target
+from crewai_native.slots.tasks_executor import around_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,6 +161,10 @@ class TasksControl(Slot):
             binding.stand_in(owner, name, functools.partial(_checked, check, point))
         binding.stand_in(Task, "_aexecute_core", functools.partial(_achecked, check, Point.TASK))
         binding.stand_in(Task, "_execute_task_async", _settled)
+        # Whoever drives flows in the place of Flow._execute_method asks as well.
+        step = (functools.partial(check, Point.STEP), functools.partial(done, Point.STEP))
+        around_step.append(step)
+        binding.on_undo(lambda: around_step.remove(step))
         binding.stand_in(Flow, "_execute_method", functools.partial(_step, check, done))
         binding.stand_in(base_llm, "run_with_rate_limit_retry", functools.partial(_call, call))
         binding.stand_in(base_llm, "arun_with_rate_limit_retry", functools.partial(_acall, acall))

@@ -9,11 +9,33 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 from crewai_native.slots._base import Slot, Target
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from crewai_native._bind import Binding
     from crewai_native._watch import Watch
     from crewai_native.slots._base import Provider
 
 PROTOCOL: Final = ("drives", "kickoff", "akickoff")
+
+STOOD_IN_FOR: Final = (
+    "kickoff_async",
+    "_emit_flow_failed",
+    "_execute_listeners",
+    "_execute_method",
+    "_execute_single_listener",
+    "_execute_start_method",
+    "_find_triggered_methods",
+    "_condition_met",
+    "_inject_trigger_payload_for_start_method",
+    "_open_flow_scope",
+    "_rearm_or_listeners_for_trigger",
+    "_start_condition_triggered_by",
+)
+"""The methods of CrewAI's ``Flow`` whose part a driver takes."""
+
+around_step: Final[list[tuple[Callable[[Any], None], Callable[[Any], None]]]] = []
+"""What is called with the flow before and after each of its methods, in the method's context, for as
+long as ``tasks.control`` is served. CrewAI's own ``Flow._execute_method`` does so by itself."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -42,6 +64,19 @@ class FlowRun:
         repeated, so from then on what the driver raises is what the kickoff raises.
         """
         self.begun = True
+
+    def step(self) -> None:
+        """Say that a method of the flow comes next that ``Flow._execute_method`` does not run.
+
+        It raises where the run is to end. Called in the context of the method.
+        """
+        for before, _ in around_step:
+            before(self.flow)
+
+    def stepped(self) -> None:
+        """Say that the method has ended, whether it returned or raised."""
+        for _, after in around_step:
+            after(self.flow)
 
 
 class FlowDriver(Protocol):
@@ -79,7 +114,7 @@ class TasksExecutor(Slot):
     how: ClassVar = "Flow.kickoff, .kickoff_async"
     targets: ClassVar = (
         Target("crewai.flow.runtime:Flow.kickoff", wrapped=True),
-        Target("crewai.flow.runtime:Flow.kickoff_async", wrapped=True),
+        *(Target(f"crewai.flow.runtime:Flow.{name}", wrapped=True) for name in STOOD_IN_FOR),
     )
 
     def bind(self, binding: Binding, provider: Provider) -> None:

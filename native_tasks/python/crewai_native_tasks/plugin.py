@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from crewai_native.bench import Case
     from crewai_native_tasks.control import NativeControl
+    from crewai_native_tasks.executor import FlowExecutor
     from crewai_native_tasks.graph import NativeScheduler
 
 _in_force = _options.Options()
@@ -46,6 +47,14 @@ def crewai_native_tasks_graph() -> NativeScheduler:
     from crewai_native_tasks import graph
 
     return graph.NativeScheduler(graph.configured(_in_force))
+
+
+@hookimpl
+def crewai_native_tasks_executor() -> FlowExecutor:
+    """What drives flows."""
+    from crewai_native_tasks.executor import FlowExecutor
+
+    return FlowExecutor(flows=_in_force.flows)
 
 
 @hookimpl

@@ -1,0 +1,312 @@
+"""The methods of a run, one after another, each as CrewAI's runtime runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from typing import TYPE_CHECKING, Any
+
+from crewai.events import event_context
+from crewai.events.event_bus import crewai_event_bus
+from crewai.events.types.flow_events import (
+    MethodExecutionFailedEvent,
+    MethodExecutionFinishedEvent,
+    MethodExecutionPausedEvent,
+    MethodExecutionStartedEvent,
+)
+from crewai.flow.async_feedback.types import HumanFeedbackPending
+from crewai.flow.flow_context import current_flow_method_name
+from crewai.hooks.contexts import StepContext
+from crewai.hooks.dispatch import InterceptionPoint
+
+from crewai_native_tasks._native import FlowWalk
+from crewai_native_tasks.executor.ground import in_context
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crewai_native.slots.tasks_executor import FlowRun
+    from crewai_native_tasks.executor.classes import FlowClass, Method
+    from crewai_native_tasks.executor.ground import Ground
+
+# CrewAI's: what goes wrong in a flow is logged under the name of its runtime.
+_logger = logging.getLogger("crewai.flow.runtime")
+
+
+async def from_starts(
+    run: FlowRun, starts: Sequence[str], ground: Ground, known: FlowClass
+) -> None:
+    """Run start methods and all that they trigger."""
+    flow = run.flow
+    starts, one_by_one = flow._order_start_methods_for_kickoff(list(starts))  # noqa: SLF001
+    if not starts:
+        return
+    if one_by_one or len(starts) > 1 or flow._is_execution_resuming:  # noqa: SLF001
+        await ground.loop()
+        if one_by_one:
+            for start in starts:
+                await flow._execute_start_method(start)  # noqa: SLF001
+        else:
+            await asyncio.gather(*map(flow._execute_start_method, starts))  # noqa: SLF001
+        return
+    await _walk(run, starts[0], ground, known)
+
+
+async def _walk(run: FlowRun, start: str, ground: Ground, known: FlowClass) -> None:
+    flow = run.flow
+    private = flow.__pydantic_private__
+    methods = private["_methods"]
+    walk = FlowWalk(known.graph, flow, private, start)
+    # CrewAI makes a task of a start, and of each listener: what they set in their context is theirs.
+    contexts: list[contextvars.Context] = []
+    try:
+        while True:
+            name, is_start, given, event, depth, fresh = walk.next()
+            if name is None:
+                return
+            if fresh:
+                del contexts[depth:]
+                contexts.append(contexts[-1].copy() if contexts else contextvars.copy_context())
+            context = contexts[depth]
+            if type(name) is list:
+                await ground.loop()
+                await in_context(context, _side_by_side(flow, name, given, event))
+                continue
+            method = methods[name]
+            traits = known.method(name, method)
+            if is_start:
+                method = flow._inject_trigger_payload_for_start_method(method)  # noqa: SLF001
+            arguments = (given,) if traits.takes_input and not is_start else ()
+            if ground.on_loop or not traits.direct:
+                await ground.loop()
+                result, ended = await in_context(
+                    context, _on_loop(flow, name, method, arguments, event)
+                )
+            else:
+                context.run(run.step)
+                try:
+                    step = _Step(flow, name, known, traits, event)
+                    result = context.run(step.begin, method, arguments)
+                    if asyncio.iscoroutine(result):
+                        # A method that only looks synchronous.
+                        await ground.loop()
+                        result = await in_context(context, step.awaited(result))
+                    result, ended = context.run(step.finish, result)
+                finally:
+                    context.run(run.stepped)
+            walk.ran(result, ended)
+    except Exception as error:
+        _log(walk.innermost(), error)
+        raise
+
+
+async def _on_loop(
+    flow: Any, name: str, method: Any, arguments: tuple[Any, ...], event: str | None
+) -> tuple[Any, str | None]:
+    if not event:
+        return await flow._execute_method(name, method, *arguments)  # noqa: SLF001
+    with event_context.triggered_by_scope(event):
+        return await flow._execute_method(name, method, *arguments)  # noqa: SLF001
+
+
+async def _side_by_side(flow: Any, names: list[str], given: Any, event: str | None) -> None:
+    """Run listeners and all that they trigger, by CrewAI's own code."""
+    racing = flow._get_racing_group_for_listeners(names)  # noqa: SLF001
+    if racing:
+        others = [name for name in names if name not in racing[0]]
+        await flow._execute_racing_listeners(racing[0], others, given, event)  # noqa: SLF001
+        return
+    await asyncio.gather(
+        *(flow._execute_single_listener(name, given, event) for name in names)  # noqa: SLF001
+    )
+
+
+class _Step:
+    """One method, run where the kickoff was called: what ``Flow._execute_method`` does."""
+
+    __slots__ = ("event", "flow", "known", "name", "silent", "traits")
+
+    def __init__(
+        self, flow: Any, name: str, known: FlowClass, traits: Method, event: str | None
+    ) -> None:
+        self.flow = flow
+        self.name = name
+        self.known = known
+        self.traits = traits
+        self.event = event
+        self.silent = flow.suppress_flow_events
+
+    def begin(self, method: Any, arguments: tuple[Any, ...]) -> Any:
+        """Call the method and return its result."""
+        if self.silent and self.known.internal:
+            # No event, no hook: nothing of what is around the call shows.
+            token = current_flow_method_name.set(self.name)
+            try:
+                return contextvars.copy_context().run(method, *arguments)
+            except HumanFeedbackPending as error:
+                self._failed(error)
+                raise
+            finally:
+                current_flow_method_name.reset(token)
+        previous = event_context.get_triggering_event_id()
+        if self.event:
+            event_context.set_triggering_event_id(self.event)
+        try:
+            return self._begin(method, arguments)
+        except Exception as error:
+            self._failed(error)
+            raise
+        finally:
+            event_context.set_triggering_event_id(previous)
+
+    def _begin(self, method: Any, arguments: tuple[Any, ...]) -> Any:
+        flow = self.flow
+        keywords: dict[str, Any] = {}
+        params = {f"_{i}": argument for i, argument in enumerate(arguments)}
+        if not self.silent:
+            self._emit(
+                MethodExecutionStartedEvent(
+                    type="method_execution_started",
+                    method_name=self.name,
+                    flow_name=flow._definition.name,  # noqa: SLF001
+                    params=params,
+                    state=flow._copy_and_serialize_state(),  # noqa: SLF001
+                )
+            )
+        if not flow._skip_interception(InterceptionPoint.PRE_STEP):  # noqa: SLF001
+            before = StepContext(
+                kind="flow_method", step_name=str(self.name), flow=flow, payload=params
+            )
+            flow._dispatch_interception(InterceptionPoint.PRE_STEP, before)  # noqa: SLF001
+            # Hooks see positional arguments as `_0`, `_1`, and may change them.
+            if isinstance(before.payload, dict):
+                payload = before.payload
+                positional = [key for key in payload if key.startswith("_") and key[1:].isdigit()]
+                arguments = tuple(
+                    payload[key] for key in sorted(positional, key=lambda key: int(key[1:]))
+                )
+                keywords = {k: v for k, v in payload.items() if k not in positional}
+        token = current_flow_method_name.set(self.name)
+        try:
+            return contextvars.copy_context().run(method, *arguments, **keywords)
+        finally:
+            current_flow_method_name.reset(token)
+
+    async def awaited(self, result: Any) -> Any:
+        """Await what the method returned."""
+        try:
+            if not self.event:
+                return await result
+            with event_context.triggered_by_scope(self.event):
+                return await result
+        except Exception as error:
+            self._failed(error)
+            raise
+
+    def finish(self, result: Any) -> tuple[Any, str | None]:
+        """Take note of the method's end; return its result and the event of its end."""
+        if self.silent and self.known.internal:
+            try:
+                self._note(result)
+            except Exception as error:
+                self._failed(error)
+                raise
+            return result, None
+        previous = event_context.get_triggering_event_id()
+        if self.event:
+            event_context.set_triggering_event_id(self.event)
+        try:
+            return self._finish(result)
+        except Exception as error:
+            self._failed(error)
+            raise
+        finally:
+            event_context.set_triggering_event_id(previous)
+
+    def _finish(self, result: Any) -> tuple[Any, str | None]:
+        flow = self.flow
+        if not flow._skip_interception(InterceptionPoint.POST_STEP):  # noqa: SLF001
+            after = StepContext(
+                kind="flow_method",
+                step_name=str(self.name),
+                flow=flow,
+                output=result,
+                payload=result,
+            )
+            flow._dispatch_interception(InterceptionPoint.POST_STEP, after)  # noqa: SLF001
+            result = after.payload
+        self._note(result)
+        if self.silent:
+            return result, None
+        ended = MethodExecutionFinishedEvent(
+            type="method_execution_finished",
+            method_name=self.name,
+            flow_name=flow._definition.name,  # noqa: SLF001
+            state=flow._copy_and_serialize_state(),  # noqa: SLF001
+            result=result,
+        )
+        self._emit(ended)
+        return result, ended.event_id
+
+    def _note(self, result: Any) -> None:
+        flow, name = self.flow, self.name
+        private = flow.__pydantic_private__
+        private["_method_outputs"].append({"method": name, "output": result})
+        stashed = private["_human_feedback_method_outputs"]
+        if name in stashed:
+            feedback = stashed.pop(name)
+            private["_method_outputs"][-1] = {
+                "method": name,
+                "output": feedback.output,
+                "human_feedback": feedback,
+            }
+        counts = private["_method_execution_counts"]
+        counts[name] = counts.get(name, 0) + 1
+        private["_completed_methods"].add(name)
+        if self.traits.persisted:
+            contextvars.copy_context().run(flow._persist_method_completion, name)  # noqa: SLF001
+
+    def _failed(self, error: Exception) -> None:
+        flow = self.flow
+        if isinstance(error, HumanFeedbackPending):
+            error.context.method_name = self.name
+            if flow.persistence is None:
+                from crewai.flow.persistence.factory import default_flow_persistence
+
+                flow.persistence = default_flow_persistence()
+            if not self.silent:
+                self._emit(
+                    MethodExecutionPausedEvent(
+                        type="method_execution_paused",
+                        method_name=self.name,
+                        flow_name=flow._definition.name,  # noqa: SLF001
+                        state=flow._copy_and_serialize_state(),  # noqa: SLF001
+                        flow_id=error.context.flow_id,
+                        message=error.context.message,
+                        emit=error.context.emit,
+                    )
+                )
+        elif not self.silent:
+            self._emit(
+                MethodExecutionFailedEvent(
+                    type="method_execution_failed",
+                    method_name=self.name,
+                    flow_name=flow._definition.name,  # noqa: SLF001
+                    error=error,
+                )
+            )
+
+    def _emit(self, event: Any) -> None:
+        future = crewai_event_bus.emit(self.flow, event)
+        if future:
+            self.flow._event_futures.append(future)  # noqa: SLF001
+
+
+def _log(listener: str | None, error: Exception) -> None:
+    """Say once what went wrong in which listener."""
+    if listener is None or isinstance(error, HumanFeedbackPending):
+        return
+    if not getattr(error, "_flow_listener_logged", False):
+        _logger.error(f"Error executing listener {listener}: {error}")  # noqa: G004 - CrewAI's record
+        error._flow_listener_logged = True  # type: ignore[attr-defined]  # noqa: SLF001
