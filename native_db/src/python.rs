@@ -1,5 +1,6 @@
 //! The module `crewai_native_db._native`.
 
+mod checkpoint;
 mod error;
 mod flow;
 mod handle;
@@ -20,6 +21,8 @@ mod _native {
 
     use super::SQLITE_NEEDED;
 
+    #[pymodule_export]
+    use super::checkpoint::CheckpointStore;
     #[pymodule_export]
     use super::error::{DamagedDatabaseError, DatabaseError, NewerFormatError};
     #[pymodule_export]

@@ -167,11 +167,17 @@ def _make_prune(prune: Any, stock: Any) -> Any:
     return prune_checkpoints
 
 
+def _has_checkpoints(entity: Any) -> bool:
+    # The agents of a crew have their own settings, and are no entities of the run.
+    owners = (entity, *(getattr(entity, "agents", None) or ()))
+    return any(getattr(owner, "checkpoint", None) for owner in owners)
+
+
 def _make_exit(drain: Any, stock: Any) -> Any:
     def exit_runtime_scope(bus: Any, outermost: bool) -> None:
         state = bus._runtime_state if outermost else None  # noqa: SLF001 - as the stock code does
         try:
-            if state is not None and any(getattr(e, "checkpoint", None) for e in state.root):
+            if state is not None and any(map(_has_checkpoints, state.root)):
                 # The run's last events may still wait for a thread of the bus to handle them.
                 bus.flush()
                 drain(state)

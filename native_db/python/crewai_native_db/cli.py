@@ -1,4 +1,4 @@
-"""``crewai-native db``: looking after flow states and replay logs. All of it works in use."""
+"""``crewai-native db``: looking after flow states, replay logs and checkpoints, also in use."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ import typer
 
 from crewai_native.cli import _console
 from crewai_native_db import DatabaseError, _native, exports, location, plugin
+from crewai_native_db.checkpoints import places
 
-app = typer.Typer(help="Look after flow states and replay logs: sizes, checks, copies.")
+app = typer.Typer(
+    help="Look after flow states, replay logs and checkpoints: sizes, checks, copies."
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 States = Annotated[
@@ -24,15 +27,24 @@ States = Annotated[
 Replay = Annotated[
     Path | None, typer.Option("--replay", help="The replay log; CrewAI's default place if absent.")
 ]
+Checkpoints = Annotated[
+    Path | None,
+    typer.Option("--checkpoints", help="A location of checkpoints, as CheckpointConfig has it."),
+]
 _DAY = 86_400 * 10**6
 
 
 @app.command()
-def stats(store: States = None, replay: Replay = None, as_json: AsJson = False) -> None:
+def stats(
+    store: States = None,
+    replay: Replay = None,
+    checkpoints: Checkpoints = None,
+    as_json: AsJson = False,
+) -> None:
     """Show what the files hold and how much room they take."""
     with _told():
         found: dict[str, dict[str, Any]] = {}
-        for name, file in _files(store, replay).items():
+        for name, file in _files(store, replay, checkpoints).items():
             size = sum(
                 part.stat().st_size
                 for part in (file.path, Path(f"{file.path}-wal"))
@@ -50,10 +62,15 @@ def stats(store: States = None, replay: Replay = None, as_json: AsJson = False) 
 
 
 @app.command()
-def check(store: States = None, replay: Replay = None, as_json: AsJson = False) -> None:
+def check(
+    store: States = None,
+    replay: Replay = None,
+    checkpoints: Checkpoints = None,
+    as_json: AsJson = False,
+) -> None:
     """Read everything. Exit status 1 when something cannot be read."""
     with _told():
-        found = {name: file.check() for name, file in _files(store, replay).items()}
+        found = {name: file.check() for name, file in _files(store, replay, checkpoints).items()}
     if as_json:
         _console.write_json(found)
     else:
@@ -79,10 +96,19 @@ def prune(
     keep_runs: Annotated[
         int | None, typer.Option(min=1, help="Runs of each project to keep in the replay log.")
     ] = None,
+    *,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="LOCATION", help="Drop the data of checkpoints that were removed from there."
+        ),
+    ] = None,
 ) -> None:
     """Drop what is old. Flows that wait for an answer are kept; `vacuum` frees the space."""
-    if keep is None and older_than is None and keep_runs is None:
-        raise typer.BadParameter("say what to drop: --keep, --older-than or --keep-runs")
+    if keep is None and older_than is None and keep_runs is None and checkpoints is None:
+        raise typer.BadParameter(
+            "say what to drop: --keep, --older-than, --keep-runs or --checkpoints"
+        )
     with _told():
         files = _files(store, replay)
         before = None if older_than is None else time.time_ns() // 1000 - round(older_than * _DAY)
@@ -91,13 +117,17 @@ def prune(
             _console.stdout().print(f"{states} states dropped")
         if keep_runs is not None:
             _console.stdout().print(f"{files['replay log'].prune(keep_runs)} runs dropped")
+        if checkpoints is not None:
+            place = places.of(checkpoints)
+            dropped = places.reclaim(place, _native.CheckpointStore(place.store, True))
+            _console.stdout().print(f"data of {dropped} checkpoints dropped")
 
 
 @app.command()
-def vacuum(store: States = None, replay: Replay = None) -> None:
+def vacuum(store: States = None, replay: Replay = None, checkpoints: Checkpoints = None) -> None:
     """Rewrite the files without the space that was freed."""
     with _told():
-        for file in _files(store, replay).values():
+        for file in _files(store, replay, checkpoints).values():
             file.vacuum()
 
 
@@ -112,8 +142,23 @@ def export(
     stock: Annotated[
         bool, typer.Option("--stock", help="A file that CrewAI's own persistence opens.")
     ] = False,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoints",
+            metavar="LOCATION",
+            help="Write the checkpoints there instead, whole, as CrewAI writes them.",
+        ),
+    ] = None,
 ) -> None:
-    """Write the states of flows, as lines of JSON or as a file of CrewAI's own."""
+    """Write the states of flows, as lines of JSON or as a file of CrewAI's own; or checkpoints."""
+    if checkpoints is not None:
+        if file is None:
+            raise typer.BadParameter("--checkpoints needs a place to write to")
+        with _told():
+            count = exports.checkpoints(checkpoints, file)
+        _console.stdout().print(f"{count} checkpoints written to {file}")
+        return
     with _told():
         states = _native.FlowStore(_states(store), True)
         if stock:
@@ -133,12 +178,17 @@ def _states(store: Path | None) -> str | Path:
     return store if store is not None else plugin.flow_path()
 
 
-def _files(store: Path | None, replay: Path | None) -> dict[str, Any]:
+def _files(
+    store: Path | None, replay: Path | None, checkpoints: Path | None = None
+) -> dict[str, Any]:
     log = replay if replay is not None else location.default_path("replay.db")
-    return {
+    files: dict[str, Any] = {
         "flow states": _native.FlowStore(_states(store), True),
         "replay log": _native.ReplayStore(log, True),
     }
+    if checkpoints is not None:
+        files["checkpoints"] = _native.CheckpointStore(places.of(checkpoints).store, True)
+    return files
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Copies of the states of flows: as lines of JSON, and as a file of CrewAI's own."""
+"""Copies: of the states of flows, as lines of JSON or a file of CrewAI's own; of checkpoints."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from contextlib import closing
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from crewai_native_db import _native
+from crewai_native_db.checkpoints import assembly, outline, places
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from crewai_native_db import _native
 
 _ALL: Final = 2**62
 _TABLES: Final = """
@@ -95,3 +96,33 @@ def as_stock(store: _native.FlowStore, file: Path, flow: str | None = None) -> i
             pending,
         )
     return len(states)
+
+
+def checkpoints(location: Path, target: Path) -> int:
+    """Write the checkpoints at a location whole, to a new one that CrewAI restores them from.
+
+    Args:
+        location: A directory or a SQLite file, as ``CheckpointConfig`` has it.
+        target: The same, not there yet.
+
+    Returns:
+        The number of checkpoints.
+
+    Raises:
+        FileExistsError: There is something at ``target``.
+        FileNotFoundError: The data of a checkpoint are not there.
+    """
+    if target.exists():
+        raise FileExistsError(f"{target} exists; choose a new place to write to")
+    source = places.of(location)
+    copy = places.Table(target) if places.is_table(location) else places.Files(target)
+    store = _native.CheckpointStore(source.store, True)
+    count = 0
+    for checkpoint_id, parent_id, branch, text in source.texts():
+        if outline.read(text) is None:
+            whole = text
+        else:
+            whole = assembly.whole(store, checkpoint_id, str(location))
+        copy.publish(checkpoint_id, parent_id, branch, whole)
+        count += 1
+    return count

@@ -57,5 +57,6 @@ _CHECKS: Final[dict[str, tuple[Callable[[Any], Any], str]]] = {
     "keep": (_count, "a number of states, from 1"),
     "keep_runs": (_count, "a number of runs, from 1"),
     "strict": (_switch, "true or false"),
+    "strict_checkpoints": (_switch, "true or false"),
     "path": (_path, "the path of a file"),
 }

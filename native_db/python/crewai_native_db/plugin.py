@@ -13,16 +13,18 @@ if TYPE_CHECKING:
 
     from crewai_native.bench import Case
     from crewai_native.health import Check
+    from crewai_native_db.checkpoints.writer import CheckpointWriter
     from crewai_native_db.locks import NamedLock
     from crewai_native_db.persistence import NativeFlowPersistence
     from crewai_native_db.replay import ReplayStore
 
 _options: dict[str, Any] = {}
+_writer: CheckpointWriter | None = None
 
 
 @hookimpl
 def crewai_native_configure(options: Mapping[str, Any]) -> None:
-    """Takes ``synchronous``; of flows ``keep``, ``strict``, ``path``; of replay ``keep_runs``."""
+    """Takes ``synchronous``; for flows ``keep``, ``strict``, ``path``; for the others two more."""
     from crewai_native_db import options as known
 
     checked = known.check(options)
@@ -35,6 +37,7 @@ def crewai_native_features() -> dict[str, set[str]]:
     """What the stores can be required to be."""
     return {
         "flow.persistence": {"deltas", "durable", "imports", "multi-process"},
+        "checkpoint.writer": {"atomic", "durable", "incremental", "multi-process"},
         "replay.store": {"by-run", "durable", "imports", "multi-process"},
         "locks": {"fair", "multi-process", "thread-agnostic"},
     }
@@ -49,6 +52,19 @@ def crewai_native_flow_persistence() -> NativeFlowPersistence:
         name: _options[name] for name in ("synchronous", "keep", "strict") if name in _options
     }
     return NativeFlowPersistence(_options.get("path"), **fields)
+
+
+@hookimpl
+def crewai_native_checkpoint_writer() -> CheckpointWriter:
+    """The writer of all runs of this process."""
+    global _writer  # noqa: PLW0603 - its counts are this process's
+    from crewai_native_db.checkpoints.writer import CheckpointWriter
+
+    _writer = CheckpointWriter(
+        durable=_options.get("synchronous", "full") == "full",
+        strict=_options.get("strict_checkpoints", False),
+    )
+    return _writer
 
 
 @hookimpl
@@ -108,10 +124,13 @@ def crewai_native_metrics() -> dict[str, float]:
         "flow": _native.FlowStore(flow_path(), durable=True),
         "replay": _native.ReplayStore(location.default_path(replay.FILE_NAME), durable=True),
     }
+    counts = {name: file.statistics() for name, file in files.items()}
+    if _writer is not None:
+        counts["checkpoint"] = _writer.statistics()
     return {
         f"db.{name}.{what}": float(count)
-        for name, file in files.items()
-        for what, count in file.statistics().items()
+        for name, found in counts.items()
+        for what, count in found.items()
     }
 
 

@@ -1,0 +1,129 @@
+"""What stands in a checkpoint for values that have no JSON form: functions, clients, locks.
+
+CrewAI fails on the first one of them. Here a function or class becomes the path under which it can
+be imported, and anything else its type, and the checkpoint says which.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MARK: Final = "crewai_native"
+
+
+class Placeholders:
+    """Makes placeholders, and remembers which.
+
+    Attributes:
+        named: The paths of what can be imported again.
+        lost: What cannot: ``module.Type`` of a value, or the name of a local function.
+    """
+
+    def __init__(self) -> None:
+        self.named: set[str] = set()
+        self.lost: set[str] = set()
+        self._seen: dict[int, str | None] = {}
+
+    def __call__(self, value: Any) -> str:
+        """Return the placeholder of a value, as pydantic's ``fallback`` does."""
+        path = path_of(value)
+        self._seen[id(value)] = path
+        if path is not None:
+            self.named.add(path)
+            return path
+        name = _name(value)
+        self.lost.add(name)
+        return f"<{name}>"
+
+    def mark_tool(self, tool: Any, dump: dict[str, Any]) -> dict[str, Any]:
+        """Have a tool that has placeholders restored by :class:`RestoredTool`."""
+        replaced = {
+            field: self._seen[id(value)]
+            for field, value in vars(tool).items()
+            if id(value) in self._seen
+        }
+        self._seen.clear()
+        if not replaced:
+            return dump
+        kind = f"{RestoredTool.__module__}.{RestoredTool.__qualname__}"
+        said = {"tool_type": dump["tool_type"], "fields": replaced}
+        return {**dump, "tool_type": kind, MARK: said}
+
+
+class RestoredTool:
+    """Where CrewAI looks for the class of a tool that had values without a JSON form."""
+
+    @classmethod
+    def model_validate(cls, dump: dict[str, Any]) -> Any:
+        """Return the tool, an instance of the class that it had.
+
+        Raises:
+            ValueError: A function of it cannot be imported any more.
+        """
+        from crewai.tools.base_tool import _resolve_tool_dict
+
+        data = dict(dump)
+        said = data.pop(MARK)
+        data["tool_type"] = said["tool_type"]
+        for field, path in said["fields"].items():
+            if path is not None:
+                data[field] = resolve(path)
+            elif field == "func":
+                data[field] = _missing(str(data.get("name")), str(data[field]))
+            else:
+                # The class's default, or its complaint that there is none.
+                del data[field]
+        return _resolve_tool_dict(data)
+
+
+def path_of(value: Any) -> str | None:
+    """Return ``module:qualname`` if that leads to the value, or to the tool made of it."""
+    module, qualname = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(qualname, str):
+        return None
+    found: Any = sys.modules.get(module)
+    for name in qualname.split("."):
+        found = getattr(found, name, None)
+    # The decorator for tools leaves a tool where the function was.
+    if found is value or getattr(found, "func", None) is value:
+        return f"{module}:{qualname}"
+    return None
+
+
+def resolve(path: str) -> Any:
+    """Return what :func:`path_of` named.
+
+    Raises:
+        ValueError: It is not there any more.
+    """
+    module, _, qualname = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for name in qualname.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"the checkpoint refers to {path!r}, which cannot be imported: {error}"
+        ) from error
+    return getattr(found, "func", found)
+
+
+def _name(value: Any) -> str:
+    owner = value if callable(value) and hasattr(value, "__qualname__") else type(value)
+    return f"{owner.__module__}.{owner.__qualname__}"
+
+
+def _missing(tool: str, name: str) -> Callable[..., Any]:
+    def not_restored(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(
+            f"the function of the tool {tool!r} is not in the checkpoint that this run was "
+            f"restored from: {name} cannot be imported. Define it at the top of a module, or "
+            "give the restored agent its tool again."
+        )
+
+    return not_restored

@@ -1,0 +1,441 @@
+"""The writer of checkpoints: one snapshot at a time of a run, stored in order by a thread.
+
+A snapshot is taken where CrewAI takes it, before the handler of the event returns: a flow waits for
+that, and must not move on first. Handlers that wait for one another share the next snapshot. What
+follows, packing and syncing, happens on a thread that lives as long as there is something to
+store, and that the end of the kickoff waits for.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import logging
+import os
+import threading
+import time
+import uuid
+import weakref
+from collections import deque
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from crewai.events.event_bus import crewai_event_bus
+from crewai.events.types.checkpoint_events import (
+    CheckpointCompletedEvent,
+    CheckpointFailedEvent,
+    CheckpointPrunedEvent,
+    CheckpointStartedEvent,
+)
+from crewai.state.provider.json_provider import JsonProvider
+
+from crewai_native_db import _native
+from crewai_native_db.checkpoints import assembly, outline, places
+from crewai_native_db.checkpoints.recorder import Recorder, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from crewai_native.slots.checkpoint_writer import Checkpoint
+
+_logger = logging.getLogger("crewai_native")
+# Snapshots that wait to be stored, for each run. A disk that is slower than the run slows it down.
+_BACKLOG: Final = 16
+# Text before a segment that the store may pack it with, in bytes.
+_TAIL: Final = 1 << 16
+
+_live: weakref.WeakSet[CheckpointWriter] = weakref.WeakSet()
+
+
+@dataclasses.dataclass(eq=False)
+class _Due:
+    """A checkpoint that is due."""
+
+    state: Any
+    config: Any
+    place: places.Place
+    trigger: str | None
+    context: dict[str, Any]
+    parent_id: str | None
+    branch: str
+    begun: float
+    # CrewAI's events are emitted as by the handler, wherever that happens.
+    within: contextvars.Context
+    checkpoint_id: str = ""
+    error: Exception | None = None
+    done: bool = False
+
+    @property
+    def provider(self) -> str:
+        return type(self.config.provider).__name__
+
+    def emit(self, kind: type, parent_id: str | None, location: str, **fields: Any) -> None:
+        event = kind(
+            location=location,
+            provider=self.provider,
+            trigger=self.trigger,
+            branch=self.branch,
+            parent_id=parent_id,
+            **self.context,
+            **fields,
+        )
+        self.within.run(crewai_event_bus.emit, self.config, event)
+
+
+@dataclasses.dataclass(eq=False)
+class _Trail:
+    """How far the store at a place has what a run has come to."""
+
+    place: places.Place
+    store: _native.CheckpointStore
+    record: int | None = None
+    segments: list[bytes] | None = None
+    count: int = 0
+
+
+class _Run:
+    """What is known of a run whose checkpoints are written."""
+
+    def __init__(self) -> None:
+        self.recorder = Recorder()
+        self.changed = threading.Condition()
+        # Checkpoints for which no snapshot was begun, and whether one is being taken.
+        self.waiting: list[_Due] = []
+        self.recording = False
+        # Snapshots that are not stored, and whether there is a thread that does.
+        self.taken: deque[tuple[Snapshot, list[_Due]]] = deque()
+        self.storing = False
+        self.trails: dict[Path, _Trail] = {}
+        # The checkpoint that the next one comes after: of those begun, of those stored.
+        self.newest: str | None = None
+        self.stored: str | None = None
+        self.failures: list[Exception] = []
+        self.warned = False
+
+
+class CheckpointWriter:
+    """Serves ``checkpoint.writer``.
+
+    Args:
+        durable: Whether a checkpoint survives a power cut, and not only the death of the process.
+        strict: Whether a kickoff of which a checkpoint failed raises why.
+    """
+
+    def __init__(self, *, durable: bool = True, strict: bool = False) -> None:
+        self._durable = durable
+        self._strict = strict
+        self._lock = threading.Lock()
+        self._runs: dict[int, tuple[weakref.ref[Any], _Run]] = {}
+        self._stores: dict[Path, _native.CheckpointStore] = {}
+        self._counts = dict.fromkeys(("written", "failed", "pruned", "snapshots"), 0)
+        _live.add(self)
+
+    def statistics(self) -> dict[str, int]:
+        """Checkpoints that were written, that failed, that were pruned; snapshots taken."""
+        return dict(self._counts)
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Take a snapshot of a run, and have a thread store it.
+
+        Raises:
+            Exception: No snapshot could be taken.
+        """
+        state, config, event = checkpoint.state, checkpoint.config, checkpoint.event
+        run = self._run(state)
+        kind = places.Files if type(config.provider) is JsonProvider else places.Table
+        names = ("task_id", "task_name", "agent_id", "agent_role")
+        due = _Due(
+            state=state,
+            config=config,
+            place=kind(config.location),
+            trigger=None if event is None else event.type,
+            context={name: None if event is None else getattr(event, name) for name in names},
+            parent_id=_parent(run, state),
+            branch=state._branch,  # noqa: SLF001 - as CrewAI does
+            begun=time.perf_counter(),
+            within=contextvars.copy_context(),
+        )
+        due.emit(CheckpointStartedEvent, due.parent_id, config.location)
+        self._record(run, due)
+        if due.error is not None:
+            self._fail(run, due, due.error)
+            raise due.error
+
+    def read(self, location: str, stock: Callable[[], str]) -> str:
+        """Return a checkpoint as CrewAI would have written it.
+
+        Raises:
+            FileNotFoundError: What stands there is an outline without its data.
+            DatabaseError: The data are damaged or of a newer format.
+        """
+        text = stock()
+        found = outline.read(text)
+        if found is None:
+            return text
+        data, checkpoint_id = found
+        # A file, or a SQLite file and the id of a row.
+        near = location if Path(location).is_file() else location.rsplit("#", 1)[0]
+        path = Path(near).absolute().parent / data
+        return assembly.whole(self._store(path), checkpoint_id, location)
+
+    def prune(self, location: str, _keep: int, branch: str, stock: Callable[[], int]) -> int:
+        """Have CrewAI remove a branch's oldest checkpoints, and drop what they alone needed."""
+        place = places.of(location)
+        before = place.ids(branch)
+        removed = stock()
+        gone = before - place.ids(branch)
+        if gone:
+            self._store(place.store).forget(sorted(gone))
+        self._count("pruned", removed)
+        return removed
+
+    def drain(self, state: Any) -> None:
+        """Wait until a run's checkpoints are stored.
+
+        Raises:
+            Exception: One failed, and the writer is strict.
+        """
+        with self._lock:
+            _, run = self._runs.pop(id(state), (None, None))
+        if run is None:
+            return
+        with run.changed:
+            run.changed.wait_for(
+                lambda: not (run.waiting or run.recording or run.taken or run.storing)
+            )
+        if self._strict and run.failures:
+            raise run.failures[0]
+
+    def _run(self, state: Any) -> _Run:
+        key = id(state)
+        with self._lock:
+            known, run = self._runs.get(key, (None, None))
+            if run is None or known is None or known() is not state:
+                # A run that nobody drains, as that of an agent by itself, ends with its state.
+                gone = weakref.ref(state, lambda _: self._runs.pop(key, None))
+                run = _Run()
+                run.newest = run.stored = state._parent_id  # noqa: SLF001 - as CrewAI does
+                self._runs[key] = (gone, run)
+        return run
+
+    def _record(self, run: _Run, due: _Due) -> None:
+        """Return when a snapshot that was begun after the call is taken, by whichever thread."""
+        with run.changed:
+            run.waiting.append(due)
+            run.changed.wait_for(
+                lambda: due.done or not (run.recording or len(run.taken) >= _BACKLOG)
+            )
+            if due.done:
+                return
+            batch, run.waiting = run.waiting, []
+            run.recording = True
+        snapshot = error = None
+        try:
+            snapshot = run.recorder.snapshot(due.state)
+        except Exception as failure:  # noqa: BLE001 - raised by each of those who wait
+            error = failure
+        finally:
+            with run.changed:
+                run.recording = False
+                for one in batch:
+                    one.done, one.error = True, error
+                if snapshot is not None:
+                    self._count("snapshots")
+                    self._queue(run, snapshot, batch)
+                run.changed.notify_all()
+
+    def _queue(self, run: _Run, snapshot: Snapshot, batch: list[_Due]) -> None:
+        for due in batch:
+            due.checkpoint_id = _new_id()
+            run.newest = due.checkpoint_id
+        run.taken.append((snapshot, batch))
+        if not run.storing:
+            run.storing = True
+            # Not a daemon: the interpreter waits for it before it exits.
+            threading.Thread(
+                target=self._store_all, args=(run,), name="crewai-native-checkpoints", daemon=False
+            ).start()
+
+    def _store_all(self, run: _Run) -> None:
+        while True:
+            with run.changed:
+                if not run.taken:
+                    run.storing = False
+                    run.changed.notify_all()
+                    return
+                snapshot, batch = run.taken.popleft()
+                run.changed.notify_all()
+            by_place: dict[Path, list[_Due]] = {}
+            for due in batch:
+                by_place.setdefault(due.place.store, []).append(due)
+            for part in by_place.values():
+                try:
+                    self._store_some(run, snapshot, part)
+                except Exception as error:
+                    # A listener of CrewAI's events, for one. Those who wait for the thread go on.
+                    _logger.exception("after checkpoints were written at %s", part[0].place.store)
+                    run.failures.append(error)
+
+    def _store_some(self, run: _Run, snapshot: Snapshot, batch: list[_Due]) -> None:
+        """Store checkpoints of one moment at one place; no failure is raised."""
+        parents: list[str | None] = [run.stored, *(due.checkpoint_id for due in batch[:-1])]
+        said = [
+            {"parent_id": parent, "branch": due.branch, "trigger": due.trigger}
+            for due, parent in zip(batch, parents, strict=True)
+        ]
+        try:
+            trail = self._trail(run, batch[0].place)
+            _extend(trail, snapshot, batch, said)
+        except Exception as error:  # noqa: BLE001 - told to everybody who can do something about it
+            for due in batch:
+                self._fail(run, due, error)
+            return
+        self._report(run, snapshot, batch[0])
+        for due, fields in zip(batch, said, strict=True):
+            try:
+                text = outline.write(
+                    snapshot, due.checkpoint_id, due.place.data(due.branch), fields
+                )
+                due.place.publish(due.checkpoint_id, fields["parent_id"], due.branch, text)
+            except Exception as error:  # noqa: BLE001 - as above
+                trail.store.forget([due.checkpoint_id])
+                self._fail(run, due, error)
+            else:
+                run.stored = due.checkpoint_id
+                self._complete(due, fields["parent_id"])
+
+    def _complete(self, due: _Due, parent_id: str | None) -> None:
+        config = due.config
+        location = due.place.name(config.location, due.checkpoint_id, parent_id, due.branch)
+        due.state._chain_lineage(config.provider, location)  # noqa: SLF001 - as CrewAI does
+        self._count("written")
+        _logger.info("checkpoint saved; crewai checkpoint resume %s", due.checkpoint_id)
+        due.emit(
+            CheckpointCompletedEvent,
+            parent_id,
+            location,
+            checkpoint_id=due.checkpoint_id,
+            duration_ms=(time.perf_counter() - due.begun) * 1000.0,
+        )
+        if config.max_checkpoints is None:
+            return
+        try:
+            removed = config.provider.prune(
+                config.location, config.max_checkpoints, branch=due.branch
+            )
+        except Exception:  # the checkpoint itself is safe
+            _logger.exception("checkpoints were not pruned at %s", config.location)
+            return
+        due.emit(
+            CheckpointPrunedEvent,
+            parent_id,
+            config.location,
+            removed_count=removed,
+            max_checkpoints=config.max_checkpoints,
+        )
+
+    def _fail(self, run: _Run, due: _Due, error: Exception) -> None:
+        self._count("failed")
+        run.failures.append(error)
+        if not due.checkpoint_id:
+            # Raised by the handler, and logged by who called it.
+            due.emit(CheckpointFailedEvent, due.parent_id, due.config.location, error=str(error))
+            return
+        _logger.error(
+            "checkpoint %s was not written at %s",
+            due.checkpoint_id,
+            due.config.location,
+            exc_info=error,
+        )
+        due.emit(CheckpointFailedEvent, run.stored, due.config.location, error=str(error))
+
+    def _report(self, run: _Run, snapshot: Snapshot, due: _Due) -> None:
+        if snapshot.lost and not run.warned:
+            run.warned = True
+            _logger.warning(
+                "checkpoints at %s have no value for %s, which cannot be imported: "
+                "what is restored has to be given them again",
+                due.config.location,
+                ", ".join(sorted(snapshot.lost)),
+            )
+
+    def _trail(self, run: _Run, place: places.Place) -> _Trail:
+        trail = run.trails.get(place.store)
+        if trail is None:
+            trail = run.trails[place.store] = _Trail(place, self._store(place.store))
+            places.reclaim(place, trail.store)
+        return trail
+
+    def _store(self, path: Path) -> _native.CheckpointStore:
+        with self._lock:
+            if path not in self._stores:
+                self._stores[path] = _native.CheckpointStore(path, self._durable)
+            return self._stores[path]
+
+    def _count(self, what: str, by: int = 1) -> None:
+        with self._lock:
+            self._counts[what] += by
+
+    def _forget_parent(self) -> None:
+        # In a forked child: the threads that held locks, and those that store, are not here.
+        self._lock = threading.Lock()
+        self._runs = {}
+
+
+def _extend(
+    trail: _Trail, snapshot: Snapshot, batch: list[_Due], said: Iterable[dict[str, Any]]
+) -> None:
+    """Add to the store what a snapshot has that it does not."""
+    now = time.time_ns() // 1000
+    entries = [
+        (due.checkpoint_id, outline.compact(fields), now)
+        for due, fields in zip(batch, said, strict=True)
+    ]
+    segments = snapshot.segments
+    record, count = trail.record, trail.count
+    if trail.segments is not segments:
+        record, count = None, 0
+    new = segments[count : snapshot.count]
+    added = trail.store.add(record, count, _tail(segments, count), new, snapshot.document, entries)
+    if added is None:
+        # The record was pruned away, or a fork of this process went on with it.
+        added = trail.store.add(
+            None, 0, b"", segments[: snapshot.count], snapshot.document, entries
+        )
+    trail.record, trail.segments, trail.count = added, segments, snapshot.count
+
+
+def _tail(segments: list[bytes], count: int) -> bytes:
+    """The end of the text before a segment."""
+    pieces, size = [], 0
+    for text in reversed(segments[:count]):
+        pieces.append(text)
+        size += len(text)
+        if size >= _TAIL:
+            break
+    return b"".join(reversed(pieces))
+
+
+def _parent(run: _Run, state: Any) -> str | None:
+    """The checkpoint after which the next one comes, be it not stored yet."""
+    current: str | None = state._parent_id  # noqa: SLF001 - as CrewAI does
+    with run.changed:
+        if current != run.stored and not run.taken and not run.storing:
+            # Somebody else has written one, or set the state back.
+            run.newest = run.stored = current
+        return run.newest
+
+
+def _new_id() -> str:
+    # CrewAI's form of it.
+    return f"{datetime.now(UTC).strftime('%Y%m%dT%H%M%S')}_{uuid.uuid4().hex[:8]}"
+
+
+def _forget_parents() -> None:
+    for writer in list(_live):
+        writer._forget_parent()  # noqa: SLF001 - of this module
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parents)
