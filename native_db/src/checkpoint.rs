@@ -456,7 +456,7 @@ mod tests {
                 }));
             }
             let gone: Vec<_> = expected.iter().zip(&dropped)
-                .filter_map(|((id, _), &drop)| drop.then(|| id.clone())).collect();
+                .filter(|(_, drop)| **drop).map(|((id, _), _)| id.clone()).collect();
             prop_assert_eq!(forget(&db, &gone).unwrap(), gone.len());
             for (id, stored) in expected {
                 let kept = (!gone.contains(&id)).then_some(stored);
