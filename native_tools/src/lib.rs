@@ -6,7 +6,9 @@
 //! processes that run tools and can be killed. [`python`] is the thin layer that CrewAI sees, and
 //! the only one that knows about Python.
 
+pub mod admission;
 pub mod canonical;
+pub mod handoff;
 pub mod loops;
 pub mod python;
 pub mod quota;

@@ -77,19 +77,28 @@ pub enum Loop {
 #[derive(Debug)]
 pub struct Trace {
     calls: VecDeque<Call>,
-    rounds: usize,
+    rounds: Option<usize>,
+    most: usize,
     near: Option<usize>,
 }
 
 impl Trace {
     /// Watches for calls and cycles that were gone through `rounds` times, at least 2, and for
     /// `near` calls that are nearly the same, at least 2, or not for these.
-    pub fn new(rounds: usize, near: Option<usize>) -> Self {
+    ///
+    /// Counts on up to `most` rounds, and up to twice as many near calls as were asked for.
+    pub fn new(rounds: Option<usize>, most: usize, near: Option<usize>) -> Self {
         Self {
             calls: VecDeque::new(),
-            rounds: rounds.max(2),
+            rounds: rounds.map(|rounds| rounds.max(2)),
+            most: most.max(rounds.unwrap_or(0)),
             near: near.map(|calls| calls.max(2)),
         }
+    }
+
+    /// Takes back the latest call, for one that stands in its place.
+    pub fn take_back(&mut self) {
+        self.calls.pop_back();
     }
 
     /// Takes a finished call, and returns the pattern that it completes or goes on with: the one of
@@ -97,17 +106,21 @@ impl Trace {
     ///
     /// Costs at most as many comparisons of hashes as the window has calls, for each period, and as
     /// many similarities as there are calls of the same tool with the same result at the end of it.
-    pub fn push(&mut self, call: Call) -> Option<Loop> {
+    pub fn push(&mut self, mut call: Call) -> Option<Loop> {
+        if self.near.is_none() {
+            call.arguments = Vec::new();
+        }
         // One round more than is needed, so that a loop that goes on is seen to go on.
-        let window = (self.rounds + 1) * LONGEST_PERIOD;
-        if self.calls.len() == window.max(self.near.unwrap_or(0) + 1) {
+        let window = (self.most + 1).saturating_mul(LONGEST_PERIOD);
+        let near = self.near.unwrap_or(0).saturating_mul(2) + 1;
+        if self.calls.len() >= window.max(near) {
             self.calls.pop_front();
         }
         self.calls.push_back(call);
         (1..=LONGEST_PERIOD)
             .find_map(|period| {
                 let rounds = self.rounds_of(period);
-                (rounds >= self.rounds).then_some(Loop::Cycle { period, rounds })
+                (rounds >= self.rounds?).then_some(Loop::Cycle { period, rounds })
             })
             .or_else(|| {
                 let calls = self.near_calls();
@@ -164,7 +177,7 @@ mod tests {
         near: Option<usize>,
         calls: impl IntoIterator<Item = Call>,
     ) -> Option<(usize, Loop)> {
-        let mut trace = Trace::new(rounds, near);
+        let mut trace = Trace::new(Some(rounds), rounds, near);
         calls
             .into_iter()
             .enumerate()
@@ -219,7 +232,7 @@ mod tests {
 
     #[test]
     fn going_on_is_seen_to_go_on() {
-        let mut trace = Trace::new(3, None);
+        let mut trace = Trace::new(Some(3), 8, None);
         let seen: Vec<_> = (0..5).map(|_| trace.push(call("t", "{}", "r"))).collect();
         let rounds = |found: &Option<Loop>| match found {
             Some(Loop::Cycle { rounds, .. }) => *rounds,
@@ -227,6 +240,26 @@ mod tests {
         };
         assert_eq!(seen.iter().map(rounds).collect::<Vec<_>>(), [0, 0, 3, 4, 5]);
         assert_eq!(trace.push(call("t", "{}", "something new")), None);
+        let again = (0..8).filter_map(|_| trace.push(call("t", "{}", "r")));
+        assert_eq!(again.map(|found| rounds(&Some(found))).max(), Some(8));
+    }
+
+    #[test]
+    fn what_was_taken_back_counts_for_nothing() {
+        let mut trace = Trace::new(Some(3), 3, None);
+        for n in 0..10 {
+            assert_eq!(trace.push(call("t", "{}", "failed")), None);
+            trace.take_back();
+            assert_eq!(trace.push(call("t", "{}", &format!("{n} % done"))), None);
+        }
+    }
+
+    #[test]
+    fn only_near_calls_can_be_watched_for() {
+        let mut trace = Trace::new(None, 0, Some(3));
+        let seen: Vec<_> = (0..6).map(|_| trace.push(call("t", "{}", "r"))).collect();
+        let near = |calls| Some(Loop::Near { calls });
+        assert_eq!(seen, [None, None, near(3), near(4), near(5), near(6)]);
     }
 
     /// What agents rightly do; none of it may ever count as a loop.
@@ -285,7 +318,7 @@ mod tests {
             steps in prop::collection::vec((0..3u64, 0..2u64), 0..80),
             rounds in 2..5usize,
         ) {
-            let mut trace = Trace::new(rounds, None);
+            let mut trace = Trace::new(Some(rounds), rounds, None);
             for end in 1..=steps.len() {
                 let (tool, result) = steps[end - 1];
                 let found = trace.push(Call::new(tool, tool, &tool.to_string(), result));

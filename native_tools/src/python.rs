@@ -2,6 +2,8 @@
 
 mod cache;
 mod copying;
+mod engine;
+mod loops;
 #[cfg(unix)]
 mod worker_process;
 
@@ -21,6 +23,10 @@ mod _native {
     use super::cache::{ResultCache, totals};
     #[pymodule_export]
     use super::{canonical_json, closest};
+    #[pymodule_export]
+    use super::engine::{Admission, Call, Pass, Tally, Uses, Worker, abandoned};
+    #[pymodule_export]
+    use super::loops::LoopWatch;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -22,6 +22,11 @@ PROTOCOL: Final = ("run", "arun")
 EXACT_COUNT: Final = "exact-usage-count"
 """The feature of a provider that relies on ``current_usage_count`` being right in every path."""
 
+STOPS_RUNS: Final = "stops-runs"
+"""The feature of a provider whose failures may end a run."""
+STOP_RUN: Final = "crewai_native_stop_run"
+"""A key in the ``details`` of a ``ToolFailure``: if its value is true, the run ends with it."""
+
 
 @dataclasses.dataclass(slots=True, eq=False)
 class ToolCall:
@@ -43,6 +48,8 @@ class ToolCall:
         agent: The agent that calls, or None where code does.
         task: The task that it works on, or None.
         crew: Its crew, or None.
+        occasion: What CrewAI's hooks were told of: the same object for each attempt that CrewAI
+            makes at one call of the agent. None where code calls. It is alive as long as the call.
     """
 
     tool: Any
@@ -55,6 +62,7 @@ class ToolCall:
     agent: Any
     task: Any
     crew: Any
+    occasion: Any
 
 
 class ToolGuard(Protocol):
@@ -67,7 +75,8 @@ class ToolGuard(Protocol):
     the tool has a ``max_usage_count``, and runs the tool. It may be called on another thread (in a
     copy of the caller's context), several times (each is a call of its own to CrewAI) or not at
     all. What the guard returns goes to the caller in place of the tool's result: a
-    ``crewai.tools.tool_failure.ToolFailure`` is an error that the agent is told of, once. An
+    ``crewai.tools.tool_failure.ToolFailure`` is an error that the agent is told of, once; one whose
+    ``details`` say so (:data:`STOP_RUN`) ends the run with CrewAI's ``ToolExecutionFailedError``. An
     ``Exception`` that it raises is treated as the tool's, and text-based agents run the call again
     for it, up to five times; a ``BaseException`` ends the run.
     """
@@ -108,6 +117,70 @@ def _bind_exact_count(binding: Binding, provider: Provider) -> None:  # noqa: AR
     binding.stand_in(CrewStructuredTool, "_increment_usage_count", make)
 
 
+def _bind_stopping(binding: Binding, provider: Provider) -> None:  # noqa: ARG001
+    from crewai.tools import tool_failure
+
+    stock: Any = tool_failure.handle_tool_failure
+
+    @functools.wraps(stock)
+    def handle_tool_failure(failure: Any, **surroundings: Any) -> Any:
+        record = stock(failure, **surroundings)
+        if binding.watch.serving and failure.details.get(STOP_RUN):
+            # There is none where the program lets failures of tools go unseen.
+            record = record or tool_failure.ToolFailureRecord(
+                tool_name=surroundings["tool_name"],
+                failure=failure,
+                tool_args=surroundings.get("tool_args"),
+                agent_role=getattr(surroundings.get("agent"), "role", None),
+            )
+            raise tool_failure.ToolExecutionFailedError(record)
+        return record
+
+    binding.replace_function(stock, handle_tool_failure)
+
+
+def _bind_parallel(binding: Binding, provider: Provider) -> None:  # noqa: ARG001
+    from crewai.agents.agent_executor import AgentExecutor
+
+    def make(stock: Any) -> Any:
+        def should_parallelize(executor: Any, tool_calls: list[Any]) -> bool:
+            return stock(executor, tool_calls) or _only_limits_forbid(executor, tool_calls)
+
+        return should_parallelize
+
+    binding.stand_in(AgentExecutor, "_should_parallelize_native_tool_calls", make)
+
+
+def _only_limits_forbid(executor: Any, tool_calls: list[Any]) -> bool:
+    """Whether a batch runs one by one for limits of uses alone that leave room for all of it."""
+    from crewai.tools.base_tool import BaseTool
+    from crewai.utilities.agent_utils import extract_tool_call_info
+    from crewai.utilities.string_utils import sanitize_tool_name
+
+    wanted: dict[int, int] = {}
+    tools: dict[int, Any] = {}
+    for tool_call in tool_calls:
+        info = extract_tool_call_info(tool_call)
+        if info is None:
+            continue
+        mapped = (getattr(executor, "_tool_name_mapping", None) or {}).get(info[1])
+        if not isinstance(mapped, BaseTool):
+            originals = executor.original_tools or []
+            mapped = next((t for t in originals if sanitize_tool_name(t.name) == info[1]), None)
+        if mapped is not None:
+            tools[id(mapped)] = mapped
+            wanted[id(mapped)] = wanted.get(id(mapped), 0) + 1
+    return len(tool_calls) > 1 and all(
+        not tool.result_as_answer
+        and (
+            tool.max_usage_count is None
+            # Else it depended on chance which of the calls are refused.
+            or tool.current_usage_count + wanted[key] <= tool.max_usage_count
+        )
+        for key, tool in tools.items()
+    )
+
+
 class ToolsGuard(Slot):
     """Serves every execution of a tool.
 
@@ -141,6 +214,26 @@ class ToolsGuard(Slot):
             ),
             EXACT_COUNT,
             _bind_exact_count,
+        ),
+        Repair(
+            "parallel-with-limits",
+            "one tool with a max_usage_count makes a whole batch of calls run one by one",
+            (
+                Target(
+                    "crewai.agents.agent_executor:AgentExecutor."
+                    "_should_parallelize_native_tool_calls",
+                    wrapped=True,
+                ),
+            ),
+            EXACT_COUNT,
+            _bind_parallel,
+        ),
+        Repair(
+            "stopping",
+            "nothing but the tool's failure policy can end a run because of what a tool does",
+            (Target("crewai.tools.tool_failure:handle_tool_failure", wrapped=True),),
+            STOPS_RUNS,
+            _bind_stopping,
         ),
         tools_mcp.REPAIR,
     )
@@ -194,6 +287,7 @@ def _call(
         agent=getattr(around, "agent", None),
         task=getattr(around, "task", None),
         crew=getattr(around, "crew", None),
+        occasion=around,
     )
 
 

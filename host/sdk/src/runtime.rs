@@ -4,7 +4,8 @@
 //! [`Pool`](crate::pool::Pool); one that waits for a single thing wants a thread.
 //!
 //! - The runtime is started at first use and stopped at exit: tasks are dropped at their next
-//!   `await`, blocking ones get [`STOP_LIMIT`] to end.
+//!   `await`, blocking ones get [`STOP_LIMIT`] to end. A daemon thread that waits in
+//!   [`Runtime::block_on`] then goes no further.
 //! - After a fork the child starts its own at first use. The parent's is leaked there, and the tasks
 //!   that it ran are not known in the child.
 //! - A task that calls Python does so through [`gil::try_attach`](crate::gil::try_attach), in
@@ -26,11 +27,17 @@
 //! }
 //! ```
 
+use std::future::poll_fn;
 use std::pin::pin;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use tokio::runtime::{Builder, Handle};
+use tokio::sync::Semaphore;
 
 use crate::atexit::{self, STOP_LIMIT};
 use crate::error::{Error, HasKind, Kind, ResultExt, catch_panic};
@@ -40,7 +47,31 @@ use crate::process::PerProcess;
 pub struct Runtime {
     name: &'static str,
     threads: usize,
-    running: PerProcess<Handle>,
+    running: PerProcess<Running>,
+}
+
+struct Running {
+    handle: Handle,
+    waits: Arc<Waits>,
+}
+
+/// The threads that wait in [`Runtime::block_on`].
+struct Waits {
+    count: AtomicUsize,
+    /// Never has a permit. Closed when the process exits: the timers of a runtime that is shut down
+    /// panic when they are asked.
+    open: Semaphore,
+}
+
+impl Waits {
+    /// Ends all waits, and gives those who wait time to notice.
+    fn end(&self) {
+        self.open.close();
+        let start = Instant::now();
+        while self.count.load(Ordering::Acquire) > 0 && start.elapsed() < STOP_LIMIT {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 /// Why there is no runtime.
@@ -76,6 +107,10 @@ impl Runtime {
 
     /// Returns the handle of this process's runtime; starts it if need be.
     pub fn handle(&self) -> Result<&Handle, RuntimeError> {
+        Ok(&self.running()?.handle)
+    }
+
+    fn running(&self) -> Result<&Running, RuntimeError> {
         if atexit::exiting() {
             return Err(RuntimeError::Exiting(self.name));
         }
@@ -87,8 +122,16 @@ impl Runtime {
                 .build()
                 .map_err(|error| RuntimeError::Start(self.name, error))?;
             let handle = runtime.handle().clone();
-            atexit::register(move || runtime.shutdown_timeout(STOP_LIMIT));
-            Ok(handle)
+            let waits = Arc::new(Waits {
+                count: AtomicUsize::new(0),
+                open: Semaphore::new(0),
+            });
+            let ours = Arc::clone(&waits);
+            atexit::register(move || {
+                ours.end();
+                runtime.shutdown_timeout(STOP_LIMIT);
+            });
+            Ok(Running { handle, waits })
         })
     }
 
@@ -102,17 +145,35 @@ impl Runtime {
         E: Into<Error> + Send,
     {
         const BETWEEN_SIGNAL_CHECKS: Duration = Duration::from_millis(50);
-        let handle = py.detach(|| self.handle()).into_py()?;
+        let Running { handle, waits } = py.detach(|| self.running()).into_py()?;
         let mut future = pin!(future);
+        let mut ended = pin!(waits.open.acquire());
+        // None: the process exits.
+        let mut step = poll_fn(|context| match ended.as_mut().poll(context) {
+            Poll::Ready(_) => Poll::Ready(None),
+            Poll::Pending => future.as_mut().poll(context).map(Some),
+        });
         loop {
             let slice = py.detach(|| {
-                catch_panic(|| {
+                waits.count.fetch_add(1, Ordering::AcqRel);
+                let slice = catch_panic(|| {
                     handle.block_on(async {
-                        tokio::time::timeout(BETWEEN_SIGNAL_CHECKS, future.as_mut()).await
+                        // Before a timer is asked for, which there may be no more.
+                        if waits.open.is_closed() {
+                            return Ok(None);
+                        }
+                        tokio::time::timeout(BETWEEN_SIGNAL_CHECKS, &mut step).await
                     })
-                })
+                });
+                waits.count.fetch_sub(1, Ordering::AcqRel);
+                // Python has waited for all its other threads: this one is a daemon, which ends
+                // with the process wherever it is.
+                while let Ok(Ok(None)) = slice {
+                    thread::park();
+                }
+                slice
             });
-            if let Ok(done) = slice.into_py()? {
+            if let Ok(Some(done)) = slice.into_py()? {
                 return done.into_py();
             }
             py.check_signals()?;

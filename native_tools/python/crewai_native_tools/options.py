@@ -55,7 +55,7 @@ class Options:
             :class:`~crewai_native_tools.policy.Policy` is an option that is written like
             ``cache_ttl``, but for the budgets, which are for no tool. ``agents`` and ``crews`` are
             tables of policies by role and by name.
-        max_abandoned: Threads that may go on with a call whose caller has left.
+        max_threads: Threads on which calls may run whose callers can leave before they end.
         prices: What a million tokens cost, in and out, by the name of a model.
     """
 
@@ -63,7 +63,7 @@ class Options:
     cache_tool_max_bytes: PerTool[int] = dataclasses.field(default_factory=PerTool)
     cache_max_bytes: int | None = None
     layers: Layers = dataclasses.field(default_factory=Layers)
-    max_abandoned: int = 64
+    max_threads: int = 128
     prices: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
 
@@ -74,7 +74,7 @@ _KNOWN: Final = (
     *policy.FIELDS,
     "agents",
     "crews",
-    "max_abandoned",
+    "max_threads",
     "prices",
 )
 
@@ -100,13 +100,13 @@ def read(options: Mapping[str, Any]) -> Options:
         if (number := _bytes(value)) is None:
             raise ConfigurationError(f"tools.cache_max_bytes is {value!r}; it accepts {_BYTES}")
         found["cache_max_bytes"] = number
-    if "max_abandoned" in options:
-        value = options["max_abandoned"]
+    if "max_threads" in options:
+        value = options["max_threads"]
         if (number := _bytes(value)) is None:
             raise ConfigurationError(
-                f"tools.max_abandoned is {value!r}; it accepts a whole number above 0"
+                f"tools.max_threads is {value!r}; it accepts a whole number above 0"
             )
-        found["max_abandoned"] = number
+        found["max_threads"] = number
     if "prices" in options:
         found["prices"] = _prices(options["prices"])
     return Options(layers=_layers(options), **found)

@@ -1,21 +1,24 @@
-"""What this wheel offers to ``crewai-native``: schemas and results of tools."""
+"""What this wheel offers to ``crewai-native``: calls, schemas and results of tools."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from crewai_native import hookimpl
+from crewai_native.slots.tools_guard import EXACT_COUNT, STOPS_RUNS
 from crewai_native_tools import options as _options
-from crewai_native_tools._native import totals
+from crewai_native_tools._native import abandoned, totals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from crewai_native.bench import Case
     from crewai_native_tools import ResultCache
+    from crewai_native_tools.guard import NativeGuard
     from crewai_native_tools.schemas import NativeSchemas
 
 _in_force = _options.Options()
+_guard: NativeGuard | None = None
 
 
 @hookimpl
@@ -25,11 +28,17 @@ def crewai_native_configure(options: Mapping[str, Any]) -> None:
     _in_force = _options.read(options)
 
 
+def options() -> _options.Options:
+    """Return the options in force."""
+    return _in_force
+
+
 @hookimpl
 def crewai_native_features() -> dict[str, set[str]]:
     """What can be required."""
     return {
         "tools.cache": {"bounded", "expiring", "unaliased"},
+        "tools.guard": {EXACT_COUNT, STOPS_RUNS, "deadlines", "limits", "loops"},
         "tools.schemas": {"exact"},
     }
 
@@ -43,6 +52,16 @@ def crewai_native_tools_cache() -> ResultCache:
 
 
 @hookimpl
+def crewai_native_tools_guard() -> NativeGuard:
+    """The guard of this process."""
+    global _guard  # noqa: PLW0603 - hooks of a module have no other place
+    from crewai_native_tools.guard import NativeGuard
+
+    _guard = NativeGuard(_in_force)
+    return _guard
+
+
+@hookimpl
 def crewai_native_tools_schemas() -> NativeSchemas:
     """Names, schemas and descriptions of tools."""
     from crewai_native_tools.schemas import NativeSchemas
@@ -52,8 +71,22 @@ def crewai_native_tools_schemas() -> NativeSchemas:
 
 @hookimpl
 def crewai_native_metrics() -> dict[str, float]:
-    """What all caches of the process have done, and what they hold."""
-    return {f"tools.cache.{name}": count for name, count in totals().items()}
+    """What all caches of the process have done and hold, and what became of guarded calls."""
+    found: dict[str, float] = {f"tools.cache.{name}": n for name, n in totals().items()}
+    found["tools.guard.abandoned"] = abandoned()
+    for stats in () if _guard is None else _guard.shared.stats().values():
+        for name, count in stats.items():
+            key = f"tools.guard.{name}"
+            together = max if name == "longest" else float.__add__
+            found[key] = together(found.get(key, 0.0), float(count))
+    return found
+
+
+@hookimpl
+def crewai_native_unconfigure() -> None:
+    """The slots are unbound: nothing counts calls any more."""
+    global _guard  # noqa: PLW0603 - hooks of a module have no other place
+    _guard = None
 
 
 @hookimpl

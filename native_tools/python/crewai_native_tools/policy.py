@@ -238,12 +238,14 @@ _BUDGET: Final = (
     "a table of limits (tool_calls, llm_calls, tokens, seconds, money), or "
     '"tool_calls=50,tokens=100000"'
 )
-_AT_LEAST_TWO: Final = "a whole number above 1"
+MOST_ROUNDS: Final = 100
+"""The most rounds of a loop that are told apart."""
+_ROUNDS: Final = f"a whole number from 2 to {MOST_ROUNDS}"
 
 
 def _rounds(value: Any) -> int | None:
     number = _whole(value)
-    return number if number is not None and number > 1 else None
+    return number if number is not None and 1 < number <= MOST_ROUNDS else None
 
 
 _KINDS: Final[Mapping[str, _Kind]] = {
@@ -253,9 +255,9 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "rate_excess": _Kind(_one_of("wait", "refuse"), '"wait" or "refuse"'),
     "max_concurrency": _Kind(_limit(_whole), _COUNT),
     "max_recursion_depth": _Kind(_limit(_whole), _COUNT),
-    "loop": _Kind(_limit(_rounds), _AT_LEAST_TWO),
-    "loop_abort": _Kind(_limit(_rounds), _AT_LEAST_TWO),
-    "loop_near": _Kind(_limit(_rounds), _AT_LEAST_TWO),
+    "loop": _Kind(_limit(_rounds), _ROUNDS),
+    "loop_abort": _Kind(_limit(_rounds), _ROUNDS),
+    "loop_near": _Kind(_limit(_rounds), _ROUNDS),
     "max_output": _Kind(_size, 'a number of bytes, or text such as "64 kB" or "4000 tokens"'),
     "retry": _Kind(_retry, "a number of attempts, or a table of attempts, backoff and on"),
     "side_effects": _Kind(_switch, "true or false"),

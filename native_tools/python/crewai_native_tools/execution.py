@@ -1,0 +1,657 @@
+"""One call of a tool under the policy that counts for it.
+
+In this order: how deep it is inside other tools; whether its run goes on and has uses left; its turn
+by rate and by concurrency; then the tool itself. The clock of ``timeout`` starts before all that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import itertools
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from crewai_native_tools import _native, workers
+from crewai_native_tools._native import Admission, Call, Pass, Tally, Uses
+from crewai_native_tools.errors import (
+    ToolCancelled,
+    ToolRefused,
+    ToolStopped,
+    ToolTimeout,
+    describe,
+    redacted,
+)
+from crewai_native_tools.policy import DEFAULTS, Budget, Rate, Retry, Size
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from crewai_native_tools.policy import Saying
+
+_ids = itertools.count(1)
+_current: contextvars.ContextVar[Execution | None] = contextvars.ContextVar(
+    "crewai_native_tool_execution", default=None
+)
+# The tool that an engine is calling: a guard around it leaves that call to the engine.
+_engines: contextvars.ContextVar[Any] = contextvars.ContextVar(
+    "crewai_native_tool_in_engine", default=None
+)
+_SILENT: Final = {"loop", "loop_abort", "loop_near", "redact"}
+_SHOWN_IN_CHAIN: Final = 12
+_MOST_NOTES: Final = 16
+
+
+def cancelled() -> bool:
+    """Whether the caller of the tool that runs here has left, so that going on is of no use.
+
+    For tools that want to stop by themselves when their time is up or their run was cancelled.
+    """
+    execution = _current.get()
+    while execution is not None:
+        if execution.call.cancelled:
+            return True
+        execution = execution.parent
+    return False
+
+
+def from_engine(tool: Any, call: Callable[[], Any]) -> Any:
+    """Call a tool whose call is under an engine's policy already."""
+    token = _engines.set(tool)
+    try:
+        return call()
+    finally:
+        _engines.reset(token)
+
+
+def in_engine(tool: Any) -> bool:
+    """Whether this is the very call of a tool that an engine makes and has under its policy."""
+    if _engines.get() is not tool:
+        return False
+    # What the tool itself calls is another call.
+    _engines.set(None)
+    return True
+
+
+class Run:
+    """What belongs to one run: how often its tools were used, and what is under way in it.
+
+    Attributes:
+        cancelled: Whether it was cancelled; nothing more starts in it.
+        active: Calls that can be cancelled.
+        budget: What keeps account of its budgets; None without any.
+    """
+
+    __slots__ = ("__weakref__", "_uses", "active", "budget", "cancelled")
+
+    def __init__(self, budget: Any = None) -> None:
+        self.cancelled = False
+        self.active: set[Execution] = set()
+        self.budget = budget
+        self._uses: dict[Any, Uses] = {}
+
+    def uses(self, plan: Plan) -> Uses:
+        """Return the uses that a plan's tool has in this run."""
+        uses = self._uses.get(plan.uses_key)
+        if uses is None:
+            # One step: of two threads that make one, both get the first.
+            uses = self._uses.setdefault(plan.uses_key, Uses())
+        return uses
+
+    def cancel(self) -> int:
+        """Cancel it; return how many calls were under way. Twice is the same as once."""
+        self.cancelled = True
+        return sum(execution.cancel() for execution in list(self.active))
+
+
+class Shared:
+    """What the plans of a guard or an engine share: queues and counts, by tool.
+
+    Args:
+        max_threads: Threads on which calls may run whose callers can leave.
+    """
+
+    def __init__(self, max_threads: int) -> None:
+        self.max_threads = max_threads
+        self.threads = Admission(max_threads)
+        self._doors: dict[Any, Admission] = {}
+        self._tallies: dict[str, Tally] = {}
+
+    def door(self, key: Any, make: Callable[[], Admission]) -> Admission:
+        """Return the queue of this key."""
+        return self._doors.get(key) or self._doors.setdefault(key, make())
+
+    def tally(self, tool: str) -> Tally:
+        """Return the counts of a tool."""
+        return self._tallies.get(tool) or self._tallies.setdefault(tool, Tally())
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """Return what became of the calls, by tool."""
+        return {tool: tally.stats() for tool, tally in sorted(self._tallies.items())}
+
+
+class Plan:
+    """What counts for the calls of a tool from one place, ready to be applied.
+
+    Attributes:
+        tool: The tool's name.
+        free: Whether nothing is to be done about a call but watch for loops.
+        text: What it says, for messages.
+    """
+
+    def __init__(self, tool: str, sayings: Mapping[str, Saying], shared: Shared) -> None:
+        values = {field: saying.value for field, saying in sayings.items()}
+        self.tool = tool
+        self.shared = shared
+        self.values = values
+        self.timeout: float | None = values["timeout"]
+        self.max_calls: int | None = values["max_calls"]
+        self.uses_key = (sayings["max_calls"].owner, tool)
+        self.depth: int | None = values["max_recursion_depth"]
+        self.loop: int | None = values["loop"]
+        self.loop_abort: int | None = values["loop_abort"]
+        self.loop_near: int | None = values["loop_near"]
+        self.watches_loops = not (self.loop is self.loop_abort is self.loop_near is None)
+        self.redact = tuple(name.lower() for name in values["redact"] or ())
+        self.max_output: Size | None = values["max_output"]
+        self.retry: Retry | None = values["retry"]
+        self.side_effects: bool = bool(values["side_effects"])
+        self.run_budget: Budget | None = values["run_budget"]
+        self.agent_budget: Budget | None = values["agent_budget"]
+        self.tally = shared.tally(tool)
+        self.doors = tuple(self._doors(sayings))
+        self.free = not (
+            self.doors
+            or self.side_effects
+            or any(
+                part is not None
+                for part in (
+                    self.timeout,
+                    self.max_calls,
+                    self.depth,
+                    self.max_output,
+                    self.retry,
+                    self.run_budget,
+                    self.agent_budget,
+                )
+            )
+        )
+        defaults = DEFAULTS.said()
+        self.text = ", ".join(
+            f"{field} {value:g}" if isinstance(value, float) else f"{field} {value}"
+            for field, value in values.items()
+            if value is not None and field not in _SILENT and defaults.get(field) != value
+        )
+
+    def _doors(self, sayings: Mapping[str, Saying]) -> list[Admission]:
+        doors = []
+        key: tuple[Any, ...]
+        rate = sayings["rate"].value
+        if isinstance(rate, Rate):
+            waits = sayings["rate_excess"].value == "wait"
+            key = ("rate", sayings["rate"].owner, self.tool, rate, waits)
+            make = functools.partial(Admission, None, rate.calls, rate.seconds, waits)
+            doors.append(self.shared.door(key, make))
+        limit = sayings["max_concurrency"].value
+        if limit is not None:
+            key = ("concurrency", sayings["max_concurrency"].owner, self.tool, limit)
+            doors.append(self.shared.door(key, functools.partial(Admission, limit)))
+        return doors
+
+
+class Execution:
+    """One call, from when it comes until it is answered."""
+
+    __slots__ = (
+        "_context",
+        "_doors",
+        "_error",
+        "_passes",
+        "_proceed",
+        "_result",
+        "arguments",
+        "call",
+        "depth",
+        "id",
+        "on_cancel",
+        "parent",
+        "plan",
+        "run",
+    )
+
+    def __init__(self, plan: Plan, run: Run, arguments: Any, proceed: Callable[[], Any]) -> None:
+        self.call = Call(plan.timeout)
+        self.id = next(_ids)
+        self.plan = plan
+        self.run = run
+        self.arguments = arguments
+        self.parent = parent = _current.get()
+        self.depth: int = 1 if parent is None else parent.depth + 1
+        self.on_cancel: Callable[[], object] | None = None
+        self._proceed = proceed
+        self._passes: list[Pass] = []
+        self._doors: tuple[Admission, ...] = plan.doors
+        self._context: contextvars.Context | None = None
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    # --- what is known of it ---------------------------------------------------------------
+
+    def details(self) -> dict[str, Any]:
+        """Return what messages say of it."""
+        return {
+            "tool": self.plan.tool,
+            "call_id": self.id,
+            "arguments": redacted(self.arguments, self.plan.redact),
+            "policy": self.plan.text,
+            "elapsed": self.call.elapsed,
+            "chain": self.chain(),
+        }
+
+    def chain(self) -> list[str]:
+        """Return the names of the tools that it is inside of, from the outermost to itself."""
+        names: list[str] = []
+        execution: Execution | None = self
+        while execution is not None:
+            names.append(execution.plan.tool)
+            execution = execution.parent
+        names.reverse()
+        if len(names) > _SHOWN_IN_CHAIN:
+            half = _SHOWN_IN_CHAIN // 2
+            left_out = f"({len(names) - 2 * half} more)"
+            names = [*names[:half], left_out, *names[-half:]]
+        return names
+
+    def stop(
+        self, error: type[ToolStopped], code: str, message: str, *, retryable: bool = False
+    ) -> NoReturn:
+        """Raise the error that ends it."""
+        details = self.details()
+        stopped = error(message, code=code, retryable=retryable, details=details)
+        stopped.add_note(describe(details))
+        raise stopped
+
+    # --- admission ---------------------------------------------------------------------------
+
+    def before_queueing(self, *, on_thread: bool) -> None:
+        """Refuse it if it need not even wait.
+
+        Raises:
+            ToolRefused: It is too deep, or its tool has no uses left.
+            ToolCancelled: Its run was cancelled.
+        """
+        plan = self.plan
+        if self.run.cancelled:
+            self._was_cancelled()
+        if plan.depth is not None and self.depth > plan.depth:
+            chain = " -> ".join(self.chain())
+            self.stop(
+                ToolRefused,
+                "max_recursion_depth",
+                f"'{plan.tool}' was not run: it would be tool number {self.depth} inside each "
+                f"other, and at most {plan.depth} may be ({chain}).",
+            )
+        if plan.max_calls is not None and self.run.uses(plan).used >= plan.max_calls:
+            self._used_up()
+        if self.parent is not None and self._doors:
+            # A tool inside itself goes in under the pass that it holds: waiting for that to be
+            # given back, it would wait for itself.
+            held = {door for outer in self._outer() for door in outer._doors}  # noqa: SLF001
+            self._doors = tuple(door for door in self._doors if door not in held)
+        if on_thread:
+            self._doors = (*self._doors, plan.shared.threads)
+            if _native.abandoned() >= plan.shared.max_threads:
+                self.stop(
+                    ToolRefused,
+                    "max_threads",
+                    f"'{plan.tool}' was not run: all {plan.shared.max_threads} threads are taken "
+                    "by calls that never ended.",
+                    retryable=True,
+                )
+
+    def _outer(self) -> list[Execution]:
+        found = []
+        execution = self.parent
+        while execution is not None:
+            found.append(execution)
+            execution = execution.parent
+        return found
+
+    def queue(self) -> None:
+        """Wait for its turn.
+
+        Raises:
+            ToolStopped: There is none.
+        """
+        for door in self._doors:
+            self._entered(door.enter(self.call))
+
+    async def aqueue(self) -> None:
+        """Wait for its turn without blocking the event loop.
+
+        Raises:
+            ToolStopped: There is none.
+        """
+        for door in self._doors:
+            loop = asyncio.get_running_loop()
+            turn: asyncio.Future[Any] = loop.create_future()
+            answer = functools.partial(_answer, loop, turn)
+            got = door.enter_later(self.call, answer)
+            if got is None:
+                try:
+                    got = await turn
+                except BaseException:
+                    self.call.cancel()
+                    raise
+            self._entered(got)
+
+    def _entered(self, got: Pass | float | str) -> None:
+        if isinstance(got, Pass):
+            self._passes.append(got)
+        elif isinstance(got, float):
+            self.stop(
+                ToolRefused,
+                "rate",
+                f"'{self.plan.tool}' was not run: it may be called {self.plan.values['rate']}; "
+                f"the next call can start in {got:.1f} s.",
+                retryable=True,
+            )
+        else:
+            self.settled_as(got, waiting=True)
+
+    def claim(self) -> None:
+        """Take a use of the tool.
+
+        Raises:
+            ToolRefused: There is none left.
+        """
+        limit = self.plan.max_calls
+        if limit is not None and not self.run.uses(self.plan).claim(limit):
+            self._used_up()
+
+    def _used_up(self) -> NoReturn:
+        limit = self.plan.max_calls
+        self.stop(
+            ToolRefused,
+            "max_calls",
+            f"'{self.plan.tool}' was not run: it may be called {limit} "
+            f"{'time' if limit == 1 else 'times'} in a run, and has been. Go on without it.",
+        )
+
+    def leave(self) -> None:
+        """Give back what it held of the queues."""
+        while self._passes:
+            self._passes.pop().leave()
+
+    # --- running -----------------------------------------------------------------------------
+
+    def inline(self) -> Any:
+        """Run it on the caller's thread."""
+        token = _current.set(self)
+        try:
+            return self._proceed()
+        finally:
+            _current.reset(token)
+
+    def on_thread(self) -> Any:
+        """Run it on a thread of its own, and wait until it ends or its time is up."""
+        self._context = contextvars.copy_context()
+        self._context.run(_current.set, self)
+        try:
+            thread = workers.take()
+        except BaseException:
+            self.leave()
+            raise
+        verdict = thread.desk.run(self.call, self)
+        if verdict != "done":
+            workers.cancel_coroutines(thread.ident)
+            self.settled_as(verdict)
+        return self.outcome()
+
+    async def aon_thread(self) -> Any:
+        """Run it on a thread of its own without blocking the event loop meanwhile."""
+        loop = asyncio.get_running_loop()
+        settled: asyncio.Future[str] = loop.create_future()
+        self._context = contextvars.copy_context()
+        self._context.run(_current.set, self)
+        try:
+            self.call.when_settled(functools.partial(_answer, loop, settled))
+            thread = workers.take()
+        except BaseException:
+            self.leave()
+            raise
+        thread.desk.give(self)
+        try:
+            verdict = await settled
+        except asyncio.CancelledError:
+            self.call.cancel()
+            workers.cancel_coroutines(thread.ident)
+            raise
+        if verdict != "done":
+            workers.cancel_coroutines(thread.ident)
+            self.settled_as(verdict)
+        return self.outcome()
+
+    def work(self) -> Call:
+        """Run it: what a thread does."""
+        context, proceed = self._context, self._proceed
+        try:
+            if context is not None and self.call.start():
+                self._result = context.run(proceed)
+        except BaseException as error:  # noqa: BLE001 - raised where the caller waits
+            self._error = error
+        finally:
+            self._context = None
+            self.leave()
+        return self.call
+
+    def outcome(self) -> Any:
+        """Return what the tool returned, or raise what it raised."""
+        error, self._error = self._error, None
+        if error is None:
+            return self._result
+        try:
+            raise error
+        finally:
+            # The error has this frame in its traceback.
+            del error
+
+    def settled_as(self, verdict: str, *, waiting: bool = False) -> NoReturn:
+        """Raise what tells the caller that it was let go."""
+        if verdict == "cancelled":
+            self._was_cancelled()
+        what = "was not run: its turn did not come within" if waiting else "did not answer within"
+        self.stop(
+            ToolTimeout,
+            "timeout",
+            f"'{self.plan.tool}' {what} {self.plan.timeout:g} s.",
+            retryable=True,
+        )
+
+    def _was_cancelled(self) -> NoReturn:
+        self.stop(
+            ToolCancelled,
+            "cancelled",
+            f"'{self.plan.tool}' was not run or not waited for: the run was cancelled.",
+        )
+
+    def cancel(self) -> bool:
+        """Let its caller go. False: it has its answer."""
+        first = self.call.cancel()
+        if first and self.on_cancel is not None:
+            self.on_cancel()
+        return first
+
+
+def _answer(loop: asyncio.AbstractEventLoop, turn: asyncio.Future[Any], got: Any) -> None:
+    """Bring a place in a queue to a coroutine that waits for it, from another thread."""
+
+    def give() -> None:
+        if turn.done():
+            # It has left; the place is the next one's.
+            if isinstance(got, Pass):
+                got.leave()
+        else:
+            turn.set_result(got)
+
+    try:
+        loop.call_soon_threadsafe(give)
+    except RuntimeError:
+        # The loop is closed.
+        if isinstance(got, Pass):
+            got.leave()
+
+
+def execute(
+    plan: Plan,
+    run: Run,
+    arguments: Any,
+    proceed: Callable[[], Any],
+    *,
+    detached: bool = False,
+) -> Any:
+    """Run a call under a plan and return the tool's result.
+
+    Args:
+        plan: What counts for it.
+        run: The run that it belongs to.
+        arguments: The tool's arguments, for messages.
+        proceed: Calls the tool.
+        detached: Whether it can be cancelled, so needs a thread even without a deadline.
+
+    Raises:
+        ToolStopped: The engine ended it.
+        BaseException: What the tool raised, with a note that says of which call.
+    """
+    this = Execution(plan, run, arguments, proceed)
+    on_thread = detached or plan.timeout is not None
+    plan.tally.begin()
+    outcome = "refused"
+    if detached:
+        run.active.add(this)
+    try:
+        this.before_queueing(on_thread=on_thread)
+        if this._doors:  # noqa: SLF001 - the module's own
+            this.queue()
+        this.claim()
+        outcome = "failed"
+        result = this.on_thread() if on_thread else this.inline()
+    except BaseException as error:
+        outcome = _explain(this, error, outcome)
+        raise
+    else:
+        outcome = "done"
+        return result
+    finally:
+        run.active.discard(this)
+        # On a thread of its own it gives back what it holds when it ends, not when its caller
+        # leaves: until then it runs.
+        if not on_thread or outcome == "refused":
+            this.leave()
+        plan.tally.end(outcome, this.call.elapsed)
+
+
+async def aexecute(
+    plan: Plan,
+    run: Run,
+    arguments: Any,
+    proceed: Callable[[], Any],
+    *,
+    on_thread: bool = False,
+) -> Any:
+    """Run a call that is awaited; see :func:`execute`.
+
+    Args:
+        plan: What counts for it.
+        run: The run that it belongs to.
+        arguments: The tool's arguments, for messages.
+        proceed: Returns what is awaited on the caller's event loop. When its time is up that is
+            cancelled, and the caller goes on whether it obeys or not.
+        on_thread: Whether ``proceed`` returns the result itself, and is called on a thread.
+    """
+    this = Execution(plan, run, arguments, proceed)
+    plan.tally.begin()
+    outcome = "refused"
+    run.active.add(this)
+    try:
+        this.before_queueing(on_thread=on_thread)
+        await this.aqueue()
+        this.claim()
+        outcome = "failed"
+        result = await (this.aon_thread() if on_thread else _on_loop(this))
+    except BaseException as error:
+        outcome = _explain(this, error, outcome)
+        raise
+    else:
+        outcome = "done"
+        return result
+    finally:
+        run.active.discard(this)
+        if outcome == "refused":
+            this.leave()
+        plan.tally.end(outcome, this.call.elapsed)
+
+
+async def _on_loop(this: Execution) -> Any:
+    loop = asyncio.get_running_loop()
+    context = contextvars.copy_context()
+    context.run(_current.set, this)
+    if not this.call.start():
+        this.leave()
+        this.settled_as("cancelled")
+    told = loop.create_future()
+    task = loop.create_task(_awaited(this._proceed), context=context)  # noqa: SLF001
+    task.add_done_callback(functools.partial(_ended, this))
+
+    def tell() -> None:
+        if not told.done():
+            told.set_result(None)
+
+    this.on_cancel = lambda: loop.call_soon_threadsafe(tell)
+    try:
+        await asyncio.wait(
+            {task, told}, timeout=this.call.left, return_when=asyncio.FIRST_COMPLETED
+        )
+    except asyncio.CancelledError:
+        this.call.cancel()
+        task.cancel()
+        raise
+    finally:
+        told.cancel()
+    if task.done() and not task.cancelled():
+        return task.result()
+    if this.call.cancelled:
+        task.cancel()
+        this.settled_as("cancelled")
+    if task.done():
+        # Cancelled by the tool's own doing.
+        return task.result()
+    if this.call.time_out():
+        task.cancel()
+        this.settled_as("timeout")
+    return await task
+
+
+async def _awaited(proceed: Callable[[], Awaitable[Any]]) -> Any:
+    return await proceed()
+
+
+def _ended(this: Execution, task: asyncio.Task[Any]) -> None:
+    this.call.finish()
+    this.leave()
+    if not task.cancelled():
+        # Nobody is left to whom an error would be news.
+        task.exception()
+
+
+def _explain(this: Execution, error: BaseException, outcome: str) -> str:
+    """Note on an error which call it was; return how the call is counted."""
+    if isinstance(error, ToolStopped) and error.details.get("call_id") == this.id:
+        if isinstance(error, ToolTimeout):
+            return "timeout"
+        return "cancelled" if isinstance(error, ToolCancelled) else "refused"
+    # Some tools raise one and the same object again and again.
+    noted = len(getattr(error, "__notes__", ())) >= _MOST_NOTES
+    if not noted and not isinstance(error, asyncio.CancelledError):
+        error.add_note(describe(this.details()))
+    return outcome

@@ -1,0 +1,321 @@
+"""Serves ``tools.guard``: every execution of a tool in CrewAI, under the policy that counts for it.
+
+An agent is told of what the engine does as a failure of the tool, which CrewAI's failure policy,
+events and task output see as such; code that calls a tool gets an exception.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from crewai_native.slots.tools_guard import STOP_RUN
+from crewai_native_tools._native import LoopWatch
+from crewai_native_tools.errors import ToolStopped
+from crewai_native_tools.execution import Run, Shared, aexecute, execute, in_engine
+from crewai_native_tools.plans import Plans
+from crewai_native_tools.policy import MOST_ROUNDS, Layers
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from crewai_native.slots.tools_guard import ToolCall
+    from crewai_native_tools.execution import Plan
+    from crewai_native_tools.options import Options
+
+_Value = TypeVar("_Value")
+
+_MOST_REMEMBERED: Final = 1024
+_REASONS: Final = {
+    "loop": "REPEATED_CALL",
+    "loop_near": "REPEATED_CALL",
+    "max_calls": "USAGE_LIMIT",
+    "timeout": "EXCEPTION",
+}
+
+
+class _Remembered(Generic[_Value]):
+    """Values by the objects that they belong to: as long as those live, and so many at the most.
+
+    An object that takes no weak reference is kept alive until its turn to be forgotten comes.
+    """
+
+    def __init__(self, make: Callable[[], _Value]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._entries: dict[tuple[int, ...], tuple[tuple[Callable[[], Any], ...], _Value]] = {}
+
+    def of(self, *owners: Any) -> _Value:
+        """Return the value that belongs to these objects together."""
+        key = tuple(map(id, owners))
+        entry = self._entries.get(key)
+        if entry is not None and _are(entry[0], owners):
+            return entry[1]
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None and _are(entry[0], owners):
+                return entry[1]
+            if len(self._entries) >= _MOST_REMEMBERED:
+                self._forget()
+            value = self._make()
+            self._entries[key] = (tuple(map(_reference, owners)), value)
+            return value
+
+    def _forget(self) -> None:
+        entries = self._entries.items()
+        gone = [key for key, (held, _) in entries if any(ref() is None for ref in held)]
+        for key in gone or [next(iter(self._entries))]:
+            del self._entries[key]
+
+
+def _are(held: tuple[Callable[[], Any], ...], owners: tuple[Any, ...]) -> bool:
+    return all(ref() is owner for ref, owner in zip(held, owners, strict=True))
+
+
+def _reference(owner: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(owner)
+    except TypeError:
+        return lambda: owner
+
+
+class _Course:
+    """An agent's way through one execution of a task.
+
+    Attributes:
+        watch: Its latest calls.
+        occasion: The agent's call that the latest of them belonged to.
+    """
+
+    __slots__ = ("_occasion", "watch")
+
+    def __init__(self, *, near: bool) -> None:
+        self.watch = LoopWatch(2, MOST_ROUNDS, 2 if near else None)
+        self._occasion: Callable[[], Any] = lambda: None
+
+    def finished(self, call: ToolCall, tool: str, result: Any) -> tuple[int, int] | None:
+        """Take a finished call; return the loop that it belongs to, as period and rounds."""
+        # CrewAI makes several attempts at one call of a text-based agent: one step of its way.
+        again = call.occasion is not None and self._occasion() is call.occasion
+        self._occasion = _reference(call.occasion)
+        return self.watch.push(tool, call.arguments, result, again)
+
+
+class NativeGuard:
+    """The guard of one process.
+
+    Args:
+        options: What the environment and ``pyproject.toml`` say.
+
+    Attributes:
+        shared: Queues and counts.
+    """
+
+    def __init__(self, options: Options) -> None:
+        from crewai.utilities.string_utils import sanitize_tool_name
+
+        self.shared = Shared(options.max_threads)
+        self._plans = Plans(Layers(), options.layers, self.shared, sanitize_tool_name)
+        self._failure, self._failures = _failure_classes()
+        self._runs: _Remembered[Run] = _Remembered(Run)
+        self._program = Run()
+        self._courses: _Remembered[_Course] = _Remembered(
+            lambda: _Course(near=self._plans.near_calls_are_watched())
+        )
+
+    def run(self, call: ToolCall, proceed: Callable[[], Any]) -> Any:
+        """Run a call and return its result."""
+        plan = self._plan(call)
+        agent = call.agent
+        if plan.free and (agent is None or not plan.watches_loops):
+            return proceed()
+        if in_engine(call.author_tool):
+            return proceed()
+        try:
+            if plan.free:
+                result = proceed()
+            else:
+                arguments = call.arguments if not call.args else _by_place(call)
+                result = execute(plan, self._run_of(), arguments, proceed)
+        except Exception as error:
+            if agent is None:
+                raise
+            found = self._watched(call, plan, error)
+            if found is None:
+                raise
+            return found
+        return result if agent is None else self._watched(call, plan, result, ended=True)
+
+    async def arun(self, call: ToolCall, proceed: Callable[[], Awaitable[Any]]) -> Any:
+        """Run a call that the caller awaits and return its result."""
+        plan = self._plan(call)
+        agent = call.agent
+        if plan.free and (agent is None or not plan.watches_loops):
+            return await proceed()
+        if in_engine(call.author_tool):
+            return await proceed()
+        try:
+            if plan.free:
+                result = await proceed()
+            else:
+                arguments = call.arguments if not call.args else _by_place(call)
+                result = await aexecute(plan, self._run_of(), arguments, proceed)
+        except Exception as error:
+            if agent is None:
+                raise
+            found = self._watched(call, plan, error)
+            if found is None:
+                raise
+            return found
+        return result if agent is None else self._watched(call, plan, result, ended=True)
+
+    def _plan(self, call: ToolCall) -> Plan:
+        plans = self._plans
+        return plans.of(
+            call.name,
+            getattr(call.agent, "role", None) if plans.by_agent else None,
+            getattr(call.crew, "name", None) if plans.by_crew else None,
+        )
+
+    def _run_of(self) -> Run:
+        """Return the run that the current call belongs to."""
+        crew = _crew_context()
+        if crew is not None:
+            return self._runs.of(crew)
+        failures = self._failures()
+        return self._program if failures is None else self._runs.of(failures)
+
+    def _watched(self, call: ToolCall, plan: Plan, outcome: Any, *, ended: bool = False) -> Any:
+        """Return what the agent is told of a call, or None where its error is to be raised."""
+        told = outcome
+        if not ended:
+            stopped = isinstance(outcome, ToolStopped)
+            told = self._told(outcome) if stopped else None
+        if not plan.watches_loops:
+            return told
+        owner = self._failures()
+        if owner is None:
+            owner = getattr(call.task, "start_time", None)
+        course = self._courses.of(call.agent, call.task, owner)
+        # What the engine says has times in it; which rule it was stays the same.
+        stable = getattr(outcome, "code", None) if isinstance(outcome, ToolStopped) else None
+        if stable is None and isinstance(outcome, Exception) and not ended:
+            stable = f"{type(outcome).__name__}: {outcome}"
+        found = course.finished(call, plan.tool, outcome if stable is None else stable)
+        if found is None:
+            return told
+        return self._in_circles(call, plan, outcome, found, told, ended=ended)
+
+    def _in_circles(
+        self,
+        call: ToolCall,
+        plan: Plan,
+        outcome: Any,
+        found: tuple[int, int],
+        told: Any,
+        *,
+        ended: bool,
+    ) -> Any:
+        period, rounds = found
+        limit = plan.loop_near if period == 0 else plan.loop
+        end = plan.loop_abort
+        if period == 0:
+            end = None if plan.loop_near is None else 2 * plan.loop_near
+        stops = end is not None and rounds >= end
+        if not stops and (limit is None or rounds < limit):
+            return told
+        words = _words(plan.tool, period, rounds)
+        text = _text(call.tool, outcome if ended else (told if told is not None else outcome))
+        if stops:
+            role = getattr(call.agent, "role", None)
+            message = f"Agent {role!r} goes round in circles and was stopped. {words}"
+        else:
+            message = f"{text}\n\n{words} {_ADVICE}"
+        return self._as_failure(
+            message,
+            code="loop_near" if period == 0 else "loop",
+            retryable=False,
+            details={"tool": plan.tool, "rounds": rounds, "period": period, STOP_RUN: stops},
+        )
+
+    def _told(self, stopped: ToolStopped) -> Any:
+        return self._as_failure(
+            str(stopped),
+            code=stopped.code,
+            retryable=stopped.retryable,
+            details=stopped.details,
+        )
+
+    def _as_failure(
+        self, message: str, *, code: str, retryable: bool, details: dict[str, Any]
+    ) -> Any:
+        if self._failure is None:
+            return message
+        return self._failure(
+            message=message,
+            reason=_REASONS.get(code, "TOOL_REPORTED").lower(),
+            code=code,
+            retryable=retryable,
+            details=details,
+        )
+
+
+_ADVICE: Final = (
+    "Doing the same again will give the same again. Use what you have, change the arguments, take "
+    "another tool, or give your final answer and say in it what could not be found out."
+)
+
+
+def _words(tool: str, period: int, rounds: int) -> str:
+    if period == 1:
+        return (
+            f"'{tool}' was called {rounds} times in a row with the same arguments, and gave the "
+            "same each time."
+        )
+    if period == 0:
+        return (
+            f"'{tool}' was called {rounds} times in a row with almost the same arguments, and gave "
+            "the same each time."
+        )
+    return (
+        f"The last {period * rounds} tool calls were {rounds} rounds of the same {period} calls, "
+        "and each gave the same in every round."
+    )
+
+
+def _text(tool: Any, outcome: Any) -> str:
+    """Return a result or an error as the agent would be told of it."""
+    try:
+        if isinstance(outcome, Exception):
+            return f"{type(outcome).__name__}: {outcome}"
+        if (message := getattr(outcome, "as_agent_message", None)) is not None:
+            return str(message())
+        form = getattr(tool, "format_output_for_agent", str)
+        return str(form(outcome))
+    except Exception as error:  # noqa: BLE001 - whatever a result's own code raises
+        return f"(a result that has no text: {type(error).__name__})"
+
+
+def _by_place(call: ToolCall) -> dict[str, Any]:
+    """Return arguments of which some were given by place."""
+    return {**{str(at): value for at, value in enumerate(call.args)}, **call.arguments}
+
+
+def _crew_context() -> Any:
+    """Return what CrewAI makes anew for each kickoff of a crew, or None outside of one."""
+    from opentelemetry import baggage
+
+    return baggage.get_baggage("crew_context")
+
+
+def _failure_classes() -> tuple[Any, Callable[[], list[Any] | None]]:
+    """Return CrewAI's class of failures, and what gives the list of those of one execution.
+
+    CrewAI has both since 1.15.9. Without them an agent is told in plain text, as by other tools.
+    """
+    try:
+        from crewai.tools.tool_failure import ToolFailure, active_tool_failures
+    except ImportError:
+        return None, lambda: None
+    return ToolFailure, active_tool_failures

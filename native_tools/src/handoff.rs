@@ -1,0 +1,287 @@
+//! A call on a thread of its own, whose caller can leave before it ends.
+//!
+//! No thread is ever joined: a caller waits for the answer, not for the thread. When its time is
+//! up it leaves, and the call goes on *abandoned*, until it ends by itself or with the process.
+
+use std::process;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crewai_native_sdk::process::PerProcess;
+use tokio::sync::oneshot;
+
+/// Calls of this process that go on without a caller.
+static ABANDONED: PerProcess<AtomicUsize> = PerProcess::new();
+
+/// Returns how many calls of this process go on without a caller.
+pub fn abandoned() -> usize {
+    ABANDONED
+        .get()
+        .map_or(0, |count| count.load(Ordering::Relaxed))
+}
+
+fn count_abandoned(change: isize) {
+    ABANDONED
+        .get_or_init(AtomicUsize::default)
+        .fetch_add(change as usize, Ordering::Relaxed);
+}
+
+/// How a caller's wait ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The call ended.
+    Done,
+    /// Its time was up first.
+    TimedOut,
+    /// Somebody cancelled it first.
+    Cancelled,
+}
+
+/// One call: when it must be answered, and who answers it.
+#[derive(Debug)]
+pub struct Ticket {
+    started: Instant,
+    deadline: Option<Instant>,
+    cancelled: AtomicBool,
+    state: Mutex<State>,
+    pid: u32,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    answer: Option<oneshot::Sender<Verdict>>,
+    /// Whether a thread works on it.
+    running: bool,
+    verdict: Option<Verdict>,
+}
+
+impl Ticket {
+    /// Starts a call that must be answered in so much time, or whenever it ends.
+    pub fn new(time: Option<Duration>) -> Self {
+        let started = Instant::now();
+        Self {
+            started,
+            deadline: time.map(|time| started + time),
+            cancelled: AtomicBool::new(false),
+            state: Mutex::default(),
+            pid: process::id(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the time since it started.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Returns when it must be answered.
+    pub const fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Returns whether its caller has left or was told to.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Says that a thread has it: if the caller leaves from now on, it is abandoned.
+    ///
+    /// False: it was cancelled already, and nothing must run.
+    pub fn start(&self) -> bool {
+        let mut state = self.state();
+        state.running = state.verdict.is_none();
+        state.running
+    }
+
+    /// Says that it has ended. False: its caller has left.
+    pub fn finish(&self) -> bool {
+        // In a child that the call itself has forked nobody waits.
+        self.pid == process::id() && self.settle(Verdict::Done)
+    }
+
+    /// Lets its caller go. False: it had been answered.
+    pub fn cancel(&self) -> bool {
+        self.settle(Verdict::Cancelled)
+    }
+
+    /// Settles it once and for all, unless it is settled.
+    fn settle(&self, verdict: Verdict) -> bool {
+        let mut state = self.state();
+        if verdict != Verdict::Done {
+            self.cancelled.store(true, Ordering::Relaxed);
+        }
+        if state.verdict.is_some() {
+            if verdict == Verdict::Done && state.running {
+                state.running = false;
+                drop(state);
+                count_abandoned(-1);
+            }
+            return false;
+        }
+        state.verdict = Some(verdict);
+        if verdict != Verdict::Done && state.running {
+            count_abandoned(1);
+        }
+        if let Some(answer) = state.answer.take() {
+            // A caller that was interrupted waits no more.
+            let _ = answer.send(verdict);
+        }
+        true
+    }
+
+    /// Waits until it is settled, by its deadline at the latest.
+    pub fn settled(&self) -> impl Future<Output = Verdict> + Send + '_ {
+        let (answer, asked) = oneshot::channel();
+        let known = {
+            let mut state = self.state();
+            if state.verdict.is_none() {
+                state.answer = Some(answer);
+            }
+            state.verdict
+        };
+        async move {
+            if let Some(verdict) = known {
+                return verdict;
+            }
+            let verdict = match self.deadline {
+                Some(deadline) => tokio::time::timeout_at(deadline.into(), asked).await,
+                None => Ok(asked.await),
+            };
+            match verdict {
+                Ok(Ok(verdict)) => verdict,
+                // The deadline; or another wait for the same call, which has the answer.
+                _ => self.time_out(),
+            }
+        }
+    }
+
+    /// Settles it as out of time, unless it is settled; returns what it is settled as.
+    pub fn time_out(&self) -> Verdict {
+        self.settle(Verdict::TimedOut);
+        self.state().verdict.unwrap_or(Verdict::TimedOut)
+    }
+}
+
+/// Where one worker thread finds its next job.
+#[derive(Debug)]
+pub struct Desk<J> {
+    job: Mutex<Option<J>>,
+    came: Condvar,
+}
+
+impl<J> Default for Desk<J> {
+    fn default() -> Self {
+        Self {
+            job: Mutex::new(None),
+            came: Condvar::new(),
+        }
+    }
+}
+
+impl<J> Desk<J> {
+    /// Lays down a job. There is one at a time.
+    pub fn give(&self, job: J) {
+        *self.job.lock().unwrap_or_else(PoisonError::into_inner) = Some(job);
+        self.came.notify_one();
+    }
+
+    /// Waits for a job, so long at the most.
+    pub fn take(&self, patience: Duration) -> Option<J> {
+        let job = self.job.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut job, _) = self
+            .came
+            .wait_timeout_while(job, patience, |job| job.is_none())
+            .unwrap_or_else(PoisonError::into_inner);
+        job.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Barrier};
+    use std::thread;
+
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::*;
+
+    fn runtime() -> Runtime {
+        Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_time()
+            .build()
+            .unwrap()
+    }
+
+    // One test: the count of abandoned calls is the process's.
+    #[test]
+    fn a_call_is_settled_once_and_abandoned_while_it_goes_on() {
+        let runtime = runtime();
+        let done = Ticket::new(Some(Duration::from_secs(60)));
+        assert!(done.start());
+        assert!(done.finish());
+        assert!(!done.cancel());
+        assert_eq!(runtime.block_on(done.settled()), Verdict::Done);
+        assert_eq!(abandoned(), 0);
+
+        let late = Ticket::new(Some(Duration::from_millis(1)));
+        assert!(late.start());
+        assert_eq!(runtime.block_on(late.settled()), Verdict::TimedOut);
+        assert!(late.is_cancelled());
+        assert_eq!(abandoned(), 1);
+        assert!(!late.cancel());
+        assert_eq!(abandoned(), 1);
+        assert!(!late.finish());
+        assert_eq!(abandoned(), 0);
+        assert!(!late.finish());
+        assert_eq!(abandoned(), 0);
+
+        let queued = Ticket::new(None);
+        assert!(queued.cancel());
+        assert!(!queued.cancel());
+        assert!(!queued.start());
+        assert_eq!(runtime.block_on(queued.settled()), Verdict::Cancelled);
+        assert_eq!(abandoned(), 0);
+
+        for _ in 0..300 {
+            let ticket = Arc::new(Ticket::new(None));
+            assert!(ticket.start());
+            let start = Barrier::new(3);
+            let verdict = thread::scope(|scope| {
+                for cancel in [true, false] {
+                    let (ticket, start) = (&ticket, &start);
+                    scope.spawn(move || {
+                        start.wait();
+                        if cancel {
+                            ticket.cancel()
+                        } else {
+                            ticket.finish()
+                        }
+                    });
+                }
+                start.wait();
+                runtime.block_on(ticket.settled())
+            });
+            assert!(matches!(verdict, Verdict::Done | Verdict::Cancelled));
+            assert_eq!(abandoned(), 0);
+        }
+    }
+
+    #[test]
+    fn a_job_that_is_given_is_taken_once() {
+        let desk = Desk::default();
+        assert_eq!(desk.take(Duration::ZERO), None);
+        desk.give(1);
+        assert_eq!(desk.take(Duration::ZERO), Some(1));
+        thread::scope(|scope| {
+            let taken = scope.spawn(|| desk.take(Duration::from_secs(60)));
+            desk.give(2);
+            assert_eq!(taken.join().unwrap(), Some(2));
+        });
+        assert_eq!(desk.take(Duration::ZERO), None);
+    }
+}

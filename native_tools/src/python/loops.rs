@@ -1,0 +1,111 @@
+//! The latest tool calls of one run.
+
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::sync::{Mutex, PoisonError};
+
+use crewai_native_sdk::json::to_canonical_json;
+use pyo3::exceptions::PyException;
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+
+use crate::canonical::canonical;
+use crate::loops::{Call, Loop, Trace};
+
+/// Texts longer than this are hashed with the GIL released.
+const LONG: usize = 1 << 16;
+
+/// Watches the calls of one run for loops.
+///
+/// The lock is only held while attached to Python, and no Python code runs under it.
+#[pyclass(frozen, module = "crewai_native_tools._native")]
+pub(super) struct LoopWatch(Mutex<State>);
+
+struct State {
+    trace: Trace,
+    calls: u64,
+}
+
+#[pymethods]
+impl LoopWatch {
+    /// Watches for cycles of `rounds` rounds, counting up to `most`, and for `near` near calls.
+    #[new]
+    #[pyo3(signature = (rounds, most, near))]
+    fn new(rounds: Option<usize>, most: usize, near: Option<usize>) -> Self {
+        Self(Mutex::new(State {
+            trace: Trace::new(rounds, most, near),
+            calls: 0,
+        }))
+    }
+
+    /// Takes a finished call; returns the pattern that it completes, as its period (0 where calls
+    /// are only nearly the same) and the rounds so far.
+    ///
+    /// `again`: it stands in the place of the latest call. What has neither JSON nor a text is
+    /// taken for something new.
+    fn push(
+        &self,
+        tool: &str,
+        arguments: &Bound<'_, PyAny>,
+        result: &Bound<'_, PyAny>,
+        again: bool,
+    ) -> PyResult<Option<(usize, usize)>> {
+        let py = result.py();
+        let spelling = spelling(arguments)?;
+        let result = match result.cast::<PyString>() {
+            Ok(text) => text.to_str().ok().map(|text| hash(py, text)),
+            Err(_) => text_of(result)?.map(|text| hash(py, &text)),
+        };
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.calls += 1;
+        // No hash of a text; two calls that cannot be told apart do not count as the same.
+        let unique = state.calls;
+        let tool = hash(py, tool);
+        let call = match &spelling {
+            Some(text) => tool ^ hash(py, text).rotate_left(1),
+            None => unique,
+        };
+        if again {
+            state.trace.take_back();
+        }
+        let spelling = spelling.as_deref().unwrap_or_default();
+        let call = Call::new(tool, call, spelling, result.unwrap_or(unique));
+        Ok(state.trace.push(call).map(|found| match found {
+            Loop::Cycle { period, rounds } => (period, rounds),
+            Loop::Near { calls } => (0, calls),
+        }))
+    }
+}
+
+fn spelling(arguments: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
+    match arguments.cast::<PyString>() {
+        Ok(text) => Ok(text.to_str().ok().map(|text| canonical(text).into_owned())),
+        Err(_) => text_of(arguments),
+    }
+}
+
+/// Returns the JSON of a value, or else its `str`, or else nothing.
+fn text_of(value: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
+    let text = to_canonical_json(value).map(Some).or_else(|_| {
+        let text = value.str()?;
+        let text = text.to_str()?;
+        // Addresses are given to one object after the other.
+        PyResult::Ok((!text.contains(" at 0x")).then(|| text.to_owned()))
+    });
+    text.or_else(|error| {
+        // Ctrl-C and the like are nobody's result.
+        if error.is_instance_of::<PyException>(value.py()) {
+            Ok(None)
+        } else {
+            Err(error)
+        }
+    })
+}
+
+fn hash(py: Python<'_>, text: &str) -> u64 {
+    let hash = || BuildHasherDefault::<DefaultHasher>::new().hash_one(text);
+    if text.len() > LONG {
+        py.detach(hash)
+    } else {
+        hash()
+    }
+}

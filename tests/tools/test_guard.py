@@ -1,0 +1,522 @@
+"""The guard around real agents that call real tools, and around hand-made calls."""
+
+from __future__ import annotations
+
+import gc
+import math
+import threading
+import types
+import weakref
+
+import pytest
+from crewai import Agent, Crew, Task
+from crewai.tools import BaseTool, tool
+from pydantic import Field
+
+import crewai_native
+from crewai_native.slots.tools_guard import STOP_RUN
+from crewai_native.slots.tools_guard import ToolCall as GuardedCall
+from crewai_native.testing import ScriptedLLM, ToolCall
+from crewai_native_tools import Policy, ToolRefused, ToolTimeout, configure
+from crewai_native_tools.guard import NativeGuard
+from crewai_native_tools.options import Options, read
+
+DISTRIBUTION = "crewai-native-tools"
+BOTH = pytest.mark.parametrize("native", [True, False], ids=["native", "react"])
+SOON = 0.05
+
+failures = pytest.importorskip("crewai.tools.tool_failure")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bound(unbound):
+    """The guard alone, in its place in CrewAI."""
+    crewai_native.activate(
+        enabled=True,
+        plugins=[DISTRIBUTION],
+        slots={"tools.guard": DISTRIBUTION, "tools.cache": "stock", "tools.schemas": "stock"},
+    )
+    assert crewai_native.status()["tools.guard"].provider == DISTRIBUTION
+    yield
+    crewai_native.deactivate()
+
+
+@pytest.fixture(autouse=True)
+def nothing_said():
+    configure()
+    yield
+    configure()
+
+
+def kickoff(script, tools, *, native, role="worker", **crew):
+    llm = ScriptedLLM(script, native=native)
+    agent = Agent(role=role, goal="work", backstory="works", llm=llm, tools=tools)
+    task = Task(description="do it", expected_output="something", agent=agent)
+    return Crew(agents=[agent], tasks=[task], **crew).kickoff()
+
+
+def last(turn):
+    return str(turn.results[-1])
+
+
+def every(turn):
+    return " | ".join(turn.results)
+
+
+class Counter(BaseTool):
+    name: str = "Count"
+    description: str = "Counts."
+    calls: list = Field(default_factory=list)
+
+    def _run(self, q: str = "") -> str:
+        self.calls.append(q)
+        return "nothing new"
+
+
+class Hung(BaseTool):
+    name: str = "Hung"
+    description: str = "Hangs."
+    release: object = None
+
+    def _run(self) -> str:
+        self.release.wait()
+        return "late"
+
+
+@pytest.fixture
+def hung():
+    tool = Hung(release=threading.Event())
+    yield tool
+    tool.release.set()
+
+
+class TestAgents:
+    @BOTH
+    def test_a_hung_tool_holds_up_no_crew(self, hung, native):
+        configure(default=Policy(timeout=SOON))
+        # The crew ends long before its tool does.
+        out = kickoff([ToolCall("hung"), last], [hung], native=native, cache=True)
+        assert "'hung' did not answer within 0.05 s. (code: timeout)" in out.raw
+        (record,) = out.tasks_output[0].tool_failures
+        assert record.failure.retryable
+        assert record.failure.details["policy"] == "timeout 0.05"
+        assert record.failure.details["chain"] == ["hung"]
+
+    @BOTH
+    def test_what_is_refused_is_tried_once_and_cached_never(self, native):
+        configure(tools={"COUNT": Policy(max_calls=2)})
+        counter = Counter(calls=[])
+        script = [ToolCall("count", {"q": q}) for q in ("a", "b", "c", "c")]
+        out = kickoff([*script, every], [counter], native=native, cache=True)
+        assert counter.calls == ["a", "b"]
+        failed = out.tasks_output[0].tool_failures
+        assert {record.failure.reason.value for record in failed} == {"usage_limit"}
+        assert all("may be called 2 times in a run" in record.message for record in failed)
+
+    def test_uses_begin_anew_with_each_kickoff_and_are_shared_within_one(self):
+        configure(default=Policy(max_calls=3))
+        counter = Counter(calls=[])
+        llm = ScriptedLLM([*(ToolCall("count", {"q": q}) for q in "ab"), last])
+        agents = [
+            Agent(role=role, goal="g", backstory="b", llm=llm, tools=[counter]) for role in "xy"
+        ]
+        tasks = [Task(description="d", expected_output="e", agent=agent) for agent in agents]
+        crew = Crew(agents=agents, tasks=tasks)
+        for _ in range(2):
+            counter.calls.clear()
+            crew.kickoff()
+            assert counter.calls == ["a", "b", "a"]
+
+    def test_layers_reach_agents_and_crews(self):
+        configure(
+            default=Policy(max_calls=1),
+            agents={"boss": Policy(max_calls=2)},
+            crews={"night": Policy(max_calls=3)},
+        )
+        script = [*(ToolCall("count", {"q": q}) for q in "abcd"), last]
+        for role, name, expected in (
+            ("worker", "day", 1),
+            ("boss", "night", 2),
+            ("worker", "night", 3),
+        ):
+            counter = Counter(calls=[])
+            kickoff(script, [counter], native=True, role=role, name=name)
+            assert len(counter.calls) == expected
+
+    @BOTH
+    def test_a_loop_is_told_of_and_then_ends_the_run(self, native):
+        counter = Counter(calls=[])
+        other = Counter(name="Other", calls=[])
+        script = [ToolCall("count", {"q": "a"}), ToolCall("other", {"q": "b"})] * 20
+        with pytest.raises(failures.ToolExecutionFailedError) as caught:
+            kickoff([*script, last], [counter, other], native=native)
+        assert "8 rounds of the same 2 calls" in str(caught.value)
+        assert caught.value.record.failure.reason.value == "repeated_call"
+        assert len(counter.calls) == 8
+        heard = []
+
+        def choose(turn):
+            heard.append(last(turn))
+            return "other way"
+
+        out = kickoff([*script[:8], choose], [counter, other], native=native)
+        assert out.raw == "other way"
+        assert "nothing new" in heard[0]
+        assert "The last 8 tool calls were 4 rounds of the same 2 calls" in heard[0]
+        assert "give your final answer" in heard[0]
+
+    @BOTH
+    def test_what_goes_on_is_stopped_whatever_the_failure_policy(self, native):
+        counter = Counter(calls=[], tool_failure_policy="ignore")
+        other = Counter(name="Other", calls=[], tool_failure_policy="ignore")
+        script = [ToolCall("count", {"q": "a"}), ToolCall("other", {"q": "b"})] * 20
+        with pytest.raises(failures.ToolExecutionFailedError, match="goes round in circles"):
+            kickoff([*script, last], [counter, other], native=native)
+
+    def test_the_attempts_that_crewai_makes_at_one_call_are_no_loop(self):
+        calls = []
+
+        @tool("flaky")
+        def flaky(q: str) -> str:
+            """Fail a few times."""
+            calls.append(q)
+            if len(calls) % 6:
+                raise ValueError("not yet")
+            return f"result {len(calls)}"
+
+        # A text-based agent's raising tool is executed six times for one call.
+        script = [*(ToolCall("flaky", {"q": q}) for q in "abab"), every]
+        out = kickoff(script, [flaky], native=False)
+        assert len(calls) == 24
+        assert "result 24" in out.raw
+        assert "same" not in out.raw
+
+    def test_kickoffs_of_one_crew_are_no_loop(self):
+        counter = Counter(calls=[])
+        llm = ScriptedLLM([ToolCall("count", {"q": "a"}), last])
+        agent = Agent(role="r", goal="g", backstory="b", llm=llm, tools=[counter])
+        crew = Crew(
+            agents=[agent],
+            tasks=[Task(description="d", expected_output="e", agent=agent)],
+        )
+        for _ in range(10):
+            assert crew.kickoff().raw == "nothing new"
+        agent = Agent(role="r", goal="g", backstory="b", llm=llm, tools=[counter])
+        for _ in range(10):
+            assert agent.kickoff("go").raw == "nothing new"
+
+    def test_eight_calls_of_one_batch_run_side_by_side(self):
+        together = threading.Barrier(8)
+
+        @tool("limited", max_usage_count=1)
+        def limited(n: int) -> str:
+            """Meet the others."""
+            together.wait(30)
+            return f"met {n}"
+
+        @tool("free")
+        def free(n: int) -> str:
+            """Meet the others."""
+            together.wait(30)
+            return f"met {n}"
+
+        batch = [ToolCall("free", {"n": n}) for n in range(7)] + [ToolCall("limited", {"n": 7})]
+        out = kickoff([batch, every], [limited, free], native=True)
+        assert out.raw == " | ".join(f"met {n}" for n in range(8))
+        assert limited.current_usage_count == 1
+
+    def test_a_batch_beyond_a_limit_runs_in_order(self):
+        ran = []
+
+        @tool("limited", max_usage_count=2)
+        def limited(n: int) -> str:
+            """Note."""
+            ran.append(n)
+            return str(n)
+
+        batch = [ToolCall("limited", {"n": n}) for n in range(4)]
+        kickoff([batch, every], [limited], native=True)
+        assert ran == [0, 1]
+
+    @BOTH
+    def test_hooks_and_events_come_as_in_stock(self, hung, native):
+        from crewai.events import crewai_event_bus
+        from crewai.events.types import tool_usage_events as events
+        from crewai.hooks import tool_hooks
+
+        seen = []
+
+        @tool("look")
+        def look(q: str) -> str:
+            """Look."""
+            seen.append("tool")
+            return "found"
+
+        def before(context):
+            seen.append(f"before {context.tool_name}")
+
+        def after(context):
+            seen.append(f"after {context.tool_result}")
+
+        def both():
+            seen.clear()
+            with crewai_event_bus.scoped_handlers():
+                done = threading.Event()
+
+                @crewai_event_bus.on(events.ToolUsageFinishedEvent)
+                def finished(_, event):
+                    reported = getattr(event, "failure", None)
+                    if reported is not None:
+                        assert reported.code == "timeout"
+                    done.set()
+
+                script = [ToolCall("look", {"q": "x"}), last]
+                kickoff(script, [look], native=native)
+                assert done.wait(30)
+            return list(seen)
+
+        tool_hooks.register_before_tool_call_hook(before)
+        tool_hooks.register_after_tool_call_hook(after)
+        try:
+            configure(default=Policy(timeout=60, max_calls=5))
+            guarded = both()
+            crewai_native.deactivate()
+            stock = both()
+            assert guarded == stock == ["before look", "tool", "after found"]
+            crewai_native.activate(
+                enabled=True, plugins=[DISTRIBUTION], slots={"tools.guard": DISTRIBUTION}
+            )
+            configure(default=Policy(timeout=SOON))
+            seen.clear()
+            kickoff([ToolCall("hung"), last], [hung], native=native)
+            assert seen[0] == "before hung"
+            assert "did not answer within" in seen[1]
+        finally:
+            tool_hooks.unregister_before_tool_call_hook(before)
+            tool_hooks.unregister_after_tool_call_hook(after)
+
+
+class TestCode:
+    def test_code_gets_exceptions(self, hung):
+        configure(default=Policy(timeout=SOON, max_calls=3), tools={"hung": Policy(max_calls=1)})
+        with pytest.raises(ToolTimeout, match="'hung' did not answer") as caught:
+            hung.run()
+        assert "chain hung, policy: timeout 0.05, max_calls 1" in caught.value.__notes__[0]
+
+    def test_code_has_one_run_the_program(self):
+        name = "used by the program alone"
+        configure(tools={name: Policy(max_calls=2)})
+        counter = Counter(name=name, calls=[])
+        for _ in range(2):
+            assert counter.run(q="x") == "nothing new"
+        with pytest.raises(ToolRefused):
+            counter.run(q="x")
+        with pytest.raises(ToolRefused):
+            counter.to_structured_tool().invoke({"q": "x"})
+
+    def test_a_tool_of_an_engine_is_under_the_engines_policy_alone(self):
+        from crewai_native_tools import ToolEngine
+
+        counter = Counter(name="of an engine", calls=[])
+        engine = ToolEngine(max_calls=math.inf)
+        engine.register("t", counter)
+        configure(tools={"of an engine": Policy(max_calls=1)})
+        for _ in range(3):
+            assert engine.execute_tool("t") == "nothing new"
+        assert counter.run() == "nothing new"
+        with pytest.raises(ToolRefused):
+            counter.run()
+
+
+class Worker:
+    role = "worker"
+
+
+class Agents:
+    """Hand-made calls of one agent at one task."""
+
+    def __init__(self, **options):
+        self.guard = NativeGuard(read(options) if options else Options())
+        self.agent = Worker()
+        self.task = Task(description="d", expected_output="e")
+        self.tool = Counter()
+
+    def call(self, name, arguments, result, *, occasion=None):
+        if isinstance(result, BaseException):
+
+            def proceed():
+                raise result
+
+        else:
+
+            def proceed():
+                return result
+
+        call = GuardedCall(
+            tool=self.tool,
+            author_tool=self.tool,
+            name=name,
+            args=(),
+            arguments=arguments,
+            path="native",
+            asynchronous=False,
+            agent=self.agent,
+            task=self.task,
+            crew=None,
+            occasion=occasion or types.SimpleNamespace(),
+        )
+        return self.guard.run(call, proceed)
+
+
+def polling():
+    for n in range(60):
+        yield "status", {"job": 7}, f"{n} % done"
+
+
+def paging():
+    for n in range(60):
+        yield "rows", {"table": "orders", "page": n}, [n * 100, n * 100 + 99]
+
+
+def retrying():
+    for n in range(60):
+        failed = ValueError(f"timeout after {n} s")
+        yield "fetch", {"url": f"https://example.org/{n // 4}"}, failed if n % 4 < 3 else "page"
+
+
+def retrying_what_fails_the_same():
+    for n in range(60):
+        failed = ValueError("503 Service Unavailable")
+        yield "fetch", {"url": f"https://example.org/{n // 4}"}, failed if n % 4 < 3 else "page"
+
+
+def editing():
+    for n in range(60):
+        yield "read", {"path": "a.py"}, f"version {n}"
+        yield "edit", {"path": "a.py", "line": n}, "done"
+        yield "test", {}, f"{60 - n} failures"
+
+
+def bulk():
+    for n in range(200):
+        yield "pay", {"order": f"2024-{n:04}"}, "done"
+
+
+def searching():
+    for n in range(40):
+        yield "search", {"q": f"weather in the city of Ulm, attempt {n}"}, "no results"
+
+
+def waiting_in_between():
+    for n in range(40):
+        yield "wait", {"seconds": 10}, f"waited until {n}"
+        yield "status", {"job": 7}, "pending" if n < 39 else "done"
+
+
+def objects_without_text():
+    for _ in range(40):
+        yield "make", {"kind": "handle"}, types.SimpleNamespace(secret=object())
+
+
+TRACES = [
+    polling,
+    paging,
+    retrying,
+    retrying_what_fails_the_same,
+    editing,
+    bulk,
+    searching,
+    waiting_in_between,
+    objects_without_text,
+]
+
+
+class TestLoops:
+    @pytest.mark.parametrize("trace", TRACES, ids=lambda trace: trace.__name__)
+    def test_valid_traces_are_never_stopped(self, trace):
+        agents = Agents()
+        for name, arguments, result in trace():
+            if isinstance(result, BaseException):
+                with pytest.raises(type(result)):
+                    agents.call(name, arguments, result)
+            else:
+                assert agents.call(name, arguments, result) is result
+
+    @pytest.mark.parametrize("period", range(1, 9))
+    def test_cycles_of_every_period(self, period):
+        agents = Agents()
+        answers = [
+            agents.call(f"tool {n % period}", {"n": n % period}, {"found": n % period})
+            for n in range(8 * period)
+        ]
+        told = [isinstance(answer, failures.ToolFailure) for answer in answers]
+        first = 4 * period - 1
+        assert told == [False] * first + [True] * (len(told) - first)
+        stops = [answer.details[STOP_RUN] for answer in answers[first:]]
+        assert stops == [False] * (len(stops) - 1) + [True]
+
+    def test_failures_that_repeat_are_a_loop(self):
+        agents = Agents()
+        for _ in range(3):
+            with pytest.raises(ValueError, match="no"):
+                agents.call("t", {}, ValueError("no"))
+        answer = agents.call("t", {}, ValueError("no"))
+        assert answer.message.startswith("ValueError: no\n\n't' was called 4 times in a row")
+
+    def test_attempts_at_one_call_are_one_step_whatever_they_give(self):
+        agents = Agents()
+        for n in range(20):
+            occasion = types.SimpleNamespace()
+            with pytest.raises(ValueError, match="no"):
+                agents.call("t", {}, ValueError("no"), occasion=occasion)
+            assert agents.call("t", {}, f"{n} %", occasion=occasion) == f"{n} %"
+
+    def test_near_calls_where_they_are_asked_for(self):
+        agents = Agents(loop_near=5, loop="off")
+        calls = [
+            agents.call("search", {"q": f"weather in the city of Ulm, attempt {n}"}, "nothing")
+            for n in range(10)
+        ]
+        assert calls[:4] == ["nothing"] * 4
+        assert "almost the same arguments" in calls[4].message
+        assert [call.details[STOP_RUN] for call in calls[4:]] == [False] * 5 + [True]
+
+    def test_thresholds_are_settings_and_can_be_off(self):
+        agents = Agents(loop=2, loop_abort=3)
+        answers = [agents.call("t", {}, "same") for _ in range(3)]
+        assert answers[0] == "same"
+        assert [answer.details[STOP_RUN] for answer in answers[1:]] == [False, True]
+        agents = Agents(loop="off", loop_abort="off")
+        assert [agents.call("t", {}, "same") for _ in range(50)] == ["same"] * 50
+
+    def test_two_agents_and_two_tasks_are_on_their_own(self):
+        agents = Agents()
+        ways = [(Worker(), agents.task)] + [
+            (agents.agent, Task(description=d, expected_output="e")) for d in "xy"
+        ]
+        for _ in range(3):
+            for agents.agent, agents.task in ways:
+                assert agents.call("t", {}, "same") == "same"
+
+    def test_hostile_arguments_and_results(self):
+        class Rude:
+            def __repr__(self):
+                raise RuntimeError("no")
+
+        agents = Agents()
+        rude = Rude()
+        assert [agents.call("t", {}, rude) for _ in range(20)] == [rude] * 20
+        assert [agents.call("t", {"x": rude}, "r") for _ in range(20)] == ["r"] * 20
+        deep = []
+        for _ in range(5000):
+            deep = [deep]
+        assert agents.call("t", {"x": deep}, deep) is deep
+        assert agents.call("t", "not json {", "\ud800") == "\ud800"
+
+    def test_what_runs_are_remembered_by_is_not_kept_alive(self):
+        agents = Agents()
+        agents.call("t", {}, "same")
+        gone = [weakref.ref(agents.task), weakref.ref(agents.agent)]
+        agents.task = agents.agent = None
+        gc.collect()
+        assert [ref() for ref in gone] == [None, None]
