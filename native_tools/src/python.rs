@@ -22,11 +22,11 @@ mod _native {
     #[pymodule_export]
     use super::cache::{ResultCache, totals};
     #[pymodule_export]
-    use super::{canonical_json, closest};
-    #[pymodule_export]
     use super::engine::{Admission, Call, Pass, Tally, Uses, Worker, abandoned};
     #[pymodule_export]
     use super::loops::LoopWatch;
+    #[pymodule_export]
+    use super::{canonical_json, closest};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
