@@ -13,7 +13,7 @@ import time
 
 import pytest
 from crewai.tools import BaseTool, tool
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crewai_native_tools import (
@@ -521,7 +521,7 @@ class TestMany:
         assert engine.execute_many([]) == []
 
     @given(st.integers(1, 12), st.data())
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     def test_every_call_starts_after_those_that_it_needs(self, count, data):
         needs = {
             n: data.draw(st.lists(st.integers(0, n - 1), max_size=3, unique=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crewai_native_tools.policy import (
@@ -108,6 +108,7 @@ _layers = st.builds(Layers, default=_policies, tools=_tables, agents=_tables, cr
 _names = st.sampled_from("xyz")
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(_layers, max_size=3), _names, st.none() | _names, st.none() | _names)
 def test_against_looking_from_the_narrowest_on(sources, tool, agent, crew):
     found = resolve(sources, tool, agent, crew)
