@@ -549,6 +549,8 @@ const REFUSED: f64 = 0.6;
 const SLOW: f64 = 0.9;
 /// How much slower than the best counts as slow.
 const MUCH: f64 = 2.0;
+/// And by how many seconds: what is less comes from this machine, not from the model.
+const NOTABLE: f64 = 0.05;
 /// The weight of one answer in how fast answers are now, and in forgetting the best.
 const WEIGHT: f64 = 0.1;
 const FORGET: f64 = 0.005;
@@ -598,7 +600,7 @@ impl Window {
         if !settled {
             return;
         }
-        if self.recent > best * MUCH {
+        if self.recent > (best * MUCH).max(best + NOTABLE) {
             self.shrink(SLOW, now);
         } else if busy + 1 >= self.size() {
             // Only what is used is known to be good.

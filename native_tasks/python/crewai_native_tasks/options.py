@@ -21,6 +21,9 @@ class Options:
     Attributes:
         flows: Whether the user's own flows run on the native executor too; agents and CrewAI's
             internal flows always do.
+        for_each_concurrency: Kickoffs at a time for ``Crew.kickoff_for_each`` and its twins; None
+            leaves them to CrewAI's own code, which runs the first one by one.
+        batch_slots: Kickoffs at a time of all batches together.
         requests_per_minute: Requests to models that all processes together make in a minute.
         tokens_per_minute: Tokens that they use in a minute, as far as models report them.
         limits_path: The file through which processes share these counts; in CrewAI's storage
@@ -32,6 +35,8 @@ class Options:
     """
 
     flows: bool = False
+    for_each_concurrency: int | None = None
+    batch_slots: int = 256
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     limits_path: Path | None = None
@@ -90,6 +95,8 @@ def _one_of(*accepted: str) -> Callable[[str, Any], str]:
 # How each option is read: from its name and the value as written.
 _READERS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "flows": _switch,
+    "for_each_concurrency": _number,
+    "batch_slots": _number,
     "requests_per_minute": _number,
     "tokens_per_minute": _number,
     "limits_path": _path,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from crewai_native import hookimpl
-from crewai_native_tasks import limits
+from crewai_native_tasks import batch_floor, limits
 from crewai_native_tasks import options as _options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from crewai_native.bench import Case
+    from crewai_native_tasks.batch import LocalEngine
     from crewai_native_tasks.control import NativeControl
     from crewai_native_tasks.executor import FlowExecutor
     from crewai_native_tasks.graph import NativeScheduler
@@ -25,6 +26,25 @@ def crewai_native_configure(options: Mapping[str, Any]) -> None:
     global _in_force  # noqa: PLW0603 - hooks of a module have no other place
     _in_force = _options.read(options)
     limits.configure(_in_force)
+    batch_floor.configure(_in_force.batch_slots)
+
+
+@hookimpl
+def crewai_native_features() -> dict[str, set[str]]:
+    """What can be required."""
+    return {
+        "tasks.batch": {"adaptive", "resumable"},
+        "tasks.control": {"bounded", "cancellable", "rate-limited"},
+        "tasks.graph": {"exact", "trailing-async"},
+    }
+
+
+@hookimpl
+def crewai_native_tasks_batch() -> LocalEngine:
+    """Batches on threads of this process."""
+    from crewai_native_tasks.batch import LocalEngine
+
+    return LocalEngine(_in_force.for_each_concurrency)
 
 
 @hookimpl
@@ -33,12 +53,6 @@ def crewai_native_tasks_control() -> NativeControl:
     from crewai_native_tasks.control import NativeControl
 
     return NativeControl()
-
-
-@hookimpl
-def crewai_native_features() -> dict[str, set[str]]:
-    """What can be required."""
-    return {"tasks.graph": {"exact", "trailing-async"}}
 
 
 @hookimpl

@@ -1,0 +1,94 @@
+"""What a batch runs: a crew or a flow, a new one for every attempt."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+ACCEPTED: Final = (
+    "a Crew, a Flow or its class, or a function without arguments that returns a new one of either"
+)
+
+
+class Target(Protocol):
+    """Kicks off."""
+
+    def kickoff(self, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return the output, and the usage of tokens or None."""
+
+    def key(self) -> str:
+        """Return what tells this target from others, the same in every process."""
+
+
+def target_of(target: Any, **kickoff: Any) -> Target:
+    """Return how to run a target.
+
+    Args:
+        target: What :data:`ACCEPTED` says.
+        **kickoff: Further arguments of the kickoff.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if is_a(target, "crewai.crew", "Crew"):
+        return _Fresh(lambda: copy_of(target), f"crew {target.key}", kickoff)
+    if is_a(target, "crewai.flow.runtime", "Flow"):
+        kind = type(target)
+        fields = {name: getattr(target, name) for name in target.model_fields_set}
+        return _Fresh(lambda: kind(**fields), _name_of(kind), kickoff)
+    if callable(target):
+        return _Fresh(target, _name_of(target), kickoff)
+    raise TypeError(f"a batch runs {ACCEPTED}; this is a {type(target).__name__}")
+
+
+def is_a(value: Any, module: str, name: str) -> bool:
+    """Return whether something is an instance of a class, without importing that for the question."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(value, kind)
+
+
+def copy_of(crew: Any) -> Any:
+    """Return a copy of a crew that counts its tokens for itself.
+
+    CrewAI's copies of a language model count into one dictionary, so each copy of a crew would report
+    the tokens of all of them.
+    """
+    from crewai.llms.base_llm import BaseLLM
+
+    made = crew.copy()
+    made.stream = False
+    models: dict[int, Any] = {}
+    for agent in (*made.agents, made.manager_agent):
+        for model in (getattr(agent, "llm", None), getattr(agent, "function_calling_llm", None)):
+            models[id(model)] = model
+    models[id(made.manager_llm)] = made.manager_llm
+    for model in models.values():
+        if isinstance(model, BaseLLM):
+            model._token_usage = dict.fromkeys(model._token_usage, 0)  # noqa: SLF001 - no other way
+    return made
+
+
+class _Fresh:
+    def __init__(self, make: Callable[[], Any], name: str, kickoff: Mapping[str, Any]) -> None:
+        self._make = make
+        self._name = name
+        self._kickoff = kickoff
+
+    def kickoff(self, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+        made = self._make()
+        if not hasattr(made, "kickoff"):
+            raise TypeError(f"a batch runs {ACCEPTED}; {self._name} returned {made!r}")
+        output = made.kickoff(inputs=dict(inputs), **self._kickoff)
+        return output, made.usage_metrics
+
+    def key(self) -> str:
+        return hashlib.sha256(self._name.encode()).hexdigest()
+
+
+def _name_of(target: Any) -> str:
+    kind = target if hasattr(target, "__qualname__") else type(target)
+    return f"{kind.__module__}.{kind.__qualname__}"

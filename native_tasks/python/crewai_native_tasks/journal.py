@@ -1,0 +1,287 @@
+"""The finished items of a batch, in a file that outlives the process.
+
+The file begins with its format and is then a sequence of records, each its length, its CRC-32 and
+JSON. A record is written with one call and reaches the disk before its item counts as done. A record
+that the end of the process cut short is dropped when the file is opened again; one that is damaged
+otherwise is an error. Nothing in it is executed or unpickled: models are those that the crew names
+or the program has imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import struct
+import sys
+import threading
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from crewai_native import CrewAINativeError
+from crewai_native_tasks.batch_target import is_a
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+_MAGIC: Final = b"crewai-native batch journal 1\n"
+_ANY_MAGIC: Final = b"crewai-native batch journal "
+_HEAD: Final = struct.Struct("<II")
+
+
+class JournalError(CrewAINativeError):
+    """A journal that cannot be used for a batch: another's, in use, damaged or too new."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Known:
+    """A finished item.
+
+    Attributes:
+        output: What its kickoff returned.
+        usage: Its tokens, or None.
+    """
+
+    output: Any
+    usage: Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Place:
+    digest: str
+    at: int
+    length: int
+
+
+class Journal:
+    """The journal of one batch, open for one process at a time.
+
+    Args:
+        path: The file; made if there is none.
+        key: What tells the batch's crew or flow from others.
+        models: Models that outputs may be of, beside those of imported modules.
+
+    Raises:
+        JournalError: It is another batch's, in use, damaged, or of a newer format.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], key: str, models: Iterable[type] = ()) -> None:
+        self._path = Path(path)
+        self._models = {_name_of(model): model for model in models}
+        self._lock = threading.Lock()
+        self._places: dict[int, _Place] = {}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._begin(key)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, key: str) -> None:
+        file = self._open()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise JournalError(f"journal {self._path} is in use by another batch") from error
+        start = os.pread(file, len(_MAGIC), 0)
+        if not _MAGIC.startswith(start):
+            known = start.startswith(_ANY_MAGIC)
+            what = "has a format newer than this version's" if known else "is no journal"
+            raise JournalError(f"{self._path} {what}; name another file")
+        end = len(_MAGIC)
+        header = None
+        if start == _MAGIC:
+            for at, record in self._records():
+                end = at + len(record)
+                content = self._parse(record, at)
+                if header is None:
+                    header = content
+                    if header.get("batch") != key:
+                        raise JournalError(
+                            f"journal {self._path} is of another crew or flow, or of this one before "
+                            "it was changed; name another file"
+                        )
+                    continue
+                place = _Place(content["inputs"], at, len(record))
+                self._places[content["index"]] = place
+        # What follows was cut short.
+        os.ftruncate(file, end if header is not None else 0)
+        os.lseek(file, 0, os.SEEK_END)
+        if header is None:
+            self._append(_MAGIC + _framed({"batch": key}))
+
+    def _records(self) -> Iterator[tuple[int, bytes]]:
+        """Yield where each whole record's JSON begins, and the JSON."""
+        file = self._open()
+        size = os.fstat(file).st_size
+        at = len(_MAGIC)
+        while at + _HEAD.size <= size:
+            length, checksum = _HEAD.unpack(os.pread(file, _HEAD.size, at))
+            at += _HEAD.size
+            if at + length > size:
+                return
+            record = os.pread(file, length, at)
+            if zlib.crc32(record) != checksum:
+                if at + length == size:
+                    return  # the last, and not all of it reached the disk
+                raise JournalError(f"journal {self._path} is damaged at byte {at}")
+            yield at, record
+            at += length
+
+    def _parse(self, record: bytes, at: int) -> dict[str, Any]:
+        content = json.loads(record)
+        if not isinstance(content, dict):
+            raise JournalError(f"journal {self._path} is damaged at byte {at}")
+        return content
+
+    def _open(self) -> int:
+        if self._file is None:
+            raise JournalError(f"journal {self._path} is closed")
+        return self._file
+
+    def __len__(self) -> int:
+        """Return how many items are finished."""
+        return len(self._places)
+
+    def find(self, index: int, inputs: Mapping[str, Any]) -> Known | None:
+        """Return a finished item.
+
+        Raises:
+            JournalError: The item of this number had other inputs.
+        """
+        place = self._places.get(index)
+        if place is None:
+            return None
+        if place.digest != digest(inputs):
+            raise JournalError(
+                f"journal {self._path} is of a batch whose item {index} has other inputs; name "
+                "another file"
+            )
+        with self._lock:
+            record = os.pread(self._open(), place.length, place.at)
+        content = self._parse(record, place.at)
+        return Known(self._output(content["output"]), _usage(content["usage"]))
+
+    def write(self, index: int, inputs: Mapping[str, Any], output: Any, usage: Any) -> None:
+        """Add a finished item; it is on the disk when this returns.
+
+        Raises:
+            TypeError: The output, or an input, is nothing that a journal keeps.
+        """
+        content = {
+            "index": index,
+            "inputs": digest(inputs),
+            "output": _content(output),
+            "usage": None if usage is None else usage.model_dump(mode="json"),
+        }
+        self._append(_framed(content))
+
+    def _append(self, data: bytes) -> None:
+        with self._lock:
+            file = self._open()
+            before = os.fstat(file).st_size
+            try:
+                while data:
+                    data = data[os.write(file, data) :]
+                os.fsync(file)
+            except BaseException:
+                # A full disk, for one: the next record must not come after half of this.
+                os.ftruncate(file, before)
+                os.lseek(file, 0, os.SEEK_END)
+                raise
+
+    def close(self) -> None:
+        """Let other batches have it."""
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+
+    def _output(self, content: dict[str, Any]) -> Any:
+        if "json" in content:
+            return content["json"]
+        if "model" in content:
+            return self._model(content)
+        from crewai.crews.crew_output import CrewOutput
+
+        fields = dict(content["crew"])
+        models = [self._model(model) if model else None for model in content["models"]]
+        output = CrewOutput.model_validate(fields)
+        *of_tasks, output.pydantic = models
+        for task, model in zip(output.tasks_output, of_tasks, strict=True):
+            task.pydantic = model
+        return output
+
+    def _model(self, content: dict[str, Any]) -> Any:
+        from pydantic import BaseModel
+
+        name = content["model"]
+        found: Any = self._models.get(name)
+        if found is None:
+            module, _, path = name.partition(":")
+            found = sys.modules.get(module)
+            for part in path.split("."):
+                found = getattr(found, part, None)
+        if not (isinstance(found, type) and issubclass(found, BaseModel)):
+            raise JournalError(
+                f"journal {self._path} has a {name.replace(':', '.')}, which is no model that this "
+                "program has imported"
+            )
+        return found.model_validate(content["fields"])
+
+
+def digest(inputs: Mapping[str, Any]) -> str:
+    """Return what tells inputs from others.
+
+    Raises:
+        TypeError: They hold something that has no JSON.
+    """
+    text = json.dumps(inputs, sort_keys=True, ensure_ascii=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _plain(value: Any) -> Any:
+    if is_a(value, "pydantic", "BaseModel"):
+        return {_name_of(type(value)): value.model_dump(mode="json")}
+    if isinstance(value, bytes):
+        return {"bytes": hashlib.sha256(value).hexdigest()}
+    if isinstance(value, Path):
+        return {"path": str(value)}
+    raise TypeError(f"inputs of a batch with a journal are JSON; they hold {value!r}")
+
+
+def _content(output: Any) -> dict[str, Any]:
+    if is_a(output, "crewai.crews.crew_output", "CrewOutput"):
+        # The declared type of these fields is BaseModel, so a dump of the output has them empty.
+        models = [*(task.pydantic for task in output.tasks_output), output.pydantic]
+        plain: dict[str, Any] = {"pydantic": True, "tasks_output": {"__all__": {"pydantic"}}}
+        return {
+            "crew": output.model_dump(mode="json", exclude=plain),
+            "models": [None if model is None else _content(model) for model in models],
+        }
+    if is_a(output, "pydantic", "BaseModel"):
+        return {"model": _name_of(type(output)), "fields": output.model_dump(mode="json")}
+    if json.loads(json.dumps(output)) != output:
+        raise TypeError(f"a journal keeps CrewAI's outputs, models and JSON; this is {output!r}")
+    return {"json": output}
+
+
+def _usage(fields: Any) -> Any:
+    if fields is None:
+        return None
+    from crewai.types.usage_metrics import UsageMetrics
+
+    return UsageMetrics.model_validate(fields)
+
+
+def _framed(content: dict[str, Any]) -> bytes:
+    record = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    return _HEAD.pack(len(record), zlib.crc32(record)) + record
+
+
+def _name_of(model: type) -> str:
+    return f"{model.__module__}:{model.__qualname__}"
