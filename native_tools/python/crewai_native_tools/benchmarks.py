@@ -66,6 +66,14 @@ def cases() -> Iterator[Case]:
         setup=_bounded,
         check=_within_bound,
     )
+    yield Case(
+        name="isolation",
+        group="tools",
+        description="an idle tool is called in a worker process that has loaded it",
+        sides=("native",),
+        setup=_isolated,
+        limit=3e-3,
+    )
     for name, native, tools, target in (("react", False, 20, 3.0), ("kickoff", True, 30, 1.5)):
         way = "native calling" if native else "text-based calling"
         yield Case(
@@ -169,6 +177,21 @@ def _within_bound(results: Mapping[str, Any]) -> str | None:
     if stats["entries"] + stats["evictions"] != _RESULTS:
         return f"{stats['entries']} entries and {stats['evictions']} evictions are not {_RESULTS}"
     return None
+
+
+def echo(text: str, limit: int) -> str:
+    """Return a text: what the case ``isolation`` calls."""
+    return text[:limit]
+
+
+@contextlib.contextmanager
+def _isolated(_: str) -> Iterator[Run]:
+    from crewai_native_tools import isolation
+
+    with isolation.Pool(max_workers=1) as pool:
+        target = isolation.check_transferable(echo)
+        pool.warm(target)
+        yield lambda: pool.run(target, (), {"text": "x" * 1000, "limit": 500}, timeout=60)
 
 
 @contextlib.contextmanager
