@@ -19,6 +19,8 @@ In memory a journal lasts as long as its process. With ``crewai-native-db`` it l
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import hashlib
 import json
@@ -30,11 +32,50 @@ from crewai_native_tools import _native
 from crewai_native_tools.outputs import is_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from pathlib import Path
 
 FILE_NAME: Final = "tool_journal.db"
 _KEEP: Final = 30 * 86_400.0
+
+
+_named: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "crewai_native_tool_run", default=None
+)
+_default: Journal | None = None
+_default_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def named_run(name: str) -> Iterator[None]:
+    """Give a run a name, under which its calls with side effects are known when it comes back.
+
+    CrewAI has no name for a run that a resume, a replay or a second attempt would share: without
+    one, every kickoff is a run of its own. Two runs at once must have two names.
+
+    Example:
+        >>> with named_run("order 4711"):
+        ...     crew.kickoff()  # doctest: +SKIP
+    """
+    token = _named.set(name)
+    try:
+        yield
+    finally:
+        _named.reset(token)
+
+
+def current_name() -> str | None:
+    """Return the name that :func:`named_run` gave to the current run."""
+    return _named.get()
+
+
+def default() -> Journal:
+    """Return the journal of this process, durable if it can be."""
+    global _default  # noqa: PLW0603 - made on first use
+    with _default_lock:
+        if _default is None:
+            _default = Journal(default_store())
+        return _default
 
 
 class Uncertain(Exception):  # noqa: N818 - a state of affairs

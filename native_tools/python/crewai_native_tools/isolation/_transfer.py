@@ -217,8 +217,10 @@ def _state(tool: Any) -> tuple[dict[str, Any], dict[str, Any], set[str]]:
         # Most are made at run time from a signature. The arguments are validated before they go.
         if isinstance(fields.get(name), type) and _not_importable(fields[name]) is not None:
             del fields[name]
-    # Whether a result is kept is decided where it is kept.
-    fields.pop("cache_function", None)
+    # Uses are counted, and whether a result is kept is decided, in the tool's own process. With a
+    # count in it, each call would be that of another tool.
+    for name in ("cache_function", "current_usage_count"):
+        fields.pop(name, None)
     return fields, dict(tool.__pydantic_private__ or {}), set(tool.__pydantic_fields_set__)
 
 
@@ -226,7 +228,7 @@ def _rebuild_tool(
     cls: Any, fields: dict[str, Any], private: dict[str, Any], was_set: set[str]
 ) -> Any:
     tool = cls.__new__(cls)
-    for name in ("args_schema", "result_schema", "cache_function"):
+    for name in ("args_schema", "result_schema", "cache_function", "current_usage_count"):
         fields.setdefault(name, cls.model_fields[name].get_default(call_default_factory=True))
     object.__setattr__(tool, "__dict__", fields)
     object.__setattr__(tool, "__pydantic_private__", private)
