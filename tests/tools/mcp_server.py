@@ -63,7 +63,10 @@ def main(log):
             answer(request_id, result={})
         elif message["method"] == "tools/list":
             schema = {"type": "object", "properties": {}}
-            tools = [{"name": name, "inputSchema": schema} for name in TOOLS]
+            tools = [
+                {"name": name, "description": f"It {name}.", "inputSchema": schema}
+                for name in TOOLS
+            ]
             answer(request_id, result={"tools": tools})
         elif message["method"] == "tools/call":
             call(request_id, parameters["name"], parameters.get("arguments") or {})

@@ -15,9 +15,9 @@ import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final
 
-from crewai_native_tools import _native, workers
+from crewai_native_tools import _native, isolation, measures, workers
 from crewai_native_tools.errors import ToolSkipped
-from crewai_native_tools.execution import Run, Shared, aexecute, execute, from_engine
+from crewai_native_tools.execution import Plan, Run, Shared, from_engine
 from crewai_native_tools.plans import Plans
 from crewai_native_tools.policy import Layers, Policy
 
@@ -89,7 +89,8 @@ class ToolEngine:
 
         Raises:
             ValueError: The name is taken, or the policy has a budget.
-            TypeError: It cannot be called.
+            TypeError: It cannot be called; or it is to run in a process of its own and cannot go
+                there.
         """
         made = _Tool(tool)
         with self._lock:
@@ -100,6 +101,9 @@ class ToolEngine:
                 limit = self._policies.get(_spell(name), Policy()).said()
                 self._policies[_spell(name)] = Policy(**{**limit, **said})
                 self._plans = self._resolved()
+            plan = self._plans.of(name)
+            if plan.isolated:
+                made.check_transferable(name)
             self._tools[name] = made
 
     def set_tool_limit(self, name: str, limit: float | None) -> None:
@@ -131,11 +135,11 @@ class ToolEngine:
         """
         tool, plan, arguments = self._look_up(name, args)
         inside_loop = tool.makes_loop and _loop_runs_here()
-        return execute(
+        return measures.run(
             plan,
             self._run(run),
             arguments,
-            functools.partial(tool.call, arguments),
+            tool.step(plan, arguments),
             # A coroutine cannot be waited for on a thread whose event loop is running.
             detached=run is not None or inside_loop,
         )
@@ -148,8 +152,9 @@ class ToolEngine:
         Coroutines run on the caller's event loop, other tools on a thread.
         """
         tool, plan, arguments = self._look_up(name, args)
-        step = functools.partial(tool.acall if tool.awaits else tool.call, arguments)
-        return await aexecute(plan, self._run(run), arguments, step, on_thread=not tool.awaits)
+        awaits = tool.awaits and not plan.isolated
+        step = functools.partial(tool.acall, arguments) if awaits else tool.step(plan, arguments)
+        return await measures.arun(plan, self._run(run), arguments, step, on_thread=not awaits)
 
     def execute_many(
         self,
@@ -234,7 +239,7 @@ class ToolEngine:
         return tool, self._plans.of(name), _by_name(name, args)
 
     def _run(self, run: Hashable) -> Run:
-        return self._runs.get(run) or self._runs.setdefault(run, Run())
+        return self._runs.get(run) or self._runs.setdefault(run, Run(name=repr(run)))
 
 
 ToolExecutor = ToolEngine
@@ -249,7 +254,8 @@ class _Tool:
     """
 
     def __init__(self, tool: Any) -> None:
-        self._tool = tool
+        self._tool = self._author_tool = tool
+        self._is_function = False
         run = getattr(tool, "run", None)
         if callable(run) and hasattr(tool, "_run"):
             # CrewAI's: its own code validates arguments and counts uses.
@@ -261,12 +267,13 @@ class _Tool:
             self._run = run
             self._arun: Any = tool.arun
         elif callable(invoke := getattr(tool, "invoke", None)) and hasattr(tool, "args_schema"):
-            author_tool = getattr(tool, "_original_tool", None) or tool
-            self._under = functools.partial(from_engine, author_tool)
+            self._author_tool = getattr(tool, "_original_tool", None) or tool
+            self._under = functools.partial(from_engine, self._author_tool)
             self.awaits = self.makes_loop = inspect.iscoroutinefunction(tool.func)
             self._run = lambda **arguments: invoke(arguments)
             self._arun = lambda **arguments: tool.ainvoke(arguments)
         elif callable(tool):
+            self._is_function = True
             self._under = lambda call: call()
             self.awaits = self.makes_loop = inspect.iscoroutinefunction(
                 tool
@@ -281,6 +288,24 @@ class _Tool:
         """Run it to its end."""
         result = self._under(functools.partial(self._run, **arguments))
         return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
+
+    def step(self, plan: Plan, arguments: dict[str, Any]) -> Callable[[], Any]:
+        """Return what runs it to its end, in a process of its own where the plan says so."""
+        call = functools.partial(self.call, arguments)
+        if not plan.isolated or isolation.in_worker():
+            return call
+        if self._is_function:
+            target = self.check_transferable(plan.tool)
+            return functools.partial(measures.in_process, plan, target, (), arguments)
+        return measures.isolated(plan, self._tool, self._author_tool, call)
+
+    def check_transferable(self, name: str) -> isolation.Target:
+        """Return how a worker finds it.
+
+        Raises:
+            NotTransferable: It cannot go there.
+        """
+        return measures.target_of(self._author_tool, name)
 
     async def acall(self, arguments: dict[str, Any]) -> Any:
         """Await it."""

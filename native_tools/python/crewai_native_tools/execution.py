@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import functools
 import itertools
+import secrets
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from crewai_native_tools import _native, workers
@@ -64,6 +65,11 @@ def from_engine(tool: Any, call: Callable[[], Any]) -> Any:
         _engines.reset(token)
 
 
+def current() -> Execution | None:
+    """Return the call that this is part of, if the engine has it under a policy."""
+    return _current.get()
+
+
 def in_engine(tool: Any) -> bool:
     """Whether this is the very call of a tool that an engine makes and has under its policy."""
     if _engines.get() is not tool:
@@ -79,15 +85,17 @@ class Run:
     Attributes:
         cancelled: Whether it was cancelled; nothing more starts in it.
         active: Calls that can be cancelled.
+        name: What tells it from others, in other processes too.
         budget: What keeps account of its budgets; None without any.
     """
 
-    __slots__ = ("__weakref__", "_uses", "active", "budget", "cancelled")
+    __slots__ = ("__weakref__", "_uses", "active", "budget", "cancelled", "name")
 
-    def __init__(self, budget: Any = None) -> None:
+    def __init__(self, budget: Any = None, name: str | None = None) -> None:
         self.cancelled = False
         self.active: set[Execution] = set()
         self.budget = budget
+        self.name = secrets.token_hex(16) if name is None else name
         self._uses: dict[Any, Uses] = {}
 
     def uses(self, plan: Plan) -> Uses:
@@ -156,6 +164,7 @@ class Plan:
         self.max_output: Size | None = values["max_output"]
         self.retry: Retry | None = values["retry"]
         self.side_effects: bool = bool(values["side_effects"])
+        self.isolated: bool = values["isolation"] == "process"
         self.run_budget: Budget | None = values["run_budget"]
         self.agent_budget: Budget | None = values["agent_budget"]
         self.tally = shared.tally(tool)
@@ -163,6 +172,7 @@ class Plan:
         self.free = not (
             self.doors
             or self.side_effects
+            or self.isolated
             or any(
                 part is not None
                 for part in (
@@ -219,8 +229,15 @@ class Execution:
         "run",
     )
 
-    def __init__(self, plan: Plan, run: Run, arguments: Any, proceed: Callable[[], Any]) -> None:
-        self.call = Call(plan.timeout)
+    def __init__(
+        self,
+        plan: Plan,
+        run: Run,
+        arguments: Any,
+        proceed: Callable[[], Any],
+        left: float | None = None,
+    ) -> None:
+        self.call = Call(plan.timeout if left is None else left)
         self.id = next(_ids)
         self.plan = plan
         self.run = run
@@ -509,6 +526,7 @@ def execute(
     proceed: Callable[[], Any],
     *,
     detached: bool = False,
+    left: float | None = None,
 ) -> Any:
     """Run a call under a plan and return the tool's result.
 
@@ -518,12 +536,13 @@ def execute(
         arguments: The tool's arguments, for messages.
         proceed: Calls the tool.
         detached: Whether it can be cancelled, so needs a thread even without a deadline.
+        left: What is left of the plan's timeout, where an attempt before this one took some of it.
 
     Raises:
         ToolStopped: The engine ended it.
         BaseException: What the tool raised, with a note that says of which call.
     """
-    this = Execution(plan, run, arguments, proceed)
+    this = Execution(plan, run, arguments, proceed, left)
     on_thread = detached or plan.timeout is not None
     plan.tally.begin()
     outcome = "refused"
@@ -558,6 +577,7 @@ async def aexecute(
     proceed: Callable[[], Any],
     *,
     on_thread: bool = False,
+    left: float | None = None,
 ) -> Any:
     """Run a call that is awaited; see :func:`execute`.
 
@@ -568,8 +588,9 @@ async def aexecute(
         proceed: Returns what is awaited on the caller's event loop. When its time is up that is
             cancelled, and the caller goes on whether it obeys or not.
         on_thread: Whether ``proceed`` returns the result itself, and is called on a thread.
+        left: As there.
     """
-    this = Execution(plan, run, arguments, proceed)
+    this = Execution(plan, run, arguments, proceed, left)
     plan.tally.begin()
     outcome = "refused"
     run.active.add(this)

@@ -11,9 +11,13 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from crewai_native.slots.tools_guard import STOP_RUN
+from crewai_native_tools import measures
 from crewai_native_tools._native import LoopWatch
 from crewai_native_tools.errors import ToolStopped
-from crewai_native_tools.execution import Run, Shared, aexecute, execute, in_engine
+from crewai_native_tools.execution import Run, Shared, in_engine
+from crewai_native_tools.isolation import IsolationError, in_worker
+from crewai_native_tools.journal import Uncertain
+from crewai_native_tools.mcp import CONNECTIONS
 from crewai_native_tools.plans import Plans
 from crewai_native_tools.policy import MOST_ROUNDS, Layers
 
@@ -137,7 +141,11 @@ class NativeGuard:
                 result = proceed()
             else:
                 arguments = call.arguments if not call.args else _by_place(call)
-                result = execute(plan, self._run_of(), arguments, proceed)
+                step = proceed
+                if plan.isolated and not in_worker():
+                    step = measures.isolated(plan, call.tool, call.author_tool, proceed)
+                task = getattr(call.task, "key", "")
+                result = measures.run(plan, self._run_of(), arguments, step, task=task)
         except Exception as error:
             if agent is None:
                 raise
@@ -160,7 +168,11 @@ class NativeGuard:
                 result = await proceed()
             else:
                 arguments = call.arguments if not call.args else _by_place(call)
-                result = await aexecute(plan, self._run_of(), arguments, proceed)
+                step = proceed
+                if plan.isolated and not in_worker():
+                    step = measures.aisolated(plan, call.tool, call.author_tool, proceed)
+                task = getattr(call.task, "key", "")
+                result = await measures.arun(plan, self._run_of(), arguments, step, task=task)
         except Exception as error:
             if agent is None:
                 raise
@@ -169,6 +181,14 @@ class NativeGuard:
                 raise
             return found
         return result if agent is None else self._watched(call, plan, result, ended=True)
+
+    def mcp_client(self, make: Callable[[], Any]) -> Any:
+        """Return, for one call, a client with a connection that the run keeps."""
+        return CONNECTIONS.client(make)
+
+    def mcp_run_ended(self, run: str) -> None:
+        """Have a run's connections closed."""
+        CONNECTIONS.end_run(run)
 
     def _plan(self, call: ToolCall) -> Plan:
         plans = self._plans
@@ -190,8 +210,7 @@ class NativeGuard:
         """Return what the agent is told of a call, or None where its error is to be raised."""
         told = outcome
         if not ended:
-            stopped = isinstance(outcome, ToolStopped)
-            told = self._told(outcome) if stopped else None
+            told = self._told(outcome)
         if not plan.watches_loops:
             return told
         owner = self._failures()
@@ -239,13 +258,17 @@ class NativeGuard:
             details={"tool": plan.tool, "rounds": rounds, "period": period, STOP_RUN: stops},
         )
 
-    def _told(self, stopped: ToolStopped) -> Any:
-        return self._as_failure(
-            str(stopped),
-            code=stopped.code,
-            retryable=stopped.retryable,
-            details=stopped.details,
-        )
+    def _told(self, error: Any) -> Any:
+        """Return what the agent is told of an error that is not the tool's, else None."""
+        if isinstance(error, ToolStopped):
+            return self._as_failure(
+                str(error), code=error.code, retryable=error.retryable, details=error.details
+            )
+        if isinstance(error, IsolationError | Uncertain):
+            code = "side_effects" if isinstance(error, Uncertain) else "isolation"
+            details = {"tool": getattr(error, "tool", None), "error": type(error).__name__}
+            return self._as_failure(str(error), code=code, retryable=False, details=details)
+        return None
 
     def _as_failure(
         self, message: str, *, code: str, retryable: bool, details: dict[str, Any]

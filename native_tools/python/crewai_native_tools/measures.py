@@ -1,7 +1,6 @@
-"""What a policy has done around a call, beside its limits: a process of its own, a journal, further
-attempts, and a bound for the result.
+"""What a policy has done around a call, beside its limits.
 
-From the inside out: the tool runs in a process; what takes effect is written down as it happens,
+That is a process of its own, a journal, further attempts, and a bound for the result. From the inside out: the tool runs in a process; what takes effect is written down as it happens,
 even when the caller has left; each attempt is an execution under the policy's limits, all of them
 within one ``timeout``; and what comes out in the end is cut.
 """
@@ -13,6 +12,7 @@ import contextlib
 import contextvars
 import functools
 import math
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _UNKNOWN: Final = (TimeoutError, isolation.Killed, asyncio.CancelledError)
 """After these nobody knows whether the tool has done its work."""
 _LOOK: Final = 0.05
+_SHORTEST: Final = 0.001
 _LIMITS: Final = ("cpu_seconds", "memory_mb", "open_files", "file_size")
 
 _pool: isolation.Pool | None = None
@@ -41,7 +42,7 @@ def run(
     arguments: Any,
     proceed: Callable[[], Any],
     *,
-    name: Callable[[], tuple[str, str]],
+    task: str = "",
     **options: Any,
 ) -> Any:
     """Run a call under a plan and return the tool's result.
@@ -51,7 +52,7 @@ def run(
         belongs_to: Its run.
         arguments: The tool's arguments, by name.
         proceed: Calls the tool.
-        name: Gives the names of its run and its task, for the journal.
+        task: What tells its task from others of the run.
         options: For :func:`~crewai_native_tools.execution.execute`.
 
     Raises:
@@ -59,13 +60,13 @@ def run(
         BaseException: What the tool raised.
     """
     if plan.side_effects:
-        proceed = functools.partial(_once, plan, arguments, name, proceed)
+        proceed = functools.partial(_once, plan, belongs_to, task, arguments, proceed)
     if plan.retry is None:
         result = execute(plan, belongs_to, arguments, proceed, **options)
     else:
         left = _clock(plan.timeout)
         result = retry.run(
-            lambda: execute(plan, belongs_to, arguments, proceed, timeout=left(), **options),
+            lambda: execute(plan, belongs_to, arguments, proceed, left=_some(left()), **options),
             plan.retry,
             final=_final,
             left=left,
@@ -80,19 +81,19 @@ async def arun(
     arguments: Any,
     proceed: Callable[[], Any],
     *,
-    name: Callable[[], tuple[str, str]],
+    task: str = "",
     **options: Any,
 ) -> Any:
     """As :func:`run`, without blocking the event loop."""
     if plan.side_effects:
         once = _once if options.get("on_thread") else _aonce
-        proceed = functools.partial(once, plan, arguments, name, proceed)
+        proceed = functools.partial(once, plan, belongs_to, task, arguments, proceed)
     if plan.retry is None:
         result = await aexecute(plan, belongs_to, arguments, proceed, **options)
     else:
         left = _clock(plan.timeout)
         result = await retry.arun(
-            lambda: aexecute(plan, belongs_to, arguments, proceed, timeout=left(), **options),
+            lambda: aexecute(plan, belongs_to, arguments, proceed, left=_some(left()), **options),
             plan.retry,
             final=_final,
             left=left,
@@ -104,34 +105,25 @@ async def arun(
 
 
 def _once(
-    plan: Plan, arguments: Any, name: Callable[[], tuple[str, str]], proceed: Callable[[], Any]
+    plan: Plan, belongs_to: Run, task: str, arguments: Any, proceed: Callable[[], Any]
 ) -> Any:
-    run_name, task = name()
-    return journal.default().once(
-        proceed,
-        run=run_name,
-        task=task,
-        tool=plan.tool,
-        arguments=arguments,
-        unknown=_UNKNOWN,
-    )
+    return journal.default().once(proceed, **_entry(plan, belongs_to, task, arguments))
 
 
 async def _aonce(
-    plan: Plan,
-    arguments: Any,
-    name: Callable[[], tuple[str, str]],
-    proceed: Callable[[], Awaitable[Any]],
+    plan: Plan, belongs_to: Run, task: str, arguments: Any, proceed: Callable[[], Awaitable[Any]]
 ) -> Any:
-    run_name, task = name()
-    return await journal.default().aonce(
-        proceed,
-        run=run_name,
-        task=task,
-        tool=plan.tool,
-        arguments=arguments,
-        unknown=_UNKNOWN,
-    )
+    return await journal.default().aonce(proceed, **_entry(plan, belongs_to, task, arguments))
+
+
+def _entry(plan: Plan, belongs_to: Run, task: str, arguments: Any) -> dict[str, Any]:
+    return {
+        "run": journal.current_name() or belongs_to.name,
+        "task": task,
+        "tool": plan.tool,
+        "arguments": arguments,
+        "unknown": _UNKNOWN,
+    }
 
 
 def _cut(plan: Plan, result: Any) -> Any:
@@ -143,7 +135,12 @@ def _clock(timeout: float | None) -> Callable[[], float | None]:
     if timeout is None:
         return lambda: None
     end = time.monotonic() + timeout
-    return lambda: max(end - time.monotonic(), 0.001)
+    return lambda: end - time.monotonic()
+
+
+def _some(left: float | None) -> float | None:
+    """Return what an attempt may take: its deadline is one even when it has passed meanwhile."""
+    return None if left is None else max(left, _SHORTEST)
 
 
 def _final(error: Exception) -> bool:
@@ -179,8 +176,19 @@ def in_process(
     execution = current()
 
     def started(cancel: Callable[[], None]) -> None:
-        if execution is not None:
-            execution.on_cancel = cancel
+        if execution is None:
+            return
+        before = execution.on_cancel
+
+        def both() -> None:
+            cancel()
+            if before is not None:
+                before()
+
+        execution.on_cancel = both
+        if execution.call.cancelled:
+            # It was, a moment before there was anything to call.
+            cancel()
 
     return pool().run(
         target,
@@ -190,6 +198,16 @@ def in_process(
         timeout=None if execution is None else execution.call.left,
         on_start=started,
     )
+
+
+def target_of(tool: Any, name: str) -> isolation.Target:
+    """Return how a worker finds a function, or a tool's with the state that it has now.
+
+    Raises:
+        NotTransferable: No other process can have it.
+    """
+    function = tool.func if _has_function(tool) else tool
+    return isolation.check_transferable(function, name=name)
 
 
 def limits(plan: Plan) -> isolation.Limits:
@@ -227,8 +245,7 @@ def isolated(
         NotTransferable: No other process can have the tool.
     """
     name = "func" if _has_function(tool) else "_run"
-    source = author_tool.func if _has_function(author_tool) else author_tool
-    target = isolation.check_transferable(source, name=plan.tool)
+    target = target_of(author_tool, plan.tool)
 
     def call() -> Any:
         with _forked(tool, name), _in_context(plan, target):
@@ -249,8 +266,8 @@ def aisolated(
             f"tool {plan.tool!r} is awaited and is no coroutine function; in a process of its own "
             "it can be called, but not awaited"
         )
-    source = author_tool.func if _has_function(author_tool) else author_tool._arun  # noqa: SLF001 - what CrewAI calls
-    target = isolation.check_transferable(source, name=plan.tool)
+    called = author_tool if _has_function(author_tool) else author_tool._arun  # noqa: SLF001 - what CrewAI calls
+    target = target_of(called, plan.tool)
 
     async def call() -> Any:
         with _forked(tool, name), _in_context(plan, target):
@@ -313,8 +330,9 @@ def _fork(function: Any) -> Any:
 
 
 def _has_function(tool: Any) -> bool:
-    """Whether a tool calls what it has as its ``func``."""
-    from crewai.tools.base_tool import Tool
-    from crewai.tools.structured_tool import CrewStructuredTool
-
-    return isinstance(tool, Tool | CrewStructuredTool)
+    """Whether a tool of CrewAI's calls what it has as its ``func``."""
+    base_tool = sys.modules.get("crewai.tools.base_tool")
+    structured = sys.modules.get("crewai.tools.structured_tool")
+    return (base_tool is not None and isinstance(tool, base_tool.Tool)) or (
+        structured is not None and isinstance(tool, structured.CrewStructuredTool)
+    )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from crewai_native import hookimpl
 from crewai_native.slots.tools_guard import EXACT_COUNT, STOPS_RUNS
+from crewai_native.slots.tools_mcp import MCP_CONNECTIONS
 from crewai_native_tools import options as _options
 from crewai_native_tools._native import abandoned, totals
 
@@ -38,7 +39,16 @@ def crewai_native_features() -> dict[str, set[str]]:
     """What can be required."""
     return {
         "tools.cache": {"bounded", "expiring", "unaliased"},
-        "tools.guard": {EXACT_COUNT, STOPS_RUNS, "deadlines", "limits", "loops"},
+        "tools.guard": {
+            EXACT_COUNT,
+            MCP_CONNECTIONS,
+            STOPS_RUNS,
+            "deadlines",
+            "idempotent",
+            "isolated",
+            "limits",
+            "loops",
+        },
         "tools.schemas": {"exact"},
     }
 

@@ -55,3 +55,27 @@ class Holds(BaseTool):
 def double(number: int) -> int:
     """Doubles a number."""
     return 2 * number
+
+
+class Risky(BaseTool):
+    name: str = "Risky"
+    description: str = "Does what it is told to."
+
+    def _run(self, what: str) -> str:
+        if what == "crash":
+            os.abort()
+        if what == "hang":
+            sum(range(10**14))
+        return f"{what} in {os.getpid()}"
+
+
+@tool("Risky function")
+def risky(what: str) -> str:
+    """Does what it is told to."""
+    return Risky()._run(what)
+
+
+@tool("Risky coroutine")
+async def risky_later(what: str) -> str:
+    """Does what it is told to."""
+    return Risky()._run(what)
