@@ -13,7 +13,7 @@ mod turn;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::config::DbConfig;
@@ -27,7 +27,8 @@ use crate::process::Process;
 use group::{Group, Job, Work};
 use turn::Turnstile;
 
-/// Idle connections kept for readers; more are opened when more threads read, and closed after.
+/// Idle connections kept for readers at least; more are opened when more threads read, and closed
+/// after.
 const IDLE_READERS: usize = 8;
 
 /// What a committed write survives.
@@ -50,6 +51,7 @@ pub struct Engine {
     group: Group,
     writer: Mutex<Option<Link>>,
     readers: Mutex<Vec<Link>>,
+    idle_readers: AtomicUsize,
     counters: Counters,
 }
 
@@ -96,6 +98,7 @@ impl Engine {
             group: Group::default(),
             writer: Mutex::default(),
             readers: Mutex::default(),
+            idle_readers: AtomicUsize::new(IDLE_READERS),
             counters: Counters::default(),
         }
     }
@@ -103,6 +106,11 @@ impl Engine {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Keeps at least so many idle connections for readers from now on.
+    pub fn keep_readers(&self, count: usize) {
+        self.idle_readers.fetch_max(count, Ordering::Relaxed);
     }
 
     /// What was done since the process began.
@@ -144,7 +152,7 @@ impl Engine {
         self.counters.reads.fetch_add(1, Ordering::Relaxed);
         let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         // A connection on which something failed is not worth trusting again.
-        if done.is_ok() && readers.len() < IDLE_READERS {
+        if done.is_ok() && readers.len() < self.idle_readers.load(Ordering::Relaxed) {
             readers.push(link);
         }
         done

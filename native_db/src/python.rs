@@ -1,6 +1,7 @@
 //! The module `crewai_native_db._native`.
 
 mod checkpoint;
+mod database;
 mod error;
 mod flow;
 mod handle;
@@ -23,6 +24,8 @@ mod _native {
 
     #[pymodule_export]
     use super::checkpoint::CheckpointStore;
+    #[pymodule_export]
+    use super::database::Database;
     #[pymodule_export]
     use super::error::{DamagedDatabaseError, DatabaseError, NewerFormatError};
     #[pymodule_export]

@@ -1,4 +1,4 @@
-"""Durable, small and quick files for CrewAI: the states of flows, the replay log, locks.
+"""Durable, small and quick files for CrewAI: states of flows, checkpoints, the replay log, locks.
 
 Importing this package imports neither CrewAI nor anything heavy.
 """
@@ -12,9 +12,11 @@ from crewai_native_db._native import (
     NewerFormatError,
     __build_info__,
 )
+from crewai_native_db.database import Database
 
 __all__ = [
     "DamagedDatabaseError",
+    "Database",
     "DatabaseError",
     "NewerFormatError",
     "__build_info__",

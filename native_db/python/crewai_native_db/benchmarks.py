@@ -96,6 +96,45 @@ def cases() -> Iterator[Case]:
                 target=15.0,
             )
     yield Case(
+        name="checkpoint-kickoff",
+        group="db",
+        slot="checkpoint.writer",
+        description="a kickoff with checkpoints over the same without (as s)",
+        sides=("native",),
+        setup=_checkpoints(_overhead),
+        parameters={"tasks": 10, "calls": 10},
+        check=None,
+        limit=1.15,
+    )
+    yield Case(
+        name="checkpointed-kickoff",
+        group="db",
+        slot="checkpoint.writer",
+        description="a kickoff of ten tasks with ten tool calls each that writes checkpoints",
+        setup=_checkpoints(_checkpointed),
+        parameters={"tasks": 10, "calls": 10},
+    )
+    yield Case(
+        name="checkpoint-bytes",
+        group="db",
+        slot="checkpoint.writer",
+        description="bytes on disk for each checkpoint of such a kickoff (as µs)",
+        setup=_checkpoints(_checkpoint_bytes),
+        parameters={"tasks": 10, "calls": 10},
+        target=8.0,
+    )
+    yield Case(
+        name="checkpoint-growth",
+        group="db",
+        slot="checkpoint.writer",
+        description="processor time of the last tenth of checkpoints over the first (as s)",
+        sides=("native",),
+        setup=_checkpoints(_checkpoint_growth),
+        parameters={"tasks": 40, "calls": 2, "events": "all"},
+        check=None,
+        limit=1.5,
+    )
+    yield Case(
         name="lock",
         group="db",
         slot="locks",
@@ -241,6 +280,125 @@ def _replay(level: str, before: int) -> Any:
             close()
 
     return setup
+
+
+def _checkpoints(work: Callable[[Path], Callable[[], Any]]) -> Any:
+    @contextlib.contextmanager
+    def setup(side: str) -> Iterator[Callable[[], Any]]:
+        import crewai_native
+
+        with tempfile.TemporaryDirectory(prefix="crewai-native-bench-") as place:
+            if side == "native":
+                served = {"checkpoint.writer": "crewai-native-db"}
+                crewai_native.activate(enabled=True, slots=served)
+            try:
+                yield work(Path(place))
+            finally:
+                if side == "native":
+                    crewai_native.deactivate()
+
+    return setup
+
+
+def _kickoff(tasks: int, calls: int, checkpoint: Any) -> Any:
+    """Run a crew of scripted models, each of which calls a tool so many times."""
+    from crewai import Agent, Crew, Task
+    from crewai.tools import BaseTool
+
+    from crewai_native.testing import ScriptedLLM, ToolCall
+
+    class Look(BaseTool):
+        name: str = "look"
+        description: str = "Looks something up."
+
+        def _run(self, query: str) -> str:
+            return f"what {query} gave"
+
+    agents = [
+        Agent(
+            role=f"worker {number}",
+            goal="work",
+            backstory="works",
+            max_iter=calls + 5,
+            tools=[Look()],
+            llm=ScriptedLLM(
+                [*(ToolCall("look", {"query": f"q{n}"}) for n in range(calls)), f"answer {number}"]
+            ),
+        )
+        for number in range(tasks)
+    ]
+    crew = Crew(
+        agents=agents,
+        tasks=[
+            Task(description=f"task {number}", expected_output="words", agent=agent)
+            for number, agent in enumerate(agents)
+        ],
+        checkpoint=checkpoint,
+    )
+    begun = time.perf_counter()
+    result = crew.kickoff()
+    return time.perf_counter() - begun, result.raw
+
+
+def _saved_in(place: Path) -> Any:
+    from crewai.state.checkpoint_config import CheckpointConfig
+
+    return CheckpointConfig(location=tempfile.mkdtemp(dir=place))
+
+
+def _overhead(place: Path) -> Callable[[], Elapsed]:
+    def run() -> Elapsed:
+        without, _ = _kickoff(10, 10, None)
+        seconds, raw = _kickoff(10, 10, _saved_in(place))
+        return Elapsed(seconds / without, raw)
+
+    return run
+
+
+def _checkpointed(place: Path) -> Callable[[], Elapsed]:
+    return lambda: Elapsed(*_kickoff(10, 10, _saved_in(place)))
+
+
+def _checkpoint_bytes(place: Path) -> Callable[[], Elapsed]:
+    def run() -> Elapsed:
+        config = _saved_in(place)
+        _, raw = _kickoff(10, 10, config)
+        files = [path for path in Path(config.location).rglob("*") if path.is_file()]
+        # CrewAI fails to write some of them.
+        count = sum(path.suffix == ".json" for path in files)
+        return Elapsed(sum(path.stat().st_size for path in files) / count / 1e6, raw)
+
+    return run
+
+
+def _checkpoint_growth(place: Path) -> Callable[[], Elapsed]:
+    from crewai.events.event_bus import crewai_event_bus
+    from crewai.events.types.checkpoint_events import CheckpointCompletedEvent
+
+    from crewai_native_db import plugin
+
+    def run() -> Elapsed:
+        config = _saved_in(place)
+        config.on_events = ["*"]
+        spent: list[int] = []
+
+        def note(*_: Any) -> None:
+            counts = plugin.crewai_native_metrics()
+            spent.append(
+                int(counts["db.checkpoint.snapshot_us"] + counts["db.checkpoint.store_us"])
+            )
+
+        crewai_event_bus.on(CheckpointCompletedEvent)(note)
+        try:
+            _, raw = _kickoff(40, 2, config)
+        finally:
+            crewai_event_bus.off(CheckpointCompletedEvent, note)
+        spent.sort()
+        tenth = len(spent) // 10
+        first, last = spent[2 * tenth] - spent[tenth], spent[-1] - spent[-1 - tenth]
+        return Elapsed(last / max(first, 1), raw)
+
+    return run
 
 
 def _named(name: str, timeout: float) -> Any:

@@ -128,11 +128,17 @@ class CheckpointWriter:
         self._lock = threading.Lock()
         self._runs: dict[int, tuple[weakref.ref[Any], _Run]] = {}
         self._stores: dict[Path, _native.CheckpointStore] = {}
-        self._counts = dict.fromkeys(("written", "failed", "pruned", "snapshots"), 0)
+        self._counts = dict.fromkeys(
+            ("written", "failed", "pruned", "snapshots", "snapshot_us", "store_us"), 0
+        )
         _live.add(self)
 
     def statistics(self) -> dict[str, int]:
-        """Checkpoints that were written, that failed, that were pruned; snapshots taken."""
+        """Checkpoints that were written, that failed, that were pruned; snapshots taken.
+
+        ``snapshot_us`` and ``store_us`` are the processor time, in µs, that it took to take
+        snapshots and to store them.
+        """
         return dict(self._counts)
 
     def write(self, checkpoint: Checkpoint) -> None:
@@ -231,6 +237,7 @@ class CheckpointWriter:
             batch, run.waiting = run.waiting, []
             run.recording = True
         snapshot = error = None
+        begun = time.thread_time_ns()
         try:
             snapshot = run.recorder.snapshot(due.state)
         except Exception as failure:  # noqa: BLE001 - raised by each of those who wait
@@ -242,6 +249,7 @@ class CheckpointWriter:
                     one.done, one.error = True, error
                 if snapshot is not None:
                     self._count("snapshots")
+                    self._count("snapshot_us", (time.thread_time_ns() - begun) // 1000)
                     self._queue(run, snapshot, batch)
                 run.changed.notify_all()
 
@@ -266,6 +274,7 @@ class CheckpointWriter:
                     return
                 snapshot, batch = run.taken.popleft()
                 run.changed.notify_all()
+            begun = time.thread_time_ns()
             by_place: dict[Path, list[_Due]] = {}
             for due in batch:
                 by_place.setdefault(due.place.store, []).append(due)
@@ -276,6 +285,7 @@ class CheckpointWriter:
                     # A listener of CrewAI's events, for one. Those who wait for the thread go on.
                     _logger.exception("after checkpoints were written at %s", part[0].place.store)
                     run.failures.append(error)
+            self._count("store_us", (time.thread_time_ns() - begun) // 1000)
 
     def _store_some(self, run: _Run, snapshot: Snapshot, batch: list[_Due]) -> None:
         """Store checkpoints of one moment at one place; no failure is raised."""

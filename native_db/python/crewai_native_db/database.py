@@ -1,0 +1,230 @@
+"""A database for a program's own tables, shared by threads and processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from datetime import datetime as Datetime  # noqa: N812 - a parameter has CrewAI's name for it
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from crewai_native_db import _native
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    Value = str | bytes | float | None
+
+
+class Database:
+    """A SQLite file with tables of a program's own, and what crews remember of their tasks.
+
+    One connection writes and several read, whatever the number of threads; statements are prepared
+    once; threads that write at the same time share a commit. The GIL is released meanwhile. All
+    handles on one file in one process share what they need, and go on in a forked child. The file
+    is opened with the first call, and closed by :meth:`close`, with the last handle or when the
+    interpreter exits.
+
+    Every method may be called from several threads, and has a twin for coroutines whose name
+    begins with ``a``.
+
+    Args:
+        path: The file. It is created with the first call, with its directory. Any other SQLite
+            file is refused, and this one must not be opened by Python's ``sqlite3`` in a process
+            that has it open here: two copies of SQLite drop one another's locks.
+        pool_size: Connections that are kept open for reading.
+        synchronous: What a write that has returned survives: ``full`` a power cut, ``normal`` the
+            end of the process.
+
+    Raises:
+        OSError: From every method, when the system refuses (space, permissions).
+        DatabaseError: From every method, when the file is damaged, of a newer format or no such
+            file, or when SQLite refuses a statement.
+        ValueError: From every method, when an argument means nothing.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        pool_size: int = 8,
+        synchronous: Literal["full", "normal"] = "full",
+    ) -> None:
+        if pool_size < 1:
+            raise ValueError(f"pool_size must be 1 or more; got {pool_size}")
+        if synchronous not in ("full", "normal"):
+            raise ValueError(f"synchronous must be full or normal; got {synchronous!r}")
+        self._file = _native.Database(path, synchronous == "full", pool_size)
+
+    def __repr__(self) -> str:
+        return f"Database({os.fspath(self._file.path)!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def execute(self, sql: str, parameters: Sequence[Value] = ()) -> int:
+        """Run a statement that changes something; return how many rows it changed."""
+        (changed,) = self._file.execute([(sql, [list(parameters)])])
+        return changed
+
+    def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> int:
+        """Run a statement once for each row of values, all or none; return the rows changed."""
+        (changed,) = self._file.execute([(sql, [list(row) for row in rows])])
+        return changed
+
+    def query(self, sql: str, parameters: Sequence[Value] = ()) -> list[dict[str, Any]]:
+        """Return the rows that a statement gives, each as a dict by the names of its columns."""
+        return self._file.query(sql, list(parameters))
+
+    def transaction(self) -> Transaction:
+        """Return a block whose statements run as one when it ends, or not at all.
+
+        Example:
+            >>> with database.transaction() as work:
+            ...     work.execute("UPDATE accounts SET sum = sum - 1 WHERE name = ?", ["a"])
+            ...     work.execute("UPDATE accounts SET sum = sum + 1 WHERE name = ?", ["b"])
+        """
+        return Transaction(self._file)
+
+    def save_memory(
+        self,
+        task_description: str,
+        metadata: Mapping[str, Any],
+        datetime: str | Datetime,
+        score: float,
+    ) -> int:
+        """Remember how a task went; return the number of the memory.
+
+        Args:
+            task_description: The task.
+            metadata: What is worth knowing of it, as JSON has it.
+            datetime: When; text is kept as it is, and ISO text is what sorts.
+            score: How well it went.
+        """
+        moment = datetime.isoformat() if isinstance(datetime, Datetime) else datetime
+        return self._file.save_memory(
+            task_description, json.dumps(dict(metadata)), moment, float(score)
+        )
+
+    def load_memories(self, task_description: str, latest_n: int = 3) -> list[dict[str, Any]]:
+        """Return the newest memories of a task; of those of one time the worst first.
+
+        Returns:
+            Dicts of ``task_description``, ``metadata``, ``datetime`` and ``score``.
+        """
+        return _memories(self._file.load_memories(task_description, latest_n))
+
+    def search_memories(self, text: str, limit: int = 10) -> list[dict[str, Any]]:
+        """Return the memories whose task or metadata have any of the words, best match first."""
+        return _memories(self._file.search_memories(text, limit))
+
+    def statistics(self) -> dict[str, int]:
+        """Return what this process did with the file: ``reads``, ``writes``, ``commits``, ``failures``.
+
+        There are fewer commits than writes where threads shared one.
+        """
+        return self._file.statistics()
+
+    def check(self) -> list[str]:
+        """Return what is wrong with the file, one entry for each finding."""
+        return self._file.check()
+
+    def close(self) -> None:
+        """Let go of the file; the next call opens it again."""
+        self._file.close()
+
+    async def aexecute(self, sql: str, parameters: Sequence[Value] = ()) -> int:
+        """As :meth:`execute`, on a thread."""
+        return await asyncio.to_thread(self.execute, sql, parameters)
+
+    async def aexecutemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> int:
+        """As :meth:`executemany`, on a thread."""
+        return await asyncio.to_thread(self.executemany, sql, list(rows))
+
+    async def aquery(self, sql: str, parameters: Sequence[Value] = ()) -> list[dict[str, Any]]:
+        """As :meth:`query`, on a thread."""
+        return await asyncio.to_thread(self.query, sql, parameters)
+
+    async def asave_memory(
+        self,
+        task_description: str,
+        metadata: Mapping[str, Any],
+        datetime: str | Datetime,
+        score: float,
+    ) -> int:
+        """As :meth:`save_memory`, on a thread."""
+        return await asyncio.to_thread(
+            self.save_memory, task_description, metadata, datetime, score
+        )
+
+    async def aload_memories(
+        self, task_description: str, latest_n: int = 3
+    ) -> list[dict[str, Any]]:
+        """As :meth:`load_memories`, on a thread."""
+        return await asyncio.to_thread(self.load_memories, task_description, latest_n)
+
+    async def asearch_memories(self, text: str, limit: int = 10) -> list[dict[str, Any]]:
+        """As :meth:`search_memories`, on a thread."""
+        return await asyncio.to_thread(self.search_memories, text, limit)
+
+    async def aclose(self) -> None:
+        """As :meth:`close`, on a thread."""
+        await asyncio.to_thread(self.close)
+
+
+class Transaction:
+    """Statements that run as one when the block ends; none of them, if it ends by an exception.
+
+    They are sent together: queries meanwhile show what was there before.
+    """
+
+    def __init__(self, file: _native.Database) -> None:
+        self._file = file
+        self._works: list[tuple[str, list[list[Value]]]] = []
+
+    def execute(self, sql: str, parameters: Sequence[Value] = ()) -> None:
+        """Add a statement."""
+        self._works.append((sql, [list(parameters)]))
+
+    def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
+        """Add a statement that runs once for each row of values."""
+        self._works.append((sql, [list(row) for row in rows]))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None and self._works:
+            self._file.execute(self._works)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await asyncio.to_thread(self.__exit__, kind, error, trace)
+
+
+def _memories(rows: list[tuple[str, str, str, float]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "task_description": task,
+            "metadata": json.loads(metadata),
+            "datetime": moment,
+            "score": score,
+        }
+        for task, metadata, moment, score in rows
+    ]

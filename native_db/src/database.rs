@@ -1,0 +1,282 @@
+//! A database for a program's own tables, and for what crews remember of tasks they did.
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, Statement, params, params_from_iter};
+
+use crate::engine::{DbError, Result, Schema};
+
+/// Format 1. `metadata` is JSON; `text` finds words in it and in the description.
+pub static SCHEMA: Schema = Schema {
+    name: "database of crewai-native",
+    application_id: 0x434e_4464, // "CNDd"
+    format: 1,
+    tables: "
+CREATE TABLE crewai_memories (
+    memory INTEGER PRIMARY KEY,
+    task_description TEXT NOT NULL,
+    metadata TEXT NOT NULL,
+    datetime TEXT NOT NULL,
+    score REAL NOT NULL
+) STRICT;
+CREATE INDEX crewai_memories_by_task ON crewai_memories (task_description, datetime);
+
+CREATE VIRTUAL TABLE crewai_memories_text USING fts5 (
+    task_description, metadata, content = 'crewai_memories', content_rowid = 'memory'
+);
+CREATE TRIGGER crewai_memories_added AFTER INSERT ON crewai_memories BEGIN
+    INSERT INTO crewai_memories_text (rowid, task_description, metadata)
+    VALUES (new.memory, new.task_description, new.metadata);
+END;
+CREATE TRIGGER crewai_memories_dropped AFTER DELETE ON crewai_memories BEGIN
+    INSERT INTO crewai_memories_text (crewai_memories_text, rowid, task_description, metadata)
+    VALUES ('delete', old.memory, old.task_description, old.metadata);
+END;
+CREATE TRIGGER crewai_memories_changed AFTER UPDATE ON crewai_memories BEGIN
+    INSERT INTO crewai_memories_text (crewai_memories_text, rowid, task_description, metadata)
+    VALUES ('delete', old.memory, old.task_description, old.metadata);
+    INSERT INTO crewai_memories_text (rowid, task_description, metadata)
+    VALUES (new.memory, new.task_description, new.metadata);
+END;
+",
+};
+
+/// What belongs to a connection and not to a statement: threads share connections and commits.
+const REFUSED: [&str; 11] = [
+    "ATTACH",
+    "BEGIN",
+    "COMMIT",
+    "DETACH",
+    "END",
+    "PRAGMA",
+    "RELEASE",
+    "ROLLBACK",
+    "SAVEPOINT",
+    "VACUUM",
+    "EXPLAIN",
+];
+
+/// A statement, and the values of its parameters for each time that it is to run.
+#[derive(Debug)]
+pub struct Work {
+    /// One statement of SQL.
+    pub sql: String,
+    /// The values by position.
+    pub rows: Vec<Vec<Value>>,
+}
+
+/// The names of the columns, and the rows.
+pub type Table = (Vec<String>, Vec<Vec<Value>>);
+
+/// Runs statements one after another; gives how many rows each changed.
+pub fn execute(connection: &Connection, works: &[Work]) -> Result<Vec<usize>> {
+    works
+        .iter()
+        .map(|work| {
+            let mut statement = prepared(connection, &work.sql)?;
+            let mut changed = 0;
+            for row in &work.rows {
+                bind(&mut statement, row)?;
+                // What a statement returns, as with RETURNING, has to be stepped through.
+                let mut rows = statement.raw_query();
+                while rows.next()?.is_some() {}
+                drop(rows);
+                if !statement.readonly() {
+                    changed += usize::try_from(connection.changes()).unwrap_or(usize::MAX);
+                }
+            }
+            Ok(changed)
+        })
+        .collect()
+}
+
+/// Runs a statement that changes nothing.
+pub fn query(connection: &Connection, sql: &str, values: &[Value]) -> Result<Table> {
+    let mut statement = prepared(connection, sql)?;
+    if !statement.readonly() {
+        return Err(DbError::InvalidArgument(format!(
+            "a query changes nothing, and this statement does: {sql}; use execute()"
+        )));
+    }
+    let columns = statement.column_names().into_iter().map(str::to_owned);
+    let columns: Vec<_> = columns.collect();
+    bind(&mut statement, values)?;
+    let mut rows = statement.raw_query();
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let values = (0..columns.len()).map(|index| row.get(index));
+        found.push(values.collect::<rusqlite::Result<_>>()?);
+    }
+    Ok((columns, found))
+}
+
+fn prepared<'c>(connection: &'c Connection, sql: &str) -> Result<rusqlite::CachedStatement<'c>> {
+    let word = first_word(sql).to_ascii_uppercase();
+    if REFUSED.contains(&word.as_str()) {
+        return Err(DbError::InvalidArgument(format!(
+            "{word} is not for one statement on a connection that threads share; \
+             transaction() runs several statements as one"
+        )));
+    }
+    connection.prepare_cached(sql).map_err(|error| match error {
+        rusqlite::Error::MultipleStatement => {
+            DbError::InvalidArgument(format!("one statement at a time, not several: {sql}"))
+        }
+        other => other.into(),
+    })
+}
+
+fn bind(statement: &mut Statement<'_>, values: &[Value]) -> Result<()> {
+    if statement.parameter_count() != values.len() {
+        return Err(DbError::InvalidArgument(format!(
+            "the statement has {} parameters and got {} values",
+            statement.parameter_count(),
+            values.len()
+        )));
+    }
+    for (index, value) in values.iter().enumerate() {
+        statement.raw_bind_parameter(index + 1, value)?;
+    }
+    Ok(())
+}
+
+/// The first word of a statement, after blanks and comments.
+fn first_word(sql: &str) -> &str {
+    let mut rest = sql;
+    loop {
+        rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == ';' || c == '\u{feff}');
+        rest = if let Some(comment) = rest.strip_prefix("--") {
+            comment.split_once('\n').map_or("", |(_, after)| after)
+        } else if let Some(comment) = rest.strip_prefix("/*") {
+            comment.split_once("*/").map_or("", |(_, after)| after)
+        } else {
+            let end = rest
+                .find(|c: char| !c.is_ascii_alphabetic())
+                .unwrap_or(rest.len());
+            return &rest[..end];
+        };
+    }
+}
+
+/// What a crew remembers of a task.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Memory {
+    /// The task.
+    pub task_description: String,
+    /// JSON.
+    pub metadata: String,
+    /// When, as ISO text.
+    pub datetime: String,
+    /// How well it went.
+    pub score: f64,
+}
+
+/// Adds a memory; gives its number.
+pub fn save_memory(connection: &Connection, memory: &Memory) -> Result<i64> {
+    Ok(connection
+        .prepare_cached(
+            "INSERT INTO crewai_memories (task_description, metadata, datetime, score)
+             VALUES (?1, ?2, ?3, ?4)",
+        )?
+        .insert(params![
+            memory.task_description,
+            memory.metadata,
+            memory.datetime,
+            memory.score
+        ])?)
+}
+
+/// The newest memories of a task, and of those of one time the worst first.
+pub fn load_memories(connection: &Connection, task: &str, limit: usize) -> Result<Vec<Memory>> {
+    memories(
+        connection,
+        "SELECT task_description, metadata, datetime, score FROM crewai_memories
+         WHERE task_description = ?1 ORDER BY datetime DESC, score LIMIT ?2",
+        task,
+        limit,
+    )
+}
+
+/// The memories with any of the words of a text, the best match first.
+pub fn search_memories(connection: &Connection, text: &str, limit: usize) -> Result<Vec<Memory>> {
+    let words: Vec<_> = text
+        .split_whitespace()
+        .map(|word| format!("\"{}\"", word.replace('"', "\"\"")))
+        .collect();
+    if words.is_empty() {
+        return Ok(Vec::new());
+    }
+    memories(
+        connection,
+        "SELECT m.task_description, m.metadata, m.datetime, m.score
+         FROM crewai_memories_text t JOIN crewai_memories m ON m.memory = t.rowid
+         WHERE crewai_memories_text MATCH ?1 ORDER BY bm25(crewai_memories_text), m.memory DESC
+         LIMIT ?2",
+        &words.join(" OR "),
+        limit,
+    )
+}
+
+fn memories(connection: &Connection, sql: &str, text: &str, limit: usize) -> Result<Vec<Memory>> {
+    let limit = Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX));
+    let mut statement = connection.prepare_cached(sql)?;
+    let found = statement.query_map(
+        params_from_iter([Value::Text(text.to_owned()), limit]),
+        |row| {
+            Ok(Memory {
+                task_description: row.get(0)?,
+                metadata: row.get(1)?,
+                datetime: row.get(2)?,
+                score: row.get(3)?,
+            })
+        },
+    )?;
+    Ok(found.collect::<rusqlite::Result<_>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn database() -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(SCHEMA.tables).unwrap();
+        connection
+    }
+
+    #[test]
+    fn what_belongs_to_a_connection_is_refused_however_it_is_written() {
+        let db = database();
+        for sql in [
+            "commit",
+            " /* x */ ROLLBACK",
+            "-- y\n;begin",
+            "PRAGMA synchronous=OFF",
+        ] {
+            let refused = query(&db, sql, &[]).unwrap_err();
+            assert!(refused.to_string().contains("transaction()"), "{refused}");
+        }
+        assert_eq!(first_word("/* never closed"), "");
+        assert!(query(&db, "SELECT 1; DELETE FROM crewai_memories", &[]).is_err());
+        assert!(query(&db, "DELETE FROM crewai_memories", &[]).is_err());
+    }
+
+    #[test]
+    fn words_are_found_whatever_else_is_in_the_text() {
+        let db = database();
+        for (text, score) in [("the \"river\" flows", 1.0), ("an invoice", 2.0)] {
+            let memory = Memory {
+                task_description: text.to_owned(),
+                metadata: "{}".to_owned(),
+                datetime: "2026".to_owned(),
+                score,
+            };
+            save_memory(&db, &memory).unwrap();
+        }
+        let found = |text| search_memories(&db, text, 9).unwrap().len();
+        assert_eq!(found("RIVER"), 1);
+        assert_eq!(found("river\" OR invoice NEAR("), 2);
+        assert_eq!(found("  "), 0);
+        db.execute("DELETE FROM crewai_memories", []).unwrap();
+        assert_eq!(found("river"), 0);
+    }
+}

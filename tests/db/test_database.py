@@ -1,0 +1,231 @@
+"""``Database``: a program's own tables on the engine that serves CrewAI."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import threading
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import crewai_native_db
+from crewai_native_db import Database, DatabaseError
+
+VALUES = (
+    st.none()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(codec="utf-8", exclude_characters="\x00"))
+    | st.binary()
+)
+CHILD = """
+import sys
+from crewai_native_db import Database
+
+database = Database(sys.argv[1])
+sys.stdin.readline()
+for number in range(100):
+    database.execute("INSERT INTO items VALUES (?)", [number])
+    print(number, flush=True)
+"""
+
+
+@pytest.fixture
+def database(tmp_path):
+    with Database(tmp_path / "own" / "data.db", pool_size=2) as opened:
+        opened.execute("CREATE TABLE items (value)")
+        yield opened
+
+
+def values(database):
+    return [row["value"] for row in database.query("SELECT value FROM items ORDER BY rowid")]
+
+
+class TestStatements:
+    @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(rows=st.lists(VALUES, max_size=5))
+    def test_values_come_back_as_from_sqlite_itself(self, database, rows):
+        database.execute("DELETE FROM items")
+        assert database.executemany("INSERT INTO items VALUES (?)", ([row] for row in rows)) == len(
+            rows
+        )
+        stock = sqlite3.connect(":memory:")
+        stock.execute("CREATE TABLE items (value)")
+        stock.executemany("INSERT INTO items VALUES (?)", [(row,) for row in rows])
+        expected = [value for (value,) in stock.execute("SELECT value FROM items ORDER BY rowid")]
+        stock.close()
+        assert values(database) == expected
+
+    def test_what_has_no_form_in_sqlite_is_refused(self, database):
+        with pytest.raises(TypeError, match="list has no form in SQLite"):
+            database.execute("INSERT INTO items VALUES (?)", [[]])
+        with pytest.raises(OverflowError, match="2\\*\\*63"):
+            database.execute("INSERT INTO items VALUES (?)", [2**63])
+        with pytest.raises(ValueError, match="1 parameters and got 2"):
+            database.execute("INSERT INTO items VALUES (?)", [1, 2])
+        with pytest.raises(ValueError, match="pool_size"):
+            Database("x.db", pool_size=0)
+        with pytest.raises(ValueError, match="synchronous"):
+            Database("x.db", synchronous="off")
+
+    @pytest.mark.parametrize("sql", ["COMMIT", "/**/ rollback", "ATTACH 'x' AS y", "VACUUM"])
+    def test_statements_cannot_reach_into_those_of_other_threads(self, database, sql):
+        with pytest.raises(ValueError, match="threads share"):
+            database.execute(sql)
+        with pytest.raises(ValueError, match="threads share"):
+            database.query(sql)
+
+    def test_a_query_changes_nothing(self, database):
+        with pytest.raises(ValueError, match=r"use execute\(\)"):
+            database.query("INSERT INTO items VALUES (1) RETURNING value")
+        with pytest.raises(ValueError, match="one statement at a time"):
+            database.execute("DELETE FROM items; DELETE FROM items")
+        assert values(database) == []
+
+    def test_an_error_of_sqlite_names_the_file(self, database):
+        with pytest.raises(DatabaseError, match=r"data\.db.*no such table: absent"):
+            database.query("SELECT * FROM absent")
+
+    def test_rows_that_a_statement_returns_are_all_changed(self, database):
+        database.executemany("INSERT INTO items VALUES (?)", [[1], [2], [3]])
+        assert database.execute("UPDATE items SET value = value + 1 RETURNING value") == 3
+        assert values(database) == [2, 3, 4]
+
+
+class TestTransactions:
+    def test_all_or_nothing(self, database):
+        with database.transaction() as work:
+            work.execute("INSERT INTO items VALUES (1)")
+            work.executemany("INSERT INTO items VALUES (?)", [[2], [3]])
+            assert values(database) == []
+        assert values(database) == [1, 2, 3]
+        half = database.transaction()
+        half.execute("DELETE FROM items")
+        half.execute("INSERT INTO absent VALUES (1)")
+        with pytest.raises(DatabaseError, match="absent"), half:
+            pass
+        with contextlib.suppress(KeyError), database.transaction() as work:
+            work.execute("DELETE FROM items")
+            raise KeyError
+        assert values(database) == [1, 2, 3]
+
+    def test_a_failing_one_takes_nobody_with_it(self, database):
+        """Threads share commits; what fails is taken back alone."""
+        gate = threading.Barrier(8)
+        refused = []
+
+        def work(number):
+            gate.wait()
+            for turn in range(20):
+                try:
+                    with database.transaction() as both:
+                        both.execute("INSERT INTO items VALUES (?)", [number * 100 + turn])
+                        if number % 2:
+                            both.execute("INSERT INTO absent VALUES (1)")
+                except DatabaseError:
+                    refused.append(number)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(refused) == 80
+        assert sorted(values(database)) == [n * 100 + t for n in (0, 2, 4, 6) for t in range(20)]
+        counts = database.statistics()
+        assert counts["failures"] == 80
+        assert counts["commits"] <= counts["writes"] + counts["failures"]
+
+
+class TestMemories:
+    def test_the_newest_of_a_task_come_first(self, database):
+        database.save_memory("task", {"q": [1]}, "2026-01-01", 5)
+        database.save_memory("task", {}, datetime(2026, 1, 2, tzinfo=UTC), 9)
+        database.save_memory("task", {"worse": True}, "2026-01-02T00:00:00+00:00", 1.5)
+        database.save_memory("other", {}, "2027-01-01", 5)
+        assert database.load_memories("task", latest_n=2) == [
+            {
+                "task_description": "task",
+                "metadata": {"worse": True},
+                "datetime": "2026-01-02T00:00:00+00:00",
+                "score": 1.5,
+            },
+            {
+                "task_description": "task",
+                "metadata": {},
+                "datetime": "2026-01-02T00:00:00+00:00",
+                "score": 9.0,
+            },
+        ]
+        assert database.load_memories("task")[-1]["metadata"] == {"q": [1]}
+
+    def test_words_are_found_and_the_best_match_first(self, database):
+        database.save_memory("pay the invoice", {"place": "Berlin"}, "2026", 1)
+        database.save_memory("Berlin in Berlin", {}, "2026", 1)
+        found = database.search_memories('berlin "')
+        assert [memory["task_description"] for memory in found] == [
+            "Berlin in Berlin",
+            "pay the invoice",
+        ]
+        assert database.search_memories("nobody") == []
+        assert len(database.search_memories("berlin", limit=1)) == 1
+
+
+class TestSharing:
+    def test_coroutines_have_every_method(self, database):
+        async def work():
+            await database.aexecute("INSERT INTO items VALUES (1)")
+            await database.aexecutemany("INSERT INTO items VALUES (?)", [[2]])
+            async with database.transaction() as both:
+                both.execute("INSERT INTO items VALUES (3)")
+            await database.asave_memory("task", {}, "2026", 1)
+            found = (
+                await database.aquery("SELECT count(*) AS n FROM items"),
+                await database.aload_memories("task"),
+                await database.asearch_memories("task"),
+            )
+            await database.aclose()
+            return found
+
+        rows, loaded, searched = asyncio.run(work())
+        assert rows == [{"n": 3}]
+        assert loaded == searched
+        assert len(loaded) == 1
+
+    def test_processes_write_to_one_file(self, database, start):
+        children = [start(CHILD, database._file.path) for _ in range(2)]
+        for child in children:
+            child.stdin.write("go\n")
+        for child in children:
+            assert [child.stdout.readline() for _ in range(100)] == [f"{n}\n" for n in range(100)]
+            assert child.wait() == 0
+        assert sorted(values(database)) == sorted([*range(100), *range(100)])
+        assert database.check() == []
+
+    def test_a_forked_child_goes_on(self, database):
+        database.execute("INSERT INTO items VALUES (1)")
+        child = os.fork()
+        if child == 0:
+            database.execute("INSERT INTO items VALUES (2)")
+            os._exit(len(values(database)))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+        assert values(database) == [1, 2]
+
+    def test_files_of_others_are_refused(self, tmp_path):
+        other = tmp_path / "other.db"
+        with sqlite3.connect(other) as db:
+            db.execute("CREATE TABLE x (y)")
+        db.close()
+        with pytest.raises(DatabaseError, match="not a database of crewai-native"):
+            Database(other).query("SELECT 1")
+
+    def test_a_query_on_a_new_file_creates_it(self, tmp_path):
+        database = Database(tmp_path / "new.db")
+        assert database.query("SELECT 1 AS one, NULL AS none") == [{"one": 1, "none": None}]
+        assert repr(database) == f"Database({str(tmp_path / 'new.db')!r})"
+        assert "Database" in crewai_native_db.__all__
