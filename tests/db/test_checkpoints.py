@@ -348,6 +348,16 @@ class TestValuesWithoutJson:
         assert list(back.args_schema.model_fields) == ["text"]
         assert "cannot be imported" not in caplog.text
 
+    def test_guardrail_functions_are_reported(self, config, caplog):
+        def guard(output):
+            return True, output.raw
+
+        made = config()
+        crew = crew_of("one", checkpoint=made)
+        crew.tasks[0].guardrail = guard
+        crew.kickoff()
+        assert f"{__name__}.{guard.__qualname__}" in caplog.text
+
     def test_local_functions_are_reported_and_say_so_when_called(self, config, caplog):
         @tool("local")
         def local(text: str) -> str:

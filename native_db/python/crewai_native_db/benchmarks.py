@@ -113,6 +113,8 @@ def cases() -> Iterator[Case]:
         description="a kickoff of ten tasks with ten tool calls each that writes checkpoints",
         setup=_checkpoints(_checkpointed),
         parameters={"tasks": 10, "calls": 10},
+        # Serving changes CrewAI for a whole process.
+        isolated=frozenset({"native"}),
     )
     yield Case(
         name="checkpoint-bytes",
@@ -121,6 +123,8 @@ def cases() -> Iterator[Case]:
         description="bytes on disk for each checkpoint of such a kickoff (as µs)",
         setup=_checkpoints(_checkpoint_bytes),
         parameters={"tasks": 10, "calls": 10},
+        # Serving changes CrewAI for a whole process.
+        isolated=frozenset({"native"}),
         target=8.0,
     )
     yield Case(

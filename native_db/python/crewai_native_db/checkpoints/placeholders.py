@@ -40,6 +40,10 @@ class Placeholders:
         self.lost.add(name)
         return f"<{name}>"
 
+    def leave_out(self, value: Any) -> None:
+        """Note a value that CrewAI leaves out of a checkpoint, saying so in a warning at most."""
+        self.lost.add(_name(value))
+
     def mark_tool(self, tool: Any, dump: dict[str, Any]) -> dict[str, Any]:
         """Have a tool that has placeholders restored by :class:`RestoredTool`."""
         replaced = {

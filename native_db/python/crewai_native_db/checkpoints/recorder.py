@@ -224,6 +224,8 @@ class Recorder:
                 ref = self._ref(view, value, field, nested)
                 if ref is not None:
                     refs[field] = ref
+            if isinstance(value, Task):
+                self._leave_out_guardrails(value)
             if isinstance(value, BaseTool):
                 body = self._tool(view, value)
             else:
@@ -232,6 +234,14 @@ class Recorder:
         elif self._parts[number] is None:
             raise ValueError(f"a {view.__name__} refers to itself and cannot be a checkpoint")
         return number
+
+    def _leave_out_guardrails(self, task: Task) -> None:
+        found = (task.guardrail, task.guardrails)
+        for guardrail in (
+            x for one in found for x in (one if isinstance(one, list | tuple) else [one])
+        ):
+            if callable(guardrail):
+                self._placeholders.leave_out(guardrail)
 
     def _tool(self, view: type[BaseModel], tool: BaseTool) -> dict[str, Any]:
         """Dump a tool. What takes long is to describe its schemas, which are classes."""
