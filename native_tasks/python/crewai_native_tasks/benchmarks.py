@@ -12,4 +12,6 @@ if TYPE_CHECKING:
 
 def cases() -> Iterator[Case]:
     """Return the cases."""
-    yield from ()
+    from crewai_native_tasks import batch_benchmarks
+
+    yield from batch_benchmarks.cases()

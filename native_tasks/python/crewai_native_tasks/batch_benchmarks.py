@@ -1,0 +1,181 @@
+"""Cases for ``crewai-native bench tasks``: batches, and stopping them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from crewai_native.bench import Case, Elapsed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    Run = Callable[[], Any]
+
+_CREWS: Final = 100
+_CALLS: Final = 3
+_TASKS: Final = 2
+_LATENCY: Final = 0.5
+_MANY: Final = 1000
+_AT_A_TIME: Final = 200
+# What a batch may grow by, in bytes for each of its inputs: a crew that was kept takes many times that.
+_GROWTH: Final = 32_768
+
+
+def cases() -> Iterator[Case]:
+    """Return the cases."""
+    yield Case(
+        name="batch",
+        group="tasks",
+        slot="tasks.batch",
+        description="one crew over many inputs; stock is its fastest way, akickoff_for_each",
+        parameters={"crews": _CREWS, "tasks": _TASKS, "calls": _CALLS, "latency": _LATENCY},
+        setup=_batch,
+        isolated=frozenset({"native"}),
+        # 6 s, where stock takes 55.
+        target=9.0,
+        timeout=600.0,
+    )
+    yield Case(
+        name="batch-many",
+        group="tasks",
+        slot="tasks.batch",
+        description="an iterator of inputs, of which each is a crew with one call of a second",
+        parameters={"crews": _MANY, "concurrency": _AT_A_TIME},
+        sides=("native",),
+        setup=_many,
+        check=_flat,
+        limit=3.0 * _MANY / _AT_A_TIME,
+        timeout=600.0,
+    )
+    yield Case(
+        name="cancel",
+        group="tasks",
+        slot="tasks.control",
+        description="from the request to stop a batch until nothing of it runs",
+        parameters={"crews": 20},
+        sides=("native",),
+        setup=_cancel,
+        check=None,
+        limit=0.1,
+    )
+
+
+@contextlib.contextmanager
+def _bound(side: str, run: Run) -> Iterator[Run]:
+    import crewai_native
+
+    if side == "native":
+        crewai_native.activate(enabled=True)
+    try:
+        yield run
+    finally:
+        if side == "native":
+            crewai_native.deactivate()
+
+
+def _crew(calls: int, tasks: int, latency: float) -> Any:
+    import crewai
+    from crewai.tools import BaseTool
+
+    from crewai_native.testing import ScriptedLLM, ToolCall
+
+    class Look(BaseTool):
+        name: str = "look"
+        description: str = "Looks things up."
+
+        def _run(self, query: str) -> str:
+            return f"found {query}"
+
+    script: list[Any] = [ToolCall("look", {"query": str(n)}) for n in range(calls - 1)]
+    script.append(lambda turn: turn.prompt.partition("about ")[2].split()[0])
+    agent = crewai.Agent(
+        role="r",
+        goal="g",
+        backstory="b",
+        llm=ScriptedLLM(script, latency=latency),
+        tools=[Look()] if calls > 1 else [],
+    )
+    work = [
+        crewai.Task(description=f"task {n} about {{topic}} ", expected_output="e", agent=agent)
+        for n in range(tasks)
+    ]
+    return crewai.Crew(agents=[agent], tasks=work)
+
+
+def _batch(side: str) -> contextlib.AbstractContextManager[Run]:
+    inputs = [{"topic": f"t{n}"} for n in range(_CREWS)]
+
+    def run() -> list[str]:
+        crew = _crew(_CALLS, _TASKS, _LATENCY)
+        if side == "native":
+            from crewai_native_tasks import map_crew
+
+            outputs = map_crew(crew, inputs, concurrency=_CREWS).outputs
+        else:
+            outputs = asyncio.run(crew.akickoff_for_each(inputs))
+        return [output.raw for output in outputs]
+
+    return _bound(side, run)
+
+
+def _many(side: str) -> contextlib.AbstractContextManager[Run]:
+    from crewai_native_tasks import imap_crew
+
+    def run() -> Elapsed:
+        crew = _crew(1, 1, 1.0)
+        inputs = ({"topic": f"t{n}"} for n in range(_MANY))
+        began, filled, done = time.perf_counter(), 0, 0
+        for item in imap_crew(crew, inputs, concurrency=_AT_A_TIME):
+            done += item.output.raw == f"t{item.index}"
+            if done == 2 * _AT_A_TIME:
+                filled = _peak()
+        grown = (_peak() - filled) / (_MANY - 2 * _AT_A_TIME)
+        return Elapsed(time.perf_counter() - began, {"done": done, "bytes_per_input": grown})
+
+    return _bound(side, run)
+
+
+def _peak() -> int:
+    """Return the most memory that the process has had, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _flat(results: Mapping[str, Any]) -> str | None:
+    seen = results["native"]
+    if seen["done"] != _MANY:
+        return f"{seen['done']} of {_MANY} items have the output of their input"
+    if seen["bytes_per_input"] > _GROWTH:
+        return f"memory grows by {seen['bytes_per_input']:.0f} bytes for each input"
+    return None
+
+
+def _cancel(side: str) -> contextlib.AbstractContextManager[Run]:
+    from crewai_native_tasks import ItemState, imap_crew
+
+    def run() -> Elapsed:
+        crew = _crew(_CALLS, _TASKS, 0.01)
+        batch = imap_crew(crew, ({"topic": f"t{n}"} for n in range(_MANY)), concurrency=20)
+        for _ in range(3):
+            next(batch)
+        elapsed = 0.0
+
+        def cancel() -> None:
+            nonlocal elapsed
+            began = time.perf_counter()
+            batch.cancel()
+            elapsed = time.perf_counter() - began
+
+        canceller = threading.Thread(target=cancel)
+        canceller.start()
+        states = {item.state for item in batch}
+        canceller.join()
+        return Elapsed(elapsed, ItemState.CANCELLED in states)
+
+    return _bound(side, run)
