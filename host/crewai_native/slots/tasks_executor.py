@@ -7,6 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from crewai_native.slots._base import Slot, Target
+from crewai_native.slots.executor_repairs import REPAIRS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,6 +117,8 @@ class TasksExecutor(Slot):
         Target("crewai.flow.runtime:Flow.kickoff", wrapped=True),
         *(Target(f"crewai.flow.runtime:Flow.{name}", wrapped=True) for name in STOOD_IN_FOR),
     )
+
+    repairs: ClassVar = REPAIRS
 
     def bind(self, binding: Binding, provider: Provider) -> None:
         """Put the provider in the place of the flow runtime's kickoff."""

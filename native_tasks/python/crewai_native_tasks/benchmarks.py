@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 def cases() -> Iterator[Case]:
     """Return the cases."""
-    from crewai_native_tasks import batch_benchmarks
+    from crewai_native_tasks import batch_benchmarks, executor_benchmarks
 
     yield from batch_benchmarks.cases()
+    yield from executor_benchmarks.cases()

@@ -35,6 +35,7 @@ def crewai_native_features() -> dict[str, set[str]]:
     return {
         "tasks.batch": {"adaptive", "resumable"},
         "tasks.control": {"bounded", "cancellable", "rate-limited"},
+        "tasks.executor": {"frugal"},
         "tasks.graph": {"exact", "trailing-async"},
     }
 

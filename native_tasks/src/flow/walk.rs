@@ -512,3 +512,235 @@ fn met<W: World>(
     }
     Ok(met)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashMap, HashSet};
+    use std::convert::Infallible;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::flow::{Condition, Method};
+
+    /// Remembers in plain sets.
+    #[derive(Default)]
+    struct Plain {
+        counts: HashMap<usize, usize>,
+        completed: HashSet<usize>,
+        fired: HashSet<usize>,
+        seen: HashMap<Key, HashSet<String>>,
+        feedback: Option<String>,
+    }
+
+    impl World for Plain {
+        type Value = String;
+        type Error = Infallible;
+
+        fn count(&mut self, method: usize) -> Result<(), Infallible> {
+            *self.counts.entry(method).or_default() += 1;
+            Ok(())
+        }
+        fn reopen(&mut self, method: usize) -> Result<bool, Infallible> {
+            Ok(self.completed.remove(&method))
+        }
+        fn fired(&mut self, listener: usize) -> Result<bool, Infallible> {
+            Ok(self.fired.contains(&listener))
+        }
+        fn set_fired(&mut self, listener: usize, fired: bool) -> Result<(), Infallible> {
+            if fired {
+                self.fired.insert(listener);
+            } else {
+                self.fired.remove(&listener);
+            }
+            Ok(())
+        }
+        fn arm_all(&mut self) -> Result<(), Infallible> {
+            self.fired.clear();
+            Ok(())
+        }
+        fn see(&mut self, key: Key, event: &str) -> Result<(), Infallible> {
+            self.seen.entry(key).or_default().insert(event.to_owned());
+            Ok(())
+        }
+        fn seen(&mut self, key: Key, event: &str) -> Result<bool, Infallible> {
+            Ok(self.seen.get(&key).is_some_and(|seen| seen.contains(event)))
+        }
+        fn forget(&mut self, key: Key) -> Result<(), Infallible> {
+            self.seen.remove(&key);
+            Ok(())
+        }
+        fn signal(&mut self, result: &String) -> Result<Option<(String, String)>, Infallible> {
+            Ok((!self.is_none(result)).then(|| (result.clone(), result.clone())))
+        }
+        fn is_none(&self, result: &String) -> bool {
+            result == "none"
+        }
+        fn feedback(&mut self) -> Result<Option<String>, Infallible> {
+            Ok(self.feedback.clone())
+        }
+    }
+
+    fn event(name: &str) -> Condition {
+        Condition::Event(name.to_owned())
+    }
+
+    fn listener(name: &str, listen: Condition) -> Method {
+        Method {
+            name: name.to_owned(),
+            router: false,
+            start: Start::Never,
+            listen: Some(listen),
+        }
+    }
+
+    fn router(name: &str, listen: Condition) -> Method {
+        Method {
+            router: true,
+            ..listener(name, listen)
+        }
+    }
+
+    fn start(name: &str) -> Method {
+        Method {
+            name: name.to_owned(),
+            router: false,
+            start: Start::Always,
+            listen: None,
+        }
+    }
+
+    /// Goes through a flow; `answer` says what a method returns the n-th time. Gives the methods
+    /// with their inputs and depths, a group as its names.
+    fn go(methods: Vec<Method>, answer: impl Fn(&str, usize) -> String) -> Vec<String> {
+        let graph = Arc::new(Graph::new(methods));
+        let mut walk = Walk::new(Arc::clone(&graph), 0);
+        let (mut world, mut went) = (Plain::default(), Vec::new());
+        let mut times: HashMap<usize, usize> = HashMap::new();
+        loop {
+            let Ok(step) = walk.next(&mut world);
+            match step {
+                Step::Done => return went,
+                Step::Group { methods, .. } => {
+                    let names = methods.iter().map(|&at| graph.methods()[at].name.as_str());
+                    went.push(names.collect::<Vec<_>>().join("|"));
+                }
+                Step::Run {
+                    method,
+                    input,
+                    depth,
+                    ..
+                } => {
+                    let name = &graph.methods()[method].name;
+                    went.push(format!("{name}({}){depth}", input.unwrap_or_default()));
+                    let time = times.entry(method).or_default();
+                    *time += 1;
+                    world.completed.insert(method);
+                    walk.ran(answer(name, *time), None);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn listeners_get_what_triggered_them_one_context_deeper() {
+        let methods = vec![
+            start("a"),
+            listener("b", event("a")),
+            listener("c", event("b")),
+        ];
+        assert_eq!(
+            go(methods, |name, _| name.to_uppercase()),
+            ["a()0", "b(A)1", "c(B)2"]
+        );
+    }
+
+    #[test]
+    fn routers_go_before_listeners_and_their_answers_after() {
+        let methods = vec![
+            start("a"),
+            listener("late", event("a")),
+            router("r", event("a")),
+            listener("yes", event("go")),
+        ];
+        let answer = |name: &str, _| {
+            if name == "r" {
+                "go".into()
+            } else {
+                "x".to_owned()
+            }
+        };
+        assert_eq!(
+            go(methods, answer),
+            ["a()0", "r(x)0", "late(x)1", "yes(go)1"]
+        );
+    }
+
+    #[test]
+    fn a_join_waits_for_all_and_alternatives_count_once() {
+        let methods = vec![
+            start("a"),
+            listener("b", event("a")),
+            listener("both", Condition::All(vec![event("a"), event("b")])),
+            listener("any", Condition::Any(vec![event("a"), event("b")])),
+        ];
+        // `any` is triggered by `a`, beside `b`; not again by `b`, which a group would run.
+        assert_eq!(go(methods, |_, _| "x".to_owned()), ["a()0", "b|any"]);
+        let joined = vec![
+            start("a"),
+            listener("b", event("a")),
+            listener("both", Condition::All(vec![event("a"), event("b")])),
+        ];
+        assert_eq!(
+            go(joined, |_, _| "x".to_owned()),
+            ["a()0", "b(x)1", "both(x)2"]
+        );
+    }
+
+    #[test]
+    fn a_loop_of_routers_uses_no_deeper_context() {
+        let again = Condition::Any(vec![event("a"), event("again")]);
+        let methods = vec![
+            start("a"),
+            router("turn", again),
+            listener("end", event("done")),
+        ];
+        let answer = |name: &str, time: usize| match (name, time) {
+            ("turn", 1..4) => "again".to_owned(),
+            ("turn", _) => "done".to_owned(),
+            _ => "x".to_owned(),
+        };
+        assert_eq!(
+            go(methods, answer),
+            [
+                "a()0",
+                "turn(x)0",
+                "turn(x)0",
+                "turn(x)0",
+                "turn(x)0",
+                "end(done)1"
+            ]
+        );
+    }
+
+    #[test]
+    fn none_is_no_answer() {
+        let methods = vec![
+            start("a"),
+            router("r", event("a")),
+            listener("n", event("none")),
+        ];
+        assert_eq!(go(methods, |_, _| "none".to_owned()), ["a()0", "r(none)0"]);
+    }
+
+    #[test]
+    fn conditions_without_events_are_always_met_and_empty_alternatives_never() {
+        let methods = vec![
+            start("a"),
+            router("always", Condition::All(Vec::new())),
+            listener("never", Condition::Any(Vec::new())),
+        ];
+        let graph = Graph::new(methods);
+        assert_eq!(graph.waiting("whatever").routers, [1]);
+        assert!(graph.waiting("a").listeners.is_empty());
+    }
+}

@@ -1,0 +1,178 @@
+"""What CrewAI does over and over around the runs of agents, without anything coming of it.
+
+Each of these is left out only where it can be seen to come to nothing. "Frugal" is what a driver of
+flows calls itself that wants them left out.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextvars
+import functools
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+from crewai_native.slots._base import Repair, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crewai_native._bind import Binding
+    from crewai_native._watch import Watch
+    from crewai_native.slots._base import Provider
+
+_FRUGAL: Final = "frugal"
+_FILE_STORE: Final = "crewai.utilities.file_store"
+# Each of them looks up, writes or clears by a coroutine on an event loop of its own.
+_FILE_FUNCTIONS: Final = (
+    "store_files",
+    "get_files",
+    "clear_files",
+    "store_task_files",
+    "get_task_files",
+    "clear_task_files",
+    "get_all_files",
+)
+
+
+def _no_loop_without_files(binding: Binding, _provider: Provider) -> None:
+    from crewai.utilities import file_store
+
+    for name in _FILE_FUNCTIONS:
+        stock = getattr(file_store, name)
+        binding.replace_function(stock, _only_with_a_store(binding.watch, file_store, stock))
+
+
+def _only_with_a_store(watch: Watch, file_store: Any, stock: Callable[..., Any]) -> Any:
+    @functools.wraps(stock)
+    def files(*args: Any, **kwargs: Any) -> Any:
+        if watch.serving and file_store._file_store is None:  # noqa: SLF001 - CrewAI's own switch
+            return None
+        return stock(*args, **kwargs)
+
+    return files
+
+
+def _one_class_of_states(binding: Binding, _provider: Provider) -> None:
+    from crewai.flow.runtime import Flow, FlowState
+    from pydantic import BaseModel
+
+    classes: dict[type, type] = {}
+
+    def make(stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def create_initial_state(flow: Any) -> Any:
+            declared = getattr(flow, "_initial_state_t", None)
+            if (
+                not type(flow).is_crewai_internal
+                or flow.initial_state is not None
+                or not isinstance(declared, type)
+                or not issubclass(declared, BaseModel)
+                or issubclass(declared, FlowState)
+            ):
+                return stock(flow)
+            if declared not in classes:
+                state = stock(flow)
+                if type(state).__bases__ == (FlowState, declared):
+                    classes[declared] = type(state)
+                return state
+            extended = flow._create_default_extension_state()  # noqa: SLF001 - as CrewAI does
+            if extended is not None:
+                return extended
+            state = classes[declared]()
+            if not getattr(state, "id", None):
+                object.__setattr__(state, "id", str(uuid4()))
+            return state
+
+        return create_initial_state
+
+    binding.stand_in(Flow, "_create_initial_state", make)
+
+
+# Their handlers for these events touch memory and the console alone; and those for traces return at
+# once within a kickoff, which traces itself.
+_OWN_HANDLERS: Final = frozenset(
+    {
+        "crewai.events.event_listener",
+        "crewai.events.listeners.tracing.trace_listener",
+        "crewai.flow.runtime",
+    }
+)
+
+
+def _own_handlers_at_once(binding: Binding, _provider: Provider) -> None:
+    from crewai.events.event_bus import CrewAIEventsBus
+    from crewai.events.types.llm_events import LLMCallCompletedEvent, LLMCallStartedEvent
+    from crewai.events.types.tool_usage_events import ToolUsageFinishedEvent, ToolUsageStartedEvent
+    from crewai.execution import get_execution_uuid
+
+    kinds = frozenset(
+        {LLMCallStartedEvent, LLMCallCompletedEvent, ToolUsageStartedEvent, ToolUsageFinishedEvent}
+    )
+
+    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
+        def emit(bus: Any, source: Any, event: Any) -> Any:
+            kind = type(event)
+            if (
+                kind not in kinds
+                or not (handlers := bus._sync_handlers.get(kind))  # noqa: SLF001 - as its own emit
+                or kind in bus._async_handlers  # noqa: SLF001
+                or kind in bus._handler_dependencies  # noqa: SLF001
+                or bus._shutting_down  # noqa: SLF001
+                or get_execution_uuid() is None
+                or not all(handler.__module__ in _OWN_HANDLERS for handler in handlers)
+            ):
+                return stock(bus, source, event)
+            bus._prepare_event(source, event)  # noqa: SLF001
+            contextvars.copy_context().run(
+                bus._call_handlers,  # noqa: SLF001
+                source,
+                event,
+                handlers,
+                bus._runtime_state,  # noqa: SLF001
+            )
+            called: concurrent.futures.Future[None] = concurrent.futures.Future()
+            called.set_result(None)
+            return called
+
+        return emit
+
+    binding.stand_in(CrewAIEventsBus, "emit", make)
+
+
+_BUS: Final = "crewai.events.event_bus:CrewAIEventsBus"
+_TRACES: Final = "crewai.events.listeners.tracing.trace_listener:TraceCollectionListener"
+
+REPAIRS: Final = (
+    Repair(
+        name="no-loop-without-files",
+        summary="each look-up of files starts an event loop, also where there is no store of files",
+        targets=tuple(
+            Target(f"{_FILE_STORE}:{name}", wrapped=True)
+            for name in (*_FILE_FUNCTIONS, "_run_sync", "aget_all_files")
+        ),
+        feature=_FRUGAL,
+        bind=_no_loop_without_files,
+    ),
+    Repair(
+        name="one-class-of-states",
+        summary="each agent and each access to memory builds a pydantic class for its state",
+        targets=(Target("crewai.flow.runtime:Flow._create_initial_state", wrapped=True),),
+        feature=_FRUGAL,
+        bind=_one_class_of_states,
+    ),
+    Repair(
+        name="own-handlers-at-once",
+        summary="CrewAI's own handlers of model and tool calls, which take microseconds, go through "
+        "another thread for each event",
+        targets=(
+            Target(f"{_BUS}.emit", wrapped=True),
+            Target(f"{_BUS}._prepare_event", wrapped=True),
+            Target(f"{_BUS}._call_handlers", wrapped=True),
+            Target(f"{_TRACES}._on", wrapped=True),
+            Target("crewai.events.event_listener:EventListener.setup_listeners", wrapped=True),
+            Target("crewai.flow.runtime:Flow._attach_usage_aggregation_listener", wrapped=True),
+        ),
+        feature=_FRUGAL,
+        bind=_own_handlers_at_once,
+    ),
+)
