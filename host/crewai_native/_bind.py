@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 import threading
+import types
 from typing import TYPE_CHECKING, Any, Final
 
 import _crewai_native_hook
@@ -153,6 +154,40 @@ class Binding:
         self.on_undo(restore)
         for module, name in _names_of(function, package):
             self.replace(module, name, value)
+
+    def replace_body(self, function: Any, value: Any) -> Any:
+        """Have a function run another's code, and return a function that runs its own.
+
+        For functions that compiled code has taken hold of, as pydantic's validators have: no
+        attribute of a class or module reaches those references.
+
+        Args:
+            function: The function, written in Python and without a closure.
+            value: A function of the same parameters, likewise. It sees ``function``'s globals,
+                not its own.
+        """
+        with _lock:
+            body, other = function.__code__, value.__code__
+            original = types.FunctionType(
+                body, function.__globals__, function.__name__, function.__defaults__
+            )
+            # Whoever looks for the source of what is here finds CrewAI's.
+            function.__wrapped__ = original
+            function.__code__ = other
+
+            def restore() -> None:
+                if function.__code__ is other:
+                    function.__code__ = body
+                    del function.__wrapped__
+                else:
+                    _logger.warning(
+                        "the body of %s was replaced by other code after crewai-native had set it; "
+                        "left as it is",
+                        function.__qualname__,
+                    )
+
+            self.on_undo(restore)
+            return original
 
     def meter_methods(self, cls: type, names: Iterable[str]) -> None:
         """Count and time methods of a provider's class while the slot is bound; once per class.

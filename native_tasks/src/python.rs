@@ -19,7 +19,7 @@ mod _native {
     #[pymodule_export]
     use super::flow::{FlowGraph, FlowWalk};
     #[pymodule_export]
-    use super::graph::Schedule;
+    use super::graph::{Schedule, cycle};
     #[pymodule_export]
     use super::limits::Limiter;
 

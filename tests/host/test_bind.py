@@ -178,6 +178,33 @@ def test_a_function_is_replaced_under_every_name_and_given_back(binding, package
     assert later.copied is package.function
 
 
+def test_a_body_is_replaced_behind_references_and_given_back(binding):
+    def function(value=1):
+        return value
+
+    def other(value=1):
+        return value + 10
+
+    held, body = function, function.__code__
+    original = binding.replace_body(function, other)
+    assert (held(), held(2), original(), original(2)) == (11, 12, 1, 2)
+    assert inspect.unwrap(function) is original
+    binding.undo()
+    assert function.__code__ is body
+    assert not hasattr(function, "__wrapped__")
+
+
+def test_a_body_that_was_replaced_again_is_left_alone(binding, caplog):
+    def function():
+        return "stock"
+
+    binding.replace_body(function, lambda: "ours")
+    function.__code__ = (lambda: "theirs").__code__
+    binding.undo()
+    assert function() == "theirs"
+    assert "function was replaced by other code" in caplog.text
+
+
 class TestMetering:
     def test_every_call_of_a_class_counts_once(self, binding):
         class Provider(Target):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
-from crewai_native.slots._base import Slot, Target
+from crewai_native.slots._base import Repair, Slot, Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from crewai_native.slots._base import Provider
 
 PROTOCOL: Final = ("execute", "aexecute")
+TRAILING_ASYNC: Final = "trailing-async"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +54,48 @@ class TaskScheduler(Protocol):
     async def aexecute(self, run: TaskRun) -> Any:
         """Do the same for ``akickoff``."""
 
+    def allows(self, crew: Any) -> bool:
+        """Return whether a crew may end with several asynchronous tasks, which CrewAI forbids.
+
+        Asked while the crew is made, of providers with the feature ``trailing-async``. A crew that
+        was allowed stays so, since CrewAI validates it over again while it runs.
+        """
+
+
+def _bind_trailing_async(binding: Binding, _provider: Provider) -> None:
+    from crewai.crew import Crew
+
+    validate = Crew.validate_end_with_at_most_one_async_task
+    _ending.stock = binding.replace_body(validate, _validate_ending)
+
+
+def _validate_ending(self: Any) -> Any:
+    # Runs in place of CrewAI's validator, with the globals of its module.
+    from crewai_native.slots import tasks_graph  # noqa: PLW0406 - those are not this module's
+
+    return tasks_graph.check_ending(self)
+
+
+class _Ending:
+    """Who decides how a crew may end, and which crews were allowed to."""
+
+    def __init__(self) -> None:
+        self.scheduler: Any = None
+        self.stock: Any = None
+        self.allowed: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+_ending: Final = _Ending()
+
+
+def check_ending(crew: Any) -> Any:
+    """Return the crew if it may end as it does; else what CrewAI's validator says."""
+    if crew not in _ending.allowed:
+        if not _ending.scheduler.allows(crew):
+            return _ending.stock(crew)
+        _ending.allowed.add(crew)
+    return crew
+
 
 class TasksGraph(Slot):
     """Serves the loop over a crew's tasks, of sequential and hierarchical crews alike."""
@@ -63,12 +107,22 @@ class TasksGraph(Slot):
         Target("crewai.crew:Crew._execute_tasks", wrapped=True),
         Target("crewai.crew:Crew._aexecute_tasks", wrapped=True),
     )
+    repairs: ClassVar = (
+        Repair(
+            TRAILING_ASYNC,
+            "a crew may not end with several asynchronous tasks",
+            (Target("crewai.crew:Crew.validate_end_with_at_most_one_async_task", wrapped=True),),
+            TRAILING_ASYNC,
+            _bind_trailing_async,
+        ),
+    )
 
     def bind(self, binding: Binding, provider: Provider) -> None:
         """Put the provider in the place of CrewAI's loops."""
         from crewai.crew import Crew
 
         scheduler = provider.require(provider.call(), PROTOCOL, "a TaskScheduler")
+        _ending.scheduler = scheduler
         execute = binding.watch.meter(scheduler.execute)
         aexecute = binding.watch.meter(scheduler.aexecute)
 

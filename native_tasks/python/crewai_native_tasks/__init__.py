@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from crewai_native_tasks.control import CancelScope, LeftBehind, RunHandle, cancel_scope, start
     from crewai_native_tasks.graph import parallel
     from crewai_native_tasks.journal import JournalError
+    from crewai_native_tasks.plan import Plan, PlanError, PlanTask
+    from crewai_native_tasks.plan_run import PlanRun
+    from crewai_native_tasks.plan_yaml import Problem
 
 __all__ = [
     "AsyncBatchRun",
@@ -27,6 +30,11 @@ __all__ = [
     "ItemState",
     "JournalError",
     "LeftBehind",
+    "Plan",
+    "PlanError",
+    "PlanRun",
+    "PlanTask",
+    "Problem",
     "RunHandle",
     "__build_info__",
     "aimap_crew",
@@ -47,6 +55,11 @@ _HOMES: Final = {
     "ItemState": "crewai_native.slots.tasks_batch",
     "JournalError": "crewai_native_tasks.journal",
     "LeftBehind": "crewai_native_tasks.control",
+    "Plan": "crewai_native_tasks.plan",
+    "PlanError": "crewai_native_tasks.plan",
+    "PlanRun": "crewai_native_tasks.plan_run",
+    "PlanTask": "crewai_native_tasks.plan",
+    "Problem": "crewai_native_tasks.plan_yaml",
     "RunHandle": "crewai_native_tasks.control",
     "aimap_crew": "crewai_native_tasks.batch",
     "amap_crew": "crewai_native_tasks.batch",

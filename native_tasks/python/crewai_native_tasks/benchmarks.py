@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 def cases() -> Iterator[Case]:
     """Return the cases."""
-    from crewai_native_tasks import batch_benchmarks, executor_benchmarks
+    from crewai_native_tasks import batch_benchmarks, executor_benchmarks, graph_benchmarks
 
     yield from batch_benchmarks.cases()
     yield from executor_benchmarks.cases()
+    yield from graph_benchmarks.cases()

@@ -469,6 +469,7 @@ async def _work(scope: Scope, job: _Job) -> Any:
 async def _on_loop(passage: _Passage) -> Any:
     running: dict[asyncio.Task[Any], int] = {}
     interrupted: BaseException | None = None
+    stopping = False
     while True:
         while (job := passage.next()) is not None:
             running[asyncio.create_task(_work(passage.scope, job))] = job.number
@@ -485,7 +486,8 @@ async def _on_loop(passage: _Passage) -> Any:
             number = running.pop(work)
             failure = asyncio.CancelledError() if work.cancelled() else work.exception()
             passage.ended(number, None if failure else work.result(), failure)
-        if interrupted is not None or passage.failed:
+        if (interrupted is not None or passage.failed) and not stopping:
+            stopping = True  # once: what they do on their way out is not to be interrupted
             for work in running:
                 work.cancel()
     if interrupted is not None:

@@ -11,6 +11,8 @@ from crewai_native_tasks import options as _options
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    import typer
+
     from crewai_native.bench import Case
     from crewai_native_tasks.batch import LocalEngine
     from crewai_native_tasks.control import NativeControl
@@ -70,6 +72,14 @@ def crewai_native_tasks_executor() -> FlowExecutor:
     from crewai_native_tasks.executor import FlowExecutor
 
     return FlowExecutor(flows=_in_force.flows)
+
+
+@hookimpl
+def crewai_native_cli(app: typer.Typer) -> None:
+    """Adds ``crewai-native plan``."""
+    from crewai_native_tasks import plan_cli
+
+    app.add_typer(plan_cli.app, name="plan")
 
 
 @hookimpl

@@ -152,6 +152,18 @@ impl Schedule {
     }
 }
 
+/// Nodes that wait for each other, each for the next and the last for the first; None if none do.
+///
+/// Raises `ValueError` for a node that is not there.
+#[pyfunction]
+pub(super) fn cycle(py: Python<'_>, dependencies: Vec<Vec<usize>>) -> PyResult<Option<Vec<usize>>> {
+    detached(py, || match Graph::new(&dependencies) {
+        Ok(_) => Ok(None),
+        Err(GraphError::Cycle(nodes)) => Ok(Some(nodes)),
+        Err(error) => Err(error).classified(),
+    })
+}
+
 impl Schedule {
     fn lock(&self) -> MutexGuard<'_, Workers> {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner)
