@@ -554,7 +554,7 @@ def test_a_program_may_end_while_a_graph_runs(run):
             over.wait()  # until the program ends
             return "too late"
 
-        threading.Thread(target=crew_of([hang], [hang]).kickoff, daemon=True).start()
+        threading.Thread(target=crew_of([hang], [hang]).kickoff).start()
         go.wait()
         answer("the end")
     """

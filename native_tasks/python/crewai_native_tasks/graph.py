@@ -420,13 +420,14 @@ class _Threads:
                 self._wait_a_little()
 
     def _start(self, job: _Job) -> None:
-        # Daemons, as the threads of CrewAI's asynchronous tasks: a program that wants to end is not
-        # held up by a language model.
+        # No daemons: a thread that is in the middle of an extension module when the interpreter is
+        # torn down can abort the process. So the end of a program waits for what runs, and a run
+        # that was interrupted stops at its next point.
         thread = threading.Thread(
             target=contextvars.copy_context().run,
             args=(self._work, job),
             name=f"crewai-native task {job.number}",
-            daemon=True,
+            daemon=False,
         )
         try:
             thread.start()
