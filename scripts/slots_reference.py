@@ -29,7 +29,7 @@ _HEAD: Final = """\
 <!-- Written by scripts/slots_reference.py from the code. Change the code, then run it. -->
 
 A slot is one place in CrewAI that can be served by an accelerator. A plug-in names the slots that
-it serves in its entry points and implements each one's hook; [Writing a plug-in](writing-a-plugin.md)
+it serves in its entry points and implements each one's hook; [Publish an accelerator](publish-an-accelerator.md)
 shows how. *Official* targets are CrewAI's own extension points: there name and parameters must be
 as they were. *Wrapped* targets are methods that the slot stands in for: there the code itself must
 be one that the tests have run against, else the slot stays stock and says `target-changed`.
@@ -53,7 +53,10 @@ def _slot(name: str) -> Iterator[str]:
     yield f"{_prose(type(slot).__doc__)}\n"
     yield f"- **Bound by**: {slot.how}"
     yield f"- **Keeps data**: {'yes, so it never falls back to stock once it has written' if slot.keeps_data else 'no'}"
-    yield f"- **Providers at a time**: {'several, chosen by name' if slot.shared else 'one'}\n"
+    yield f"- **Providers at a time**: {'several, chosen by name' if slot.shared else 'one'}"
+    if methods := _foreign_methods(module):
+        yield f"- **Methods**: {methods}"
+    yield ""
     yield f"```python\n{_signature(slot.hook, hook)}\n```\n"
     yield f"{_prose(hook.__doc__)}\n"
     yield "| target | kind |\n|---|---|"
@@ -67,6 +70,14 @@ def _slot(name: str) -> Iterator[str]:
         yield ""
     for cls in _described(module):
         yield from _class(cls)
+
+
+def _foreign_methods(module: Any) -> str:
+    """Name the methods of a protocol that is CrewAI's own class, and so not described below."""
+    protocol = getattr(module, "PROTOCOL", ())
+    if any(getattr(cls, "_is_protocol", False) for cls in _described(module)):
+        return ""
+    return ", ".join(f"`{name}`" for name in protocol)
 
 
 def _described(module: Any) -> Iterator[type]:

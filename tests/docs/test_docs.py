@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 EXAMPLES = sorted(ROOT.glob("examples/*.py"))
 # The plug-in's module is tried out as a plug-in, and signatures are no programs.
-NOT_RUN = {"writing-a-plugin.md", "slots.md"}
+NOT_RUN = {"publish-an-accelerator.md", "slots.md"}
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -75,7 +75,7 @@ def test_examples_and_blocks_run(environment, tmp_path):
 
 
 def test_the_documented_plugin_is_bound(environment, tmp_path):
-    page = ROOT / "docs/writing-a-plugin.md"
+    page = ROOT / "docs/publish-an-accelerator.md"
     source, installed = tmp_path / "source", tmp_path / "installed"
     source.mkdir()
     (project,) = blocks(page, "toml")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path  # noqa: TC003 - typer evaluates the annotations
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -254,3 +254,37 @@ def run(
             metrics=metrics,
         ),
     )
+
+
+@app.command("new-plugin")
+def new_plugin(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The distribution's, such as acme-tool-cache.")
+    ],
+    *,
+    slot: Annotated[str, typer.Option(metavar="SLOT", help="What it serves, such as tools.cache.")],
+    kind: Annotated[
+        str, typer.Option(metavar="rust|python", help="What it is written in.")
+    ] = "python",
+    into: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to; by default ./NAME.")
+    ] = None,
+    author: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Who holds the copyright.")
+    ] = None,
+    sdk_path: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Build with the crate crewai-native-sdk that is here."),
+    ] = None,
+) -> None:
+    """Begin an accelerator: a project that builds, is bound, and keeps its slot's contract."""
+    from crewai_native import new_plugin as _new_plugin
+
+    given = {"name": name, "slot": slot, "kind": kind}
+    if author is not None:
+        given["author"] = author
+    if sdk_path is not None:
+        given["sdk_path"] = str(sdk_path.resolve())
+    folder = into or Path(name)
+    _new_plugin.render(_new_plugin.template(), folder, given)
+    typer.echo(f"{folder}: README.md says what is where, `pytest` whether it keeps its contract")
