@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from crewai_native.testing.contract._trials import Import, Trial
+    from crewai_native.testing.contract._trials import Import, Trial, Trials
 
 pytest.register_assert_rewrite("crewai_native.testing.contract")
 
@@ -108,7 +108,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _chosen(config: pytest.Config) -> list[str]:
     from crewai_native._settings import normalise
 
-    return [normalise(name) for name in config.getoption("--provider") or ()]
+    # Each once: a project may name itself in its settings, and be named on the command line.
+    return list(dict.fromkeys(normalise(name) for name in config.getoption("--provider") or ()))
 
 
 def _served() -> dict[str, set[str]]:
@@ -150,30 +151,32 @@ def provider(
 
 
 @pytest.fixture(scope="session")
-def _trials(request: pytest.FixtureRequest) -> dict[tuple[str, str], Trial]:
-    """What became of each provider that this session tests, and of stock: tried all at once."""
-    from crewai_native.testing.contract import _trials
+def _trials(request: pytest.FixtureRequest) -> Iterator[Trials]:
+    """What becomes of each provider that this session tests, and of stock, in the background."""
+    from crewai_native.testing.contract._trials import Trials
 
-    tested = {
-        (str(item.cls.slot), str(item.callspec.params["provider"]))
-        for item in request.session.items
-        if isinstance(item, pytest.Function) and "trial" in item.fixturenames
-    }
-    return _trials.run(sorted(tested | {(slot, "stock") for slot, _ in tested}))
+    # In the order of the tests, each slot's stock first: a dictionary, for its order.
+    wanted: dict[tuple[str, str], None] = {}
+    for item in request.session.items:
+        if isinstance(item, pytest.Function) and "trial" in item.fixturenames:
+            slot = str(item.cls.slot)
+            wanted[slot, "stock"] = None
+            wanted[slot, str(item.callspec.params["provider"])] = None
+    trials = Trials(wanted)
+    yield trials
+    trials.close()
 
 
 @pytest.fixture
-def trial(request: pytest.FixtureRequest, provider: str) -> Trial:
+def trial(provider: str, request: pytest.FixtureRequest, _trials: Trials) -> Trial:
     """What became of the provider in a process of its own."""
-    found: Trial = request.getfixturevalue("_trials")[request.cls.slot, provider]
-    return found
+    return _trials[request.cls.slot, provider]
 
 
 @pytest.fixture
-def stock_trial(request: pytest.FixtureRequest) -> Trial:
+def stock_trial(request: pytest.FixtureRequest, _trials: Trials) -> Trial:
     """What became of stock."""
-    found: Trial = request.getfixturevalue("_trials")[request.cls.slot, "stock"]
-    return found
+    return _trials[request.cls.slot, "stock"]
 
 
 @pytest.fixture

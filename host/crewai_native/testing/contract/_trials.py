@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from crewai_native.testing.contract.rules import SlotContract
 
 THREADS: Final = 4
-LIMIT: Final = 120.0
-"""Seconds after which a trial hangs; one takes a second or two."""
-CHILD_LIMIT: Final = 30.0
+LIMIT: Final = 600.0
+"""Seconds after which a trial hangs; one takes some seconds, on a busy machine many more."""
+CHILD_LIMIT: Final = 120.0
 """Seconds after which a forked child hangs."""
 
 Pair = tuple[str, str]
@@ -74,24 +74,66 @@ class Trial:
     stderr: str = ""
 
 
-def run(pairs: Iterable[Pair]) -> dict[Pair, Trial]:
-    """Try providers, one after the other."""
-    pairs = list(pairs)
-    with tempfile.TemporaryDirectory(prefix="crewai-native-trials-") as folder:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("CREWAI_NATIVE")}
-        # Crews of this process run stock until a trial binds something.
-        environment |= {**OFFLINE, "CREWAI_NATIVE": "0", "CREWAI_NATIVE_CACHE_DIR": folder}
-        done = subprocess.run(  # noqa: S603 - this module
-            [sys.executable, "-m", __name__, folder, json.dumps(pairs)],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
+class Trials:
+    """The trials of some providers, which go on in the background. Closed after use.
+
+    Args:
+        pairs: Slots and providers, in the order in which they are tried and will be asked for.
+    """
+
+    def __init__(self, pairs: Iterable[Pair]) -> None:
+        self._numbers = {pair: number for number, pair in enumerate(pairs)}
+        self._ended = -1
+        self._place = tempfile.TemporaryDirectory(
+            prefix="crewai-native-trials-", ignore_cleanup_errors=True
         )
-        if done.returncode:
-            raise RuntimeError(f"the trials ended with {done.returncode}: {done.stderr}")
-        return {pair: _read(Path(folder), number) for number, pair in enumerate(pairs)}
+        self._folder = Path(self._place.name)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("CREWAI_NATIVE")}
+        # Crews of that process run stock until a trial binds something.
+        environment |= {
+            **OFFLINE,
+            "CREWAI_NATIVE": "0",
+            "CREWAI_NATIVE_CACHE_DIR": str(self._folder),
+        }
+        with (self._folder / "stderr").open("wb") as stderr:
+            self._program = subprocess.Popen(  # noqa: S603 - this module
+                [
+                    sys.executable,
+                    "-m",
+                    __name__,
+                    str(self._folder),
+                    json.dumps(list(self._numbers)),
+                ],
+                cwd=self._folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+            )
+
+    def __getitem__(self, pair: Pair) -> Trial:
+        """Return what became of a provider, waiting for it.
+
+        Raises:
+            RuntimeError: The program that tries them ended before.
+        """
+        number = self._numbers[pair]
+        stdout = self._program.stdout
+        while self._ended < number:
+            line = stdout.readline() if stdout is not None else b""
+            if not line:
+                stderr = (self._folder / "stderr").read_text(errors="replace")
+                ending = _children.ending(self._program.wait())
+                raise RuntimeError(f"the trials ended early, with {ending}: {stderr}")
+            self._ended = int(line)
+        return _read(self._folder, number)
+
+    def close(self) -> None:
+        """End what has not ended."""
+        self._program.kill()
+        self._program.wait()
+        if self._program.stdout is not None:
+            self._program.stdout.close()
+        self._place.cleanup()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -179,6 +221,9 @@ def _read(folder: Path, number: int) -> Trial:
 
 
 def _main(folder: Path, pairs: list[Pair]) -> None:
+    # What a library prints is no answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     import crewai_native
     from crewai_native.testing.contract.rules import alone
 
@@ -199,6 +244,8 @@ def _main(folder: Path, pairs: list[Pair]) -> None:
         else:
             ending = ended
         (folder / f"{number}.ending").write_text(ending)
+        answers.write(f"{number}\n")
+        answers.flush()
 
 
 def _forked(stderr: Path) -> str | None:

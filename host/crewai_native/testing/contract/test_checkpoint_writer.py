@@ -7,6 +7,8 @@ import uuid
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
+
 from crewai_native.testing.contract.crews import crew
 from crewai_native.testing.contract.rules import SlotContract
 
@@ -21,10 +23,13 @@ class TestCheckpointWriter(SlotContract):
     def exercise() -> Any:
         """Run a crew and restore it from its newest checkpoint."""
         from crewai import Crew
+        from crewai.events import crewai_event_bus
         from crewai.state.checkpoint_config import CheckpointConfig
 
         folder = Path(os.environ["CREWAI_STORAGE_DIR"]) / uuid.uuid4().hex
         TestCheckpointWriter._run(folder)
+        # CrewAI's own code writes on threads that the kickoff does not always wait for.
+        crewai_event_bus.flush()
         written = TestCheckpointWriter._written(folder)
         newest = max(written, key=lambda path: (path.stat().st_mtime_ns, path.name))
         restored = Crew.from_checkpoint(CheckpointConfig(restore_from=str(newest)))
@@ -46,6 +51,18 @@ class TestCheckpointWriter(SlotContract):
         newest = max(self._written(tmp_path), key=lambda path: (path.stat().st_mtime_ns, path.name))
         restored = Crew.from_checkpoint(CheckpointConfig(restore_from=str(newest)))
         assert [task.output.raw for task in restored.tasks] == ["first", "second"]
+
+    def test_what_is_no_checkpoint_is_refused(self, provider: str, tmp_path: Path) -> None:
+        """With CrewAI's errors."""
+        from crewai import Crew
+        from crewai.state.checkpoint_config import CheckpointConfig
+
+        missing, damaged = tmp_path / "missing.json", tmp_path / "damaged.json"
+        damaged.write_text("{")
+        with pytest.raises(FileNotFoundError):
+            Crew.from_checkpoint(CheckpointConfig(restore_from=str(missing)))
+        with pytest.raises(ValueError, match="JSON"):
+            Crew.from_checkpoint(CheckpointConfig(restore_from=str(damaged)))
 
     @staticmethod
     def _run(folder: Path) -> Any:

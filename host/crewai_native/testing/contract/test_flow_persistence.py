@@ -60,6 +60,16 @@ class TestFlowPersistence(SlotContract):
             store.save_state("flow", f"method{count}", state if as_model else state.model_dump())
         assert store.load_state("flow") == {"id": "flow", "count": 2, "words": ["Ünï", "it's"]}
 
+    def test_a_state_that_is_none_is_refused(self, store: Any) -> None:
+        """With CrewAI's errors, and what was kept before stays."""
+        store.save_state("flow", "m", {"id": "flow"})
+        for state in ("text", [1]):
+            with pytest.raises(ValueError, match="state_data"):
+                store.save_state("flow", "m", state)
+        with pytest.raises(TypeError, match="keys must be"):
+            store.save_state("flow", "m", {("a", 1): 1})
+        assert store.load_state("flow") == {"id": "flow"}
+
     def test_flows_do_not_see_each_other(self, store: Any) -> None:
         """Their ids tell them apart, whatever those are."""
         for flow in ("a", "A", "a'", "a%"):

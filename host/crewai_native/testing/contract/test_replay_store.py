@@ -55,6 +55,11 @@ class TestReplayStore(SlotContract):
         assert len(ran.agents[0].llm.calls) == 1
         assert len(ran.agents[1].llm.calls) == 2
 
+    def test_a_task_that_never_ran_cannot_be_replayed(self, ran: Any) -> None:
+        """With CrewAI's error."""
+        with pytest.raises(ValueError, match="nobody"):
+            ran.replay("nobody")
+
     @pytest.mark.stock_defect("all crews of a project share one table, and each run empties it")
     def test_crews_keep_their_logs_apart(self, ran: Any) -> None:
         """Another crew's run leaves this one's log alone."""
