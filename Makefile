@@ -23,7 +23,7 @@ stamp = $(VENV)/$(notdir $(1)).stamp
 sources = $(shell find $(1) \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' \) -not -path '*/tests/*')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup develop demo test test-python test-rust test-matrix test-crewai check format bench dist lock clean
+.PHONY: help setup develop demo test test-python test-rust test-matrix test-crewai check format bench dist rehearse lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ dist: $(VENV)/requirements.stamp ## Build every wheel for publication into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	for wheel in $(WHEELS); do $(BIN)/maturin build --quiet --profile dist --interpreter $(BIN)/python --manifest-path $$wheel/Cargo.toml --out dist || exit 1; done
 	for wheel in $(PURE); do $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist $$wheel || exit 1; done
+
+rehearse: setup dist ## Install dist/ as a user would, and take the wheels out one by one
+	REHEARSED_WHEELS=dist $(BIN)/python -m pytest tests/e2e/test_install.py $(ARGS)
 
 lock: $(VENV)/requirements.stamp ## Resolve requirements/*.in anew
 	$(BIN)/python -m pip install --quiet uv
