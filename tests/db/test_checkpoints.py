@@ -37,6 +37,7 @@ from crewai_native.testing import ScriptedLLM, ToolCall
 from crewai_native.testing.contract.crews import crew as crew_of
 from crewai_native_db import _native
 from crewai_native_db.checkpoints import places, recorder, writer
+from crewai_native_db.checkpoints.assembly import assemble
 from crewai_native_db.cli import app
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*checkpoint.*:UserWarning")
@@ -241,6 +242,37 @@ class TestAgainstStock:
         newest.pop("trigger")
         assert newest == both[-1]
         assert newest["parent_id"] == JsonProvider().extract_id(where)
+
+    def test_an_executor_that_was_done_and_is_changed_is_dumped_again(self, monkeypatch):
+        crew = tooled(1)
+        crew.kickoff(inputs={"topic": "x"})
+        executor = crew.agents[0].agent_executor
+        state = RuntimeState(root=[crew, executor])
+        dumped = []
+        original = recorder._prepare_entities
+        monkeypatch.setattr(
+            recorder,
+            "_prepare_entities",
+            lambda entities: (dumped.append(executor in entities), original(entities)),
+        )
+        taker = recorder.Recorder()
+
+        def check():
+            taken = taker.snapshot(state)
+            note = json.dumps({"parent_id": None, "branch": "main", "trigger": None})
+            ours = assemble(taken.segments[: taken.count], taken.document, note)
+            assert json.loads(ours) == state.model_dump(mode="json")
+
+        check()
+        check()
+        executor._state.messages[-1]["content"] = "changed"
+        check()
+        executor._method_outputs.append({"method": "m", "output": 1})
+        check()
+        executor.human_feedback_history.append(None)
+        check()
+        check()
+        assert dumped == [True, False, True, True, True, False]
 
     @PROVIDERS
     def test_the_commands_show_what_they_show_of_whole_ones(

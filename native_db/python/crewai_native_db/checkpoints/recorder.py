@@ -17,6 +17,8 @@ import uuid
 from typing import TYPE_CHECKING, Any, Final
 
 from crewai.agents.agent_builder.base_agent import BaseAgent
+from crewai.agents.agent_executor import AgentExecutor
+from crewai.context import capture_execution_context
 from crewai.crew import Crew
 from crewai.state.runtime import _prepare_entities
 from crewai.task import Task
@@ -26,6 +28,7 @@ from pydantic import BaseModel
 
 from crewai_native_db.checkpoints.assembly import Parts
 from crewai_native_db.checkpoints.placeholders import Placeholders
+from crewai_native_db.checkpoints.settled import freeze, is_settled
 
 if TYPE_CHECKING:
     from crewai.state.event_record import EventNode
@@ -107,6 +110,9 @@ class Recorder:
         # Parts that events refer to, for ever: (class or None, object, field).
         self._lasting: dict[int, tuple[type[BaseModel], Any, str | None]] = {}
         self._parts: dict[int, Any] = {}
+        # Of executors: their last dump, and what they were like before it; which are the same.
+        self._executors: dict[int, tuple[dict[str, Any] | None, dict[str, Any] | None]] = {}
+        self._settled: dict[int, dict[str, Any]] = {}
         # Dumps of the schemas of tools, by the classes of both.
         self._schemas: dict[tuple[Any, ...], dict[str, Any]] = {}
 
@@ -119,8 +125,8 @@ class Recorder:
         """
         if not self._continues(state):
             self._begin()
-        _prepare_entities(state.root)
         self._parts = {}
+        self._prepare(list(state.root))
         entities = [self._view(type(entity), entity) for entity in list(state.root)]
         self._record(state)
         for view, value, field in list(self._lasting.values()):
@@ -146,6 +152,25 @@ class Recorder:
         """Whether the events are those that are known, and more: else it is another record."""
         nodes = state.event_record.all_nodes()
         return len(nodes) >= len(self._known) and all(map(operator.is_, self._known, nodes))
+
+    def _prepare(self, entities: list[Any]) -> None:
+        """Have CrewAI copy what is private into what is dumped, where there is anything new.
+
+        The executors of agents are entities, each with its conversation, and remain so when
+        their tasks are done.
+        """
+        self._settled = {}
+        moved = []
+        for entity in entities:
+            body, frozen = self._executors.get(id(entity), (None, None))
+            if body is not None and frozen is not None and is_settled(entity, frozen):
+                entity.execution_context = capture_execution_context()
+                self._settled[id(entity)] = body
+                continue
+            moved.append(entity)
+            if type(entity) is AgentExecutor:
+                self._executors[id(entity)] = (None, freeze(entity))
+        _prepare_entities(moved)
 
     def _record(self, state: RuntimeState) -> None:
         """Add a segment of the events that are new."""
@@ -226,11 +251,16 @@ class Recorder:
                     refs[field] = ref
             if isinstance(value, Task):
                 self._leave_out_guardrails(value)
+            settled = self._settled.get(id(value))
             if isinstance(value, BaseTool):
                 body = self._tool(view, value)
+            elif settled is not None and view is type(value):
+                body = settled | self._dump(view, value, include={"execution_context"})
             else:
                 body = self._dump(view, value, exclude=set(refs))
             self._parts[number] = (body, refs)
+            if view is AgentExecutor and id(value) in self._executors:
+                self._executors[id(value)] = (body, self._executors[id(value)][1])
         elif self._parts[number] is None:
             raise ValueError(f"a {view.__name__} refers to itself and cannot be a checkpoint")
         return number
