@@ -331,6 +331,14 @@ class TestLimits:
         engine.set_tool_limit("t", math.inf)
         assert [engine.execute_tool("t", run="b") for _ in range(5)] == [1] * 5
 
+    def test_a_limit_that_is_set_later_counts_what_was_before(self):
+        engine = ToolEngine(timeout_seconds=60)
+        engine.register("t", lambda: 1)
+        assert [engine.execute_tool("t") for _ in range(2)] == [1, 1]
+        engine.set_tool_limit("t", 2)
+        with pytest.raises(ToolRefused):
+            engine.execute_tool("t")
+
     def test_a_refused_call_uses_nothing_up(self, hung):
         engine = ToolEngine(tool_usage_limits={"t": 1}, rate="1/h", rate_excess="refuse")
         engine.register("t", lambda: 1)

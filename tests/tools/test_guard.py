@@ -17,7 +17,8 @@ import crewai_native
 from crewai_native.slots.tools_guard import STOP_RUN
 from crewai_native.slots.tools_guard import ToolCall as GuardedCall
 from crewai_native.testing import ScriptedLLM, ToolCall
-from crewai_native_tools import Policy, ToolRefused, ToolTimeout, configure
+from crewai_native_tools import Budget, Policy, RunStopped, ToolRefused, ToolTimeout, configure
+from crewai_native_tools.budget import Purse
 from crewai_native_tools.guard import NativeGuard
 from crewai_native_tools.options import Options, read
 
@@ -296,7 +297,52 @@ class TestAgents:
             tool_hooks.unregister_after_tool_call_hook(after)
 
 
+class TestBudgets:
+    @BOTH
+    def test_a_spent_budget_ends_the_run_with_a_report(self, native):
+        configure(default=Policy(run_budget={"tool_calls": 3}))
+        counter = Counter(calls=[])
+        script = [ToolCall("count", {"q": str(n)}) for n in range(9)]
+        with pytest.raises(
+            failures.ToolExecutionFailedError,
+            match=r"the run's tool_calls of 3 are spent \(so far: tool_calls 3, llm_calls",
+        ):
+            kickoff([*script, last], [counter], native=native)
+        assert counter.calls == ["0", "1", "2"]
+
+    @pytest.mark.parametrize("budget", [{"tokens": 50}, {"llm_calls": 2}, {"seconds": 1e-6}])
+    def test_budgets_of_one_agent(self, budget):
+        configure(agents={"worker": Policy(agent_budget=budget)})
+        script = [*(ToolCall("count", {"q": str(n)}) for n in range(9)), last]
+        counter = Counter(calls=[])
+        with pytest.raises(failures.ToolExecutionFailedError, match="the agent's"):
+            kickoff(script, [counter], native=True)
+        assert len(counter.calls) <= 2
+        free = Counter(calls=[])
+        kickoff(script, [free], native=True, role="another")
+        assert len(free.calls) == 9
+
+    def test_money_is_counted_by_the_prices_of_models(self):
+        model = types.SimpleNamespace(
+            model="m", _token_usage={"prompt_tokens": 10, "completion_tokens": 10}
+        )
+        purse = Purse([model], {"m": (2.0, 10.0)})
+        assert purse.spend(Budget(money=5)) is None
+        model._token_usage = {"prompt_tokens": 1_000_010, "completion_tokens": 300_010}
+        assert purse.spent()["money"] == 5.0
+        assert "money of 5 are spent" in purse.spend(Budget(money=5))
+        assert purse.spent()["tool_calls"] == 1
+
+
 class TestCode:
+    def test_code_is_told_of_a_budget_by_an_exception(self):
+        configure(default=Policy(run_budget={"tool_calls": 10_000}))
+        counter = Counter(name="budgeted", calls=[])
+        assert counter.run() == "nothing new"
+        configure(default=Policy(run_budget={"tool_calls": 1}))
+        with pytest.raises(RunStopped, match="tool_calls of 1 are spent"):
+            counter.run()
+
     def test_code_gets_exceptions(self, hung):
         configure(default=Policy(timeout=SOON, max_calls=3), tools={"hung": Policy(max_calls=1)})
         with pytest.raises(ToolTimeout, match="'hung' did not answer") as caught:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import threading
 import time
 import types
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +14,8 @@ from crewai_native.bench import Case, Elapsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from crewai_native_tools import Policy
 
     Run = Callable[[], Any]
 
@@ -74,6 +77,47 @@ def cases() -> Iterator[Case]:
         setup=_isolated,
         limit=3e-3,
     )
+    yield Case(
+        name="guard",
+        group="tools",
+        slot="tools.guard",
+        description="a tool that does nothing, under every policy but process isolation",
+        setup=_guarded,
+        isolated=frozenset({"native"}),
+        limit=25e-6,
+    )
+    yield Case(
+        name="guard-p99",
+        group="tools",
+        slot="tools.guard",
+        description="99th percentile of the same, while other callers wait for their tools",
+        parameters={"callers": 100},
+        sides=("native",),
+        setup=_guarded_among_others,
+        isolated=frozenset({"native"}),
+        check=None,
+        limit=1e-3,
+    )
+    yield Case(
+        name="many",
+        group="tools",
+        description="tools of 0.5 s of waiting each, with deadlines, at once",
+        parameters={"tools": 100},
+        sides=("native",),
+        setup=_many,
+        check=None,
+        limit=0.65,
+    )
+    yield Case(
+        name="batch",
+        group="tools",
+        slot="tools.guard",
+        description="a kickoff with 8 calls of 0.2 s in one batch, one tool with max_usage_count",
+        parameters={"calls": 8},
+        setup=_batch,
+        isolated=frozenset({"native"}),
+        target=2.0,
+    )
     for name, native, tools, target in (("react", False, 20, 3.0), ("kickoff", True, 30, 1.5)):
         way = "native calling" if native else "text-based calling"
         yield Case(
@@ -87,6 +131,125 @@ def cases() -> Iterator[Case]:
             isolated=frozenset({"native"}),
             target=target,
         )
+
+
+@contextlib.contextmanager
+def _with_guard(side: str, policy: Policy | None = None) -> Iterator[None]:
+    """Bind the guard for the native side, with nothing else of ours."""
+    import crewai_native
+    from crewai_native_tools import configure
+
+    if side != "native":
+        yield
+        return
+    crewai_native.activate(
+        enabled=True, plugins=[_DISTRIBUTION], slots={"tools.guard": _DISTRIBUTION}
+    )
+    configure(default=policy)
+    try:
+        yield
+    finally:
+        configure()
+        crewai_native.deactivate()
+
+
+def _everything() -> Policy:
+    from crewai_native_tools import Policy
+
+    return Policy(
+        timeout=60,
+        max_calls=10**9,
+        rate="1000000/s",
+        max_concurrency=1000,
+        max_recursion_depth=16,
+        max_output="64 kB",
+        retry=2,
+        run_budget={"tool_calls": 10**9},
+    )
+
+
+@contextlib.contextmanager
+def _guarded(side: str) -> Iterator[Run]:
+    from crewai.tools import tool
+
+    def nothing() -> str:
+        """Do nothing."""
+        return "done"
+
+    with _with_guard(side, _everything()):
+        yield tool(nothing).run
+
+
+@contextlib.contextmanager
+def _guarded_among_others(side: str) -> Iterator[Run]:
+    from crewai.tools import tool
+
+    release = threading.Event()
+
+    def wait() -> bool:
+        """Wait."""
+        return release.wait()
+
+    with _guarded(side) as call:
+        others = [threading.Thread(target=tool(wait).run, daemon=True) for _ in range(100)]
+        for other in others:
+            other.start()
+
+        def run() -> Elapsed:
+            times = []
+            for _ in range(1000):
+                start = time.perf_counter()
+                call()
+                times.append(time.perf_counter() - start)
+            return Elapsed(sorted(times)[990])
+
+        try:
+            yield run
+        finally:
+            release.set()
+            for other in others:
+                other.join()
+
+
+def _many(_: str) -> Run:
+    from crewai_native_tools import ToolEngine
+
+    engine = ToolEngine(timeout_seconds=60)
+    engine.register("wait", lambda: time.sleep(0.5))
+    return lambda: engine.execute_many([("wait", None)] * 100)
+
+
+@contextlib.contextmanager
+def _batch(side: str) -> Iterator[Run]:
+    import crewai
+    from crewai.tools import tool
+
+    from crewai_native.testing import ScriptedLLM, ToolCall
+
+    def look(number: int) -> str:
+        """Look something up."""
+        time.sleep(0.2)
+        return f"found {number}"
+
+    def once(number: int) -> str:
+        """Look something up, once."""
+        return look(number)
+
+    script: list[Any] = [
+        [*(ToolCall("look", {"number": n}) for n in range(7)), ToolCall("once", {"number": 7})],
+        lambda turn: " ".join(turn.results),
+    ]
+
+    def run() -> str:
+        tools = [tool(look), tool("once", max_usage_count=1)(once)]
+        agent = crewai.Agent(
+            role="r", goal="g", backstory="b", llm=ScriptedLLM(script), tools=tools
+        )
+        task = crewai.Task(description="d", expected_output="e", agent=agent)
+        return str(crewai.Crew(agents=[agent], tasks=[task]).kickoff().raw)
+
+    with _with_guard(side):
+        yield run
 
 
 def _models(count: int) -> list[Any]:

@@ -28,6 +28,7 @@ from crewai_native_tools.policy import DEFAULTS, Budget, Rate, Retry, Size
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    from crewai_native_tools.budget import Purse
     from crewai_native_tools.policy import Saying
 
 _ids = itertools.count(1)
@@ -41,6 +42,7 @@ _engines: contextvars.ContextVar[Any] = contextvars.ContextVar(
 _SILENT: Final = {"loop", "loop_abort", "loop_near", "redact"}
 _SHOWN_IN_CHAIN: Final = 12
 _MOST_NOTES: Final = 16
+_UNLIMITED: Final = 2**63
 
 
 def cancelled() -> bool:
@@ -86,15 +88,15 @@ class Run:
         cancelled: Whether it was cancelled; nothing more starts in it.
         active: Calls that can be cancelled.
         name: What tells it from others, in other processes too.
-        budget: What keeps account of its budgets; None without any.
+        purses: What was spent, by whom; under None by the run.
     """
 
-    __slots__ = ("__weakref__", "_uses", "active", "budget", "cancelled", "name")
+    __slots__ = ("__weakref__", "_uses", "active", "cancelled", "name", "purses")
 
-    def __init__(self, budget: Any = None, name: str | None = None) -> None:
+    def __init__(self, name: str | None = None) -> None:
         self.cancelled = False
         self.active: set[Execution] = set()
-        self.budget = budget
+        self.purses: dict[int | None, Purse] = {}
         self.name = secrets.token_hex(16) if name is None else name
         self._uses: dict[Any, Uses] = {}
 
@@ -382,8 +384,9 @@ class Execution:
         Raises:
             ToolRefused: There is none left.
         """
+        # Counted without a limit, too: one that is set later counts what was before it.
         limit = self.plan.max_calls
-        if limit is not None and not self.run.uses(self.plan).claim(limit):
+        if not self.run.uses(self.plan).claim(_UNLIMITED if limit is None else limit):
             self._used_up()
 
     def _used_up(self) -> NoReturn:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from crewai_native.slots.tools_guard import STOP_RUN
 from crewai_native_tools import measures
 from crewai_native_tools._native import LoopWatch
-from crewai_native_tools.errors import ToolStopped
+from crewai_native_tools.budget import Purse
+from crewai_native_tools.errors import RunStopped, ToolStopped
 from crewai_native_tools.execution import Run, Shared, in_engine
 from crewai_native_tools.isolation import IsolationError, in_worker
 from crewai_native_tools.journal import Uncertain
@@ -122,6 +123,7 @@ class NativeGuard:
         self.shared = Shared(options.max_threads)
         self._plans = Plans(Layers(), options.layers, self.shared, sanitize_tool_name)
         self._failure, self._failures = _failure_classes()
+        self._prices = options.prices
         self._runs: _Remembered[Run] = _Remembered(Run)
         self._program = Run()
         self._courses: _Remembered[_Course] = _Remembered(
@@ -145,7 +147,7 @@ class NativeGuard:
                 if plan.isolated and not in_worker():
                     step = measures.isolated(plan, call.tool, call.author_tool, proceed)
                 task = getattr(call.task, "key", "")
-                result = measures.run(plan, self._run_of(), arguments, step, task=task)
+                result = measures.run(plan, self._spending(call, plan), arguments, step, task=task)
         except Exception as error:
             if agent is None:
                 raise
@@ -172,7 +174,8 @@ class NativeGuard:
                 if plan.isolated and not in_worker():
                     step = measures.aisolated(plan, call.tool, call.author_tool, proceed)
                 task = getattr(call.task, "key", "")
-                result = await measures.arun(plan, self._run_of(), arguments, step, task=task)
+                run = self._spending(call, plan)
+                result = await measures.arun(plan, run, arguments, step, task=task)
         except Exception as error:
             if agent is None:
                 raise
@@ -205,6 +208,33 @@ class NativeGuard:
             return self._runs.of(crew)
         failures = self._failures()
         return self._program if failures is None else self._runs.of(failures)
+
+    def _spending(self, call: ToolCall, plan: Plan) -> Run:
+        """Return the run that the current call belongs to, after taking it out of the budgets.
+
+        Raises:
+            RunStopped: One of them is spent.
+        """
+        run = self._run_of()
+        everybody = list(getattr(call.crew, "agents", ())) or [call.agent]
+        for whose, key, budget, agents in (
+            ("run", None, plan.run_budget, everybody),
+            ("agent", id(call.agent), plan.agent_budget, [call.agent]),
+        ):
+            if budget is None:
+                continue
+            purse = run.purses.get(key)
+            if purse is None:
+                models = [m for a in agents if (m := getattr(a, "llm", None)) is not None]
+                purse = run.purses.setdefault(key, Purse(models, self._prices))
+            report = purse.spend(budget)
+            if report is not None:
+                raise RunStopped(
+                    f"'{plan.tool}' was not run, and the run ends: the {whose}'s {report}.",
+                    code=f"{whose}_budget",
+                    details={"tool": plan.tool, "spent": purse.spent()},
+                )
+        return run
 
     def _watched(self, call: ToolCall, plan: Plan, outcome: Any, *, ended: bool = False) -> Any:
         """Return what the agent is told of a call, or None where its error is to be raised."""
@@ -262,7 +292,10 @@ class NativeGuard:
         """Return what the agent is told of an error that is not the tool's, else None."""
         if isinstance(error, ToolStopped):
             return self._as_failure(
-                str(error), code=error.code, retryable=error.retryable, details=error.details
+                str(error),
+                code=error.code,
+                retryable=error.retryable,
+                details={**error.details, STOP_RUN: isinstance(error, RunStopped)},
             )
         if isinstance(error, IsolationError | Uncertain):
             code = "side_effects" if isinstance(error, Uncertain) else "isolation"
