@@ -1,5 +1,11 @@
 //! Events and messages, encoded once and fast.
 //!
-//! [`python`] is the thin layer that CrewAI sees, and the only one that knows about Python.
+//! [`json`] and [`msgpack`] read and write values, which a [`build::Build`] makes of what they find;
+//! [`frames`] cuts streams into messages. [`python`] is the thin layer that CrewAI sees, and the only
+//! one that knows about Python.
 
+pub mod build;
+pub mod frames;
+pub mod json;
+pub mod msgpack;
 pub mod python;

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import json
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from crewai_native.bench import Case, Elapsed
+from crewai_native.bench import Case, Elapsed, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _TEXT: Final = "the invoice of the customer from Zürich has been found and is attached to this "
 _MESSAGES: Final = 60
 _TURNS: Final = 40
+_AGENT_MESSAGES: Final = 10_000
 
 
 def cases() -> Iterator[Case]:
@@ -49,6 +51,19 @@ def cases() -> Iterator[Case]:
         setup=_turns,
         target=10.0,
     )
+    for name, setup in (("encode", _encode), ("decode", _decode)):
+        for rival, target in (("stock", 8.0 if name == "encode" else None), ("orjson", 1.0)):
+            yield Case(
+                name=f"messages-{name}",
+                group="serialization",
+                slot="serialization.messages",
+                description=f"{name} AgentMessages as one JSON array; {rival} does the same dicts",
+                parameters={"messages": _AGENT_MESSAGES, "against": rival},
+                sides=(rival, "native"),
+                setup=setup,
+                observe=_plain,
+                target=target,
+            )
 
 
 def _text(number: int) -> str:
@@ -179,3 +194,55 @@ def _recorded_turns() -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     finally:
         serialization.to_serializable = stock
     return recorded
+
+
+def _agent_messages() -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"{number:032x}",
+            "sender": f"agent {number % 7}",
+            "recipient": f"agent {number % 5}",
+            "content": _text(number)
+            if number % 3
+            else {"text": _text(number), "score": number / 7, "tags": ["a", "b"], "tokens": number},
+            "timestamp": "2026-01-01T00:00:00.123456+00:00",
+        }
+        for number in range(_AGENT_MESSAGES)
+    ]
+
+
+def _rival(side: str) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """Return how a side writes and reads dicts."""
+    if side == "stock":
+        return json.dumps, json.loads
+    try:
+        orjson = importlib.import_module("orjson")
+    except ImportError as error:
+        raise Unavailable("orjson is not installed") from error
+    return orjson.dumps, orjson.loads
+
+
+def _encode(side: str) -> Run:
+    dicts = _agent_messages()
+    if side == "native":
+        from crewai_native_serialization import AgentMessage, Serializer
+
+        messages = [AgentMessage(**message) for message in dicts]
+        return functools.partial(Serializer().serialize_batch, messages)
+    return functools.partial(_rival(side)[0], dicts)
+
+
+def _decode(side: str) -> Run:
+    data = json.dumps([{"schema": 1, **message} for message in _agent_messages()]).encode()
+    if side == "native":
+        from crewai_native_serialization import Serializer
+
+        return functools.partial(Serializer().deserialize_batch, data)
+    return functools.partial(_rival(side)[1], data)
+
+
+def _plain(result: Any) -> Any:
+    """Return messages as dicts, however a side gives them, without the envelope's schema."""
+    found = json.loads(result) if isinstance(result, str | bytes) else result
+    plain = [m if isinstance(m, dict) else m.to_dict() for m in found]
+    return [{key: value for key, value in m.items() if key != "schema"} for m in plain]

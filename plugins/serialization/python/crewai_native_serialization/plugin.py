@@ -10,12 +10,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from crewai_native.bench import Case
+    from crewai_native_serialization.codec import Codec
 
 
 @hookimpl
 def crewai_native_features() -> dict[str, set[str]]:
     """What can be required."""
-    return {"serialization.events": {"exact", "unaliased"}}
+    return {
+        "serialization.events": {"exact", "unaliased"},
+        "serialization.messages": {"hardened", "msgpack"},
+    }
 
 
 @hookimpl
@@ -24,6 +28,22 @@ def crewai_native_serialization_events() -> Callable[..., Any]:
     from crewai_native_serialization import to_serializable
 
     return to_serializable
+
+
+@hookimpl
+def crewai_native_serialization_messages() -> Codec:
+    """Messages as JSON and MessagePack."""
+    from crewai_native_serialization.codec import Codec
+
+    return Codec()
+
+
+@hookimpl
+def crewai_native_metrics() -> dict[str, float]:
+    """Messages and bytes that this process has written and read."""
+    from crewai_native_serialization import _native
+
+    return {f"serialization.messages.{name}": float(n) for name, n in _native.totals().items()}
 
 
 @hookimpl

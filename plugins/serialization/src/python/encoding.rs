@@ -1,0 +1,487 @@
+//! Python objects as bytes.
+
+use pyo3::exceptions::{PyTypeError, PyUnicodeEncodeError, PyValueError};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
+
+use super::message::AgentMessage;
+use crate::build::{MAX_DEPTH, MAX_DIGITS};
+use crate::{json, msgpack};
+
+/// Takes the pieces of a value in their order.
+pub(super) trait Sink: Default {
+    fn null(&mut self);
+    fn truth(&mut self, truth: bool);
+    fn int(&mut self, number: i64);
+    fn big_int(&mut self, digits: &str);
+    fn float(&mut self, number: f64);
+    fn text(&mut self, text: &str) -> PyResult<()>;
+    fn begin_list(&mut self, length: usize) -> PyResult<()>;
+    fn begin_map(&mut self, length: usize) -> PyResult<()>;
+    /// Comes before each value of a list and each key of a map.
+    fn separate(&mut self, first: bool);
+    /// Comes between key and value.
+    fn colon(&mut self);
+    /// The key of an entry that is not the first, plain ASCII.
+    fn field(&mut self, name: &'static str);
+    fn end_list(&mut self);
+    fn end_map(&mut self);
+    fn into_bytes(self) -> Vec<u8>;
+}
+
+#[derive(Default)]
+pub(super) struct Json(Vec<u8>);
+
+impl Sink for Json {
+    fn null(&mut self) {
+        self.0.extend_from_slice(b"null");
+    }
+    fn truth(&mut self, truth: bool) {
+        self.0
+            .extend_from_slice(if truth { b"true" } else { b"false" });
+    }
+    fn int(&mut self, number: i64) {
+        json::write_int(&mut self.0, number);
+    }
+    fn big_int(&mut self, digits: &str) {
+        self.0.extend_from_slice(digits.as_bytes());
+    }
+    fn float(&mut self, number: f64) {
+        json::write_float(&mut self.0, number);
+    }
+    fn text(&mut self, text: &str) -> PyResult<()> {
+        json::write_text(&mut self.0, text);
+        Ok(())
+    }
+    fn begin_list(&mut self, _: usize) -> PyResult<()> {
+        self.0.push(b'[');
+        Ok(())
+    }
+    fn begin_map(&mut self, _: usize) -> PyResult<()> {
+        self.0.push(b'{');
+        Ok(())
+    }
+    fn separate(&mut self, first: bool) {
+        if !first {
+            self.0.push(b',');
+        }
+    }
+    fn colon(&mut self) {
+        self.0.push(b':');
+    }
+    fn field(&mut self, name: &'static str) {
+        self.0.extend_from_slice(b",\"");
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.extend_from_slice(b"\":");
+    }
+    fn end_list(&mut self) {
+        self.0.push(b']');
+    }
+    fn end_map(&mut self) {
+        self.0.push(b'}');
+    }
+    fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Pack(Vec<u8>);
+
+impl Sink for Pack {
+    fn null(&mut self) {
+        msgpack::write_null(&mut self.0);
+    }
+    fn truth(&mut self, truth: bool) {
+        msgpack::write_truth(&mut self.0, truth);
+    }
+    fn int(&mut self, number: i64) {
+        msgpack::write_int(&mut self.0, number);
+    }
+    fn big_int(&mut self, digits: &str) {
+        msgpack::write_big_int(&mut self.0, digits);
+    }
+    fn float(&mut self, number: f64) {
+        msgpack::write_float(&mut self.0, number);
+    }
+    fn text(&mut self, text: &str) -> PyResult<()> {
+        if msgpack::write_text(&mut self.0, text) {
+            Ok(())
+        } else {
+            Err(too_large("a string"))
+        }
+    }
+    fn begin_list(&mut self, length: usize) -> PyResult<()> {
+        let length = u32::try_from(length).map_err(|_| too_large("a list"))?;
+        msgpack::write_list(&mut self.0, length);
+        Ok(())
+    }
+    fn begin_map(&mut self, length: usize) -> PyResult<()> {
+        let length = u32::try_from(length).map_err(|_| too_large("a dict"))?;
+        msgpack::write_map(&mut self.0, length);
+        Ok(())
+    }
+    fn separate(&mut self, _: bool) {}
+    fn colon(&mut self) {}
+    fn field(&mut self, name: &'static str) {
+        // Shorter than 4 GiB.
+        _ = msgpack::write_text(&mut self.0, name);
+    }
+    fn end_list(&mut self) {}
+    fn end_map(&mut self) {}
+    fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+fn too_large(what: &str) -> PyErr {
+    PyValueError::new_err(format!("{what} of 4 GiB or more is beyond MessagePack"))
+}
+
+/// Writes a message: a mapping as it is, an [`AgentMessage`] in its envelope.
+pub(super) fn message<S: Sink>(
+    sink: &mut S,
+    message: &Bound<'_, PyAny>,
+    schema: i64,
+) -> PyResult<()> {
+    let py = message.py();
+    let copy;
+    let mut given = message;
+    if !message.is_exact_instance_of::<AgentMessage>() && !message.is_instance_of::<PyDict>() {
+        // Whatever else is a mapping; Python says it where it is none.
+        copy = py.get_type::<PyDict>().call1((message,))?;
+        given = &copy;
+    }
+    let quiet = NoCollection::begin(py);
+    let written = match given.cast_exact::<AgentMessage>() {
+        Ok(message) => envelope(sink, message, schema),
+        Err(_) => dict(sink, given.as_borrowed(), 0),
+    };
+    drop(quiet);
+    written.map_err(|failure| failure.into_py(py))
+}
+
+fn envelope<S: Sink>(sink: &mut S, message: &Bound<'_, AgentMessage>, schema: i64) -> Written {
+    let py = message.py();
+    let message = message.get();
+    let extra = message.extra.as_ref().map(|extra| extra.bind(py));
+    let fields = message.fields(py);
+    sink.begin_map(1 + fields.len() + extra.map_or(0, PyDictMethods::len))?;
+    sink.separate(true);
+    sink.text("schema")?;
+    sink.colon();
+    sink.int(schema);
+    for (name, field) in fields {
+        sink.field(name);
+        value(sink, field.as_borrowed(), 1)
+            .map_err(|failure| failure.under(|| format!(".{name}")))?;
+    }
+    if let Some(extra) = extra {
+        entries(sink, extra.as_any().as_borrowed(), 1, false)?;
+    }
+    sink.end_map();
+    Ok(())
+}
+
+/// Why a value cannot be written, and where it stands.
+struct Failure(Box<(Reason, Steps)>);
+
+/// What is wrong. It is put into words when nothing borrowed is in use any more.
+enum Reason {
+    /// An object of this type.
+    Type(Py<PyType>),
+    /// A key of this type.
+    Key(Py<PyType>),
+    Value(&'static str),
+    Raised(PyErr),
+}
+
+/// The way to a value, innermost first.
+type Steps = Vec<String>;
+
+type Written = Result<(), Failure>;
+
+impl Failure {
+    fn under(mut self, step: impl FnOnce() -> String) -> Self {
+        const SHOWN: usize = 16;
+        if self.0.1.len() < SHOWN {
+            self.0.1.push(step());
+        }
+        self
+    }
+
+    fn into_py(self, py: Python<'_>) -> PyErr {
+        let (reason, steps) = *self.0;
+        let place: String = steps.iter().rev().map(String::as_str).collect();
+        let name = |class: &Py<PyType>| {
+            class.bind(py).fully_qualified_name().map_or_else(
+                |_| "a nameless type".to_owned(),
+                |name| name.to_string_lossy().into_owned(),
+            )
+        };
+        match reason {
+            Reason::Type(class) => PyTypeError::new_err(format!(
+                "message{place}: {} is nothing that a message can hold, which is dict, list, \
+                 tuple, str, int, float, bool and None",
+                name(&class)
+            )),
+            Reason::Key(class) => PyTypeError::new_err(format!(
+                "message{place}: a key is of type {}; the keys of a message are str",
+                name(&class)
+            )),
+            Reason::Value(what) => PyValueError::new_err(format!("message{place}: {what}")),
+            Reason::Raised(error) => error,
+        }
+    }
+}
+
+impl From<Reason> for Failure {
+    #[cold]
+    fn from(reason: Reason) -> Self {
+        Self(Box::new((reason, Vec::new())))
+    }
+}
+
+impl From<PyErr> for Failure {
+    fn from(error: PyErr) -> Self {
+        Reason::Raised(error).into()
+    }
+}
+
+/// Keeps Python's garbage collector, and with it finalisers, from running until dropped.
+struct NoCollection {
+    was_enabled: bool,
+}
+
+impl NoCollection {
+    fn begin(_: Python<'_>) -> Self {
+        // SAFETY: this thread is attached; the call sets a flag.
+        let was_enabled = unsafe { ffi::PyGC_Disable() } != 0;
+        Self { was_enabled }
+    }
+}
+
+impl Drop for NoCollection {
+    fn drop(&mut self) {
+        if self.was_enabled {
+            // SAFETY: as above; the thread has stayed attached in between.
+            unsafe { ffi::PyGC_Enable() };
+        }
+    }
+}
+
+// From here on no code of Python's runs, neither the objects' own nor finalisers, and the GIL is not
+// released: what a container holds stays there while it is written. So references are borrowed, which
+// saves two calls for each object.
+
+type Object<'a, 'py> = Borrowed<'a, 'py, PyAny>;
+
+fn value<S: Sink>(sink: &mut S, obj: Object<'_, '_>, depth: usize) -> Written {
+    // The types themselves first: whether something derives from them takes a call to find out.
+    if obj.is_exact_instance_of::<PyString>() {
+        text(sink, obj)
+    } else if obj.is_none() {
+        sink.null();
+        Ok(())
+    } else if obj.is_exact_instance_of::<PyBool>() {
+        let truth = std::ptr::eq(obj.as_ptr(), PyBool::new(obj.py(), true).as_ptr());
+        sink.truth(truth);
+        Ok(())
+    } else if obj.is_exact_instance_of::<PyInt>() {
+        int(sink, obj)
+    } else if obj.is_exact_instance_of::<PyFloat>() {
+        float(sink, obj)
+    } else if obj.is_exact_instance_of::<PyDict>() {
+        dict(sink, obj, depth)
+    } else if obj.is_exact_instance_of::<PyList>() {
+        list(sink, obj, depth)
+    } else {
+        derived(sink, obj, depth)
+    }
+}
+
+#[inline(never)]
+fn derived<S: Sink>(sink: &mut S, obj: Object<'_, '_>, depth: usize) -> Written {
+    if obj.is_instance_of::<PyString>() {
+        text(sink, obj)
+    } else if obj.is_instance_of::<PyInt>() {
+        int(sink, obj)
+    } else if obj.is_instance_of::<PyFloat>() {
+        float(sink, obj)
+    } else if obj.is_instance_of::<PyDict>() {
+        dict(sink, obj, depth)
+    } else if obj.is_instance_of::<PyList>() {
+        list(sink, obj, depth)
+    } else if obj.is_instance_of::<PyTuple>() {
+        tuple(sink, obj, depth)
+    } else {
+        Err(Reason::Type(obj.get_type().unbind()).into())
+    }
+}
+
+/// Writes a `str`, of which the caller made sure; so do those of the functions below.
+fn text<S: Sink>(sink: &mut S, obj: Object<'_, '_>) -> Written {
+    let mut length = 0;
+    // SAFETY: `obj` is an object. The text, which Python has checked, lives as long as that, and
+    // nothing lets go of it before it was copied.
+    let text = unsafe {
+        let bytes = ffi::PyUnicode_AsUTF8AndSize(obj.as_ptr(), &raw mut length);
+        if bytes.is_null() {
+            return Err(no_text(obj));
+        }
+        let bytes = std::slice::from_raw_parts(bytes.cast::<u8>(), length.cast_unsigned());
+        std::str::from_utf8_unchecked(bytes)
+    };
+    Ok(sink.text(text)?)
+}
+
+#[cold]
+fn no_text(obj: Object<'_, '_>) -> Failure {
+    // Takes the error away.
+    let raised = PyErr::fetch(obj.py());
+    if raised.is_instance_of::<PyUnicodeEncodeError>(obj.py()) {
+        Reason::Value("a str with half of a surrogate pair cannot be written as UTF-8").into()
+    } else {
+        raised.into()
+    }
+}
+
+fn int<S: Sink>(sink: &mut S, obj: Object<'_, '_>) -> Written {
+    let mut overflow = 0;
+    // SAFETY: `obj` is an `int`, for which the call does no more than read it.
+    let number = unsafe { ffi::PyLong_AsLongLongAndOverflow(obj.as_ptr(), &raw mut overflow) };
+    if overflow == 0 {
+        sink.int(number);
+        return Ok(());
+    }
+    big_int(sink, obj)
+}
+
+#[cold]
+fn big_int<S: Sink>(sink: &mut S, obj: Object<'_, '_>) -> Written {
+    // SAFETY: `obj` is an `int`, so this returns a new `str` or fails. It asks no subclass.
+    let digits =
+        unsafe { Bound::from_owned_ptr_or_err(obj.py(), ffi::PyNumber_ToBase(obj.as_ptr(), 10)) };
+    let digits = digits.map_err(|error| {
+        if error.is_instance_of::<PyValueError>(obj.py()) {
+            Reason::Value("a whole number of more digits than Python converts")
+        } else {
+            Reason::Raised(error)
+        }
+    })?;
+    let digits = digits.cast::<PyString>().map_err(PyErr::from)?.to_str()?;
+    if digits.trim_start_matches('-').len() > MAX_DIGITS {
+        return Err(Reason::Value("a whole number of more than 4300 digits").into());
+    }
+    sink.big_int(digits);
+    Ok(())
+}
+
+fn float<S: Sink>(sink: &mut S, obj: Object<'_, '_>) -> Written {
+    // SAFETY: `obj` is a `float`.
+    let number = unsafe { ffi::PyFloat_AsDouble(obj.as_ptr()) };
+    if !number.is_finite() {
+        return Err(Reason::Value("a number that is not finite is not JSON").into());
+    }
+    sink.float(number);
+    Ok(())
+}
+
+fn deeper(depth: usize) -> Result<usize, Failure> {
+    if depth == MAX_DEPTH {
+        return Err(Reason::Value("nested deeper than 256 levels, or containing itself").into());
+    }
+    Ok(depth + 1)
+}
+
+#[inline(never)]
+fn list<S: Sink>(sink: &mut S, list: Object<'_, '_>, depth: usize) -> Written {
+    // SAFETY: `list` is a `list`, and its items live as long as nothing changes it.
+    unsafe {
+        let length = ffi::PyList_Size(list.as_ptr());
+        items(sink, list, depth, length, |place| {
+            ffi::PyList_GetItem(list.as_ptr(), place)
+        })
+    }
+}
+
+#[inline(never)]
+fn tuple<S: Sink>(sink: &mut S, tuple: Object<'_, '_>, depth: usize) -> Written {
+    // SAFETY: `tuple` is a `tuple`, and its items live as long as it does.
+    unsafe {
+        let length = ffi::PyTuple_Size(tuple.as_ptr());
+        items(sink, tuple, depth, length, |place| {
+            ffi::PyTuple_GetItem(tuple.as_ptr(), place)
+        })
+    }
+}
+
+/// Writes the items of a sequence.
+///
+/// # Safety
+///
+/// For each place up to `length`, `item` must return an object that `sequence` keeps alive, or null
+/// with an exception set.
+unsafe fn items<S: Sink>(
+    sink: &mut S,
+    sequence: Object<'_, '_>,
+    depth: usize,
+    length: ffi::Py_ssize_t,
+    item: impl Fn(ffi::Py_ssize_t) -> *mut ffi::PyObject,
+) -> Written {
+    let depth = deeper(depth)?;
+    sink.begin_list(length.cast_unsigned())?;
+    for place in 0..length {
+        sink.separate(place == 0);
+        // SAFETY: the caller's promise.
+        let item = unsafe { Borrowed::from_ptr_or_err(sequence.py(), item(place))? };
+        value(sink, item, depth).map_err(|failure| failure.under(|| format!("[{place}]")))?;
+    }
+    sink.end_list();
+    Ok(())
+}
+
+#[inline(never)]
+fn dict<S: Sink>(sink: &mut S, dict: Object<'_, '_>, depth: usize) -> Written {
+    let depth = deeper(depth)?;
+    // SAFETY: `dict` is a `dict`.
+    let length = unsafe { ffi::PyDict_Size(dict.as_ptr()) };
+    sink.begin_map(length.cast_unsigned())?;
+    entries(sink, dict, depth, true)?;
+    sink.end_map();
+    Ok(())
+}
+
+fn entries<S: Sink>(sink: &mut S, dict: Object<'_, '_>, depth: usize, mut first: bool) -> Written {
+    let (mut key, mut item, mut place) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
+    // SAFETY: `dict` is a `dict` that nothing changes meanwhile.
+    while unsafe {
+        ffi::PyDict_Next(dict.as_ptr(), &raw mut place, &raw mut key, &raw mut item) != 0
+    } {
+        // SAFETY: keys and values live as long as nothing changes the dict.
+        let (key, item) = unsafe {
+            (
+                Borrowed::from_ptr(dict.py(), key),
+                Borrowed::from_ptr(dict.py(), item),
+            )
+        };
+        sink.separate(first);
+        first = false;
+        if !key.is_exact_instance_of::<PyString>() && !key.is_instance_of::<PyString>() {
+            return Err(Reason::Key(key.get_type().unbind()).into());
+        }
+        text(sink, key)?;
+        sink.colon();
+        value(sink, item, depth).map_err(|failure| failure.under(|| step(key)))?;
+    }
+    Ok(())
+}
+
+#[cold]
+fn step(key: Object<'_, '_>) -> String {
+    key.cast::<PyString>().map_or_else(
+        |_| String::new(),
+        |key| format!("[{:?}]", key.to_string_lossy()),
+    )
+}
