@@ -20,7 +20,7 @@ from crewai_native.slots import SLOT_NAMES
 
 PUBLISHED = os.environ.get("REHEARSED_WHEELS")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
