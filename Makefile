@@ -23,7 +23,7 @@ stamp = $(VENV)/$(notdir $(1)).stamp
 sources = $(shell find $(1) \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' \) -not -path '*/tests/*')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup develop demo test test-python test-rust test-matrix test-crewai check format bench dist rehearse lock clean
+.PHONY: help setup develop demo test test-python test-rust test-matrix test-crewai check format bench soak dist rehearse lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -94,6 +94,9 @@ check: setup ## Formatting, lints, types and stubs
 format: $(VENV)/requirements.stamp ## Format Python and Rust
 	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
 	cargo fmt
+
+soak: setup ## Let tools misbehave at random, for SECONDS=120: nothing may crash, leak or hang
+	$(BIN)/python tests/soak/soak.py --seconds $(or $(SECONDS),120)
 
 bench: setup ## Measure what each slot gains on this machine
 	$(BIN)/crewai-native bench $(ARGS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -13,25 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from crewai_native_db import Database
 from crewai_native_tools import journal
 from crewai_native_tools.journal import Durable, Journal, Memory, Uncertain
 
 PLACE = {"run": "r1", "task": "t1", "tool": "pay"}
-
-
-class Database:
-    """What is used of the database wheel, on Python's own SQLite."""
-
-    def __init__(self, path):
-        self._path = path
-
-    def execute(self, sql, parameters=()):
-        with contextlib.closing(sqlite3.connect(self._path, timeout=60)) as connection, connection:
-            connection.execute(sql, parameters)
-
-    def query(self, sql, parameters=()):
-        with contextlib.closing(sqlite3.connect(self._path, timeout=60)) as connection, connection:
-            return connection.execute(sql, parameters).fetchall()
 
 
 @pytest.fixture(params=["memory", "durable"])
@@ -183,3 +168,11 @@ def test_a_process_that_ends_in_the_middle_leaves_an_uncertain_call(tmp_path):
 def test_without_the_database_wheel_it_is_in_memory(monkeypatch):
     monkeypatch.setitem(sys.modules, "crewai_native_db", None)
     assert isinstance(journal.default_store(), Memory)
+
+
+def test_with_the_database_wheel_it_is_durable(tmp_path):
+    store = journal.default_store(tmp_path / "native" / "journal.db")
+    assert isinstance(store, Durable)
+    assert Journal(store).once(Effect(), **PLACE, arguments={}) == "paid"
+    again = journal.default_store(tmp_path / "native" / "journal.db")
+    assert Journal(again).once(pytest.fail, **PLACE, arguments={}) == "paid"

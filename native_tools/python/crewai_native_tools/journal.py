@@ -133,8 +133,8 @@ class Memory:
 class _Database(Protocol):
     """What is used of ``crewai_native_db.Database``."""
 
-    def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Any: ...
-    def query(self, sql: str, parameters: Sequence[Any] = ..., /) -> Any: ...
+    def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> int: ...
+    def query(self, sql: str, parameters: Sequence[Any] = ..., /) -> list[dict[str, Any]]: ...
 
 
 class Durable:
@@ -150,34 +150,33 @@ class Durable:
             "CREATE TABLE IF NOT EXISTS tool_calls (key TEXT PRIMARY KEY, tool TEXT NOT NULL, "
             "begun REAL NOT NULL, result TEXT) WITHOUT ROWID"
         )
-        database.execute("DELETE FROM tool_calls WHERE begun < ?", (time.time() - _KEEP,))
+        database.execute("DELETE FROM tool_calls WHERE begun < ?", [time.time() - _KEEP])
 
     def begin(self, key: str, entry: Entry, tool: str) -> Entry | None:
         """Keep an entry if there is none; return the one that there is, or None."""
-        # Of two processes one inserts the row; RETURNING tells which, in one step.
-        mine = self._database.query(
-            "INSERT INTO tool_calls (key, tool, begun) VALUES (?, ?, ?) "
-            "ON CONFLICT (key) DO NOTHING RETURNING begun",
-            (key, tool, entry.begun),
+        # Of two processes one inserts the row, and the count tells which.
+        mine = self._database.execute(
+            "INSERT INTO tool_calls (key, tool, begun) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+            [key, tool, entry.begun],
         )
-        if list(mine):
+        if mine:
             return None
-        found = self._database.query("SELECT begun, result FROM tool_calls WHERE key = ?", (key,))
-        for begun, result in found:
-            done = result is not None
-            return Entry(begun, done, json.loads(result) if done else None)
+        found = self._database.query("SELECT begun, result FROM tool_calls WHERE key = ?", [key])
+        for row in found:
+            done = row["result"] is not None
+            return Entry(row["begun"], done, json.loads(row["result"]) if done else None)
         # The other one has failed meanwhile, and took its entry away.
         return self.begin(key, entry, tool)
 
     def finish(self, key: str, entry: Entry) -> None:
         """Replace an entry."""
         self._database.execute(
-            "UPDATE tool_calls SET result = ? WHERE key = ?", (_as_json(entry.result), key)
+            "UPDATE tool_calls SET result = ? WHERE key = ?", [_as_json(entry.result), key]
         )
 
     def forget(self, key: str) -> None:
         """Drop an entry."""
-        self._database.execute("DELETE FROM tool_calls WHERE key = ?", (key,))
+        self._database.execute("DELETE FROM tool_calls WHERE key = ?", [key])
 
 
 class Journal:
@@ -312,16 +311,13 @@ def default_store(path: Path | None = None) -> Store:
         import crewai_native_db
     except ImportError:
         return Memory()
-    database = getattr(crewai_native_db, "Database", None)
-    if database is None:
-        return Memory()
     if path is None:
         from pathlib import Path as FilePath
 
         from crewai_core.paths import db_storage_path
 
         path = FilePath(db_storage_path()) / "native" / FILE_NAME
-    return Durable(database(str(path)))
+    return Durable(crewai_native_db.Database(path))
 
 
 def _made(entry: Entry, tool: str) -> Any:

@@ -6,6 +6,7 @@ alone, and go when they are old or too many. A file is found by its handle, whic
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -36,7 +37,8 @@ class Outputs:
 
     Args:
         directory: Where the files lie; by default in CrewAI's storage directory.
-        keep: How many files are kept; the oldest go first.
+        keep: How many files are kept; the oldest go first. Looking for them is work: between two
+            times a process may add a twentieth.
         max_age: Seconds for which a file is kept.
     """
 
@@ -51,6 +53,7 @@ class Outputs:
         self._directory = directory
         self._keep = keep
         self._max_age = max_age
+        self._written = itertools.count()
 
     @property
     def directory(self) -> Path:
@@ -145,7 +148,8 @@ class Outputs:
         except BaseException:
             beginning.unlink(missing_ok=True)
             raise
-        self._prune(directory)
+        if next(self._written) % max(self._keep // 20, 1) == 0:
+            self._prune(directory)
         return handle
 
     def _prune(self, directory: Path) -> None:

@@ -43,6 +43,7 @@ _BOOTSTRAP: Final = (
 )
 # What stands around a result in its message.
 _ENVELOPE: Final = 64 * 1024
+_FEWEST: Final = 4
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
@@ -73,7 +74,8 @@ class Pool:
     Any number of threads may call; in a child that was forked the pool is empty and starts its own.
 
     Args:
-        max_workers: How many workers there are at most. Further calls wait for one.
+        max_workers: How many workers there are at most; by default as many as processors, but four
+            at least. Further calls wait for one.
         recycle_after: Calls after which a worker is replaced.
         start_timeout: Seconds that starting a worker and importing a tool's module may take. They
             are not part of a call's time, except that a caller does not wait longer than that.
@@ -84,8 +86,14 @@ class Pool:
     """
 
     def __init__(
-        self, max_workers: int = 4, *, recycle_after: int = 1000, start_timeout: float = 60.0
+        self,
+        max_workers: int | None = None,
+        *,
+        recycle_after: int = 1000,
+        start_timeout: float = 60.0,
     ) -> None:
+        if max_workers is None:
+            max_workers = max(os.cpu_count() or 1, _FEWEST)
         if os.name != "posix":
             raise NotImplementedError(
                 f"isolation needs process groups; {sys.platform} has none, POSIX systems have"
