@@ -160,6 +160,16 @@ class TestCancelling:
         handle._thread.join(FOREVER)
         assert ran == []
 
+    def test_a_callback_that_goes_on_is_reported(self, foreign: Foreign) -> None:
+        crew = crew_of("first", "second")
+        crew.tasks[0].callback = foreign
+        handle = crewai_native_tasks.start(crew)
+        assert foreign.inside.wait(FOREVER)
+        assert [left.what for left in handle.cancel()] == ["code between two points"]
+        foreign.go.set()
+        handle._thread.join(FOREVER)
+        assert crew.agents[1].llm.calls == []
+
     def test_a_run_that_is_over_stays_as_it_was(self) -> None:
         handle = crewai_native_tasks.start(crew_of("done"))
         assert handle.result(FOREVER).raw == "done"

@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 
     Observer = Callable[[float, BaseException | None], None]
 
-GRACE: Final = 0.1
-"""Seconds that cancelling waits for what is between two points."""
+GRACE: Final = 0.5
+"""Seconds that cancelling waits, at most, for what is between two points: a few milliseconds as a
+rule, more where many runs want the interpreter at once."""
+# Seconds after which a coroutine that waits for room in the limits looks whether it may still wait.
+_LOOK: Final = 0.1
 
 scope_of_run: Final[contextvars.ContextVar[Scope | None]] = contextvars.ContextVar(
     "crewai_native_tasks_scope", default=None
@@ -55,8 +58,9 @@ class LeftBehind:
     """Foreign code that was running when its run was cancelled, and may run on.
 
     Attributes:
-        what: Such as ``model call`` or ``tool search``.
-        thread: The name of its thread.
+        what: Such as ``model call`` or ``tool search``; ``code between two points`` where runs were
+            in a callback or in CrewAI's own code when waiting for them came to its end.
+        thread: The name of its thread, where that is known.
         seconds: For how long it had been running.
     """
 
@@ -68,8 +72,12 @@ class LeftBehind:
 def cancel(scope: Scope, *, grace: float = GRACE) -> list[LeftBehind]:
     """End a scope, wait until nothing of it runs but foreign code, and say what that is."""
     scope.end()
-    scope.quiet(threading.get_ident(), grace)
-    return [LeftBehind(*place) for place in scope.places()]
+    quiet = scope.quiet(threading.get_ident(), grace)
+    left = [LeftBehind(*place) for place in scope.places()]
+    if not quiet:
+        # Somebody's callback, or a guardrail: the run ends when it returns.
+        left.append(LeftBehind("code between two points", "", grace))
+    return left
 
 
 class CancelScope:
@@ -392,7 +400,7 @@ class NativeControl:
         async def attempt() -> Any:
             while wait := asking.wait():
                 scope.check()
-                await asyncio.sleep(min(wait, GRACE))
+                await asyncio.sleep(min(wait, _LOOK))
             with asking:
                 return await call.attempt()
 
