@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import threading
+import time
 
 import pytest
 from crewai.tools.tool_failure import ToolFailure
@@ -20,6 +21,13 @@ from crewai_native_tools.policy import Size
 @pytest.fixture
 def kept(tmp_path):
     return Outputs(tmp_path / "outputs")
+
+
+def until(condition):
+    limit = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < limit, "waited for 60 s"
+        time.sleep(0.002)
 
 
 def handle_of(text):
@@ -95,12 +103,12 @@ def test_files_are_bounded_in_number_and_age(tmp_path):
         os.utime(
             tmp_path / handles[-1], ns=(0, (tmp_path / handles[-1]).stat().st_mtime_ns + number)
         )
-    assert {file.name for file in tmp_path.iterdir()} == set(handles[2:])
+    until(lambda: {file.name for file in tmp_path.iterdir()} == set(handles[2:]))
     with pytest.raises(LookupError, match="not kept any more"):
         kept.read(handles[0])
     os.utime(tmp_path / handles[3], (1, 1))
     last = handle_of(kept.cap("x" * 1000, Size(300, "bytes"), tool="search"))
-    assert {file.name for file in tmp_path.iterdir()} == {handles[2], handles[4], last}
+    until(lambda: {file.name for file in tmp_path.iterdir()} == {handles[2], handles[4], last})
 
 
 def test_threads_that_prune_at_once(tmp_path):
@@ -121,7 +129,7 @@ def test_threads_that_prune_at_once(tmp_path):
         thread.join()
     assert errors == []
     kept.cap("x" * 1000, Size(300, "bytes"), tool="search")
-    assert len(list(tmp_path.iterdir())) == 2
+    until(lambda: len(list(tmp_path.iterdir())) == 2)
 
 
 def test_a_disk_that_takes_nothing_costs_the_middle_only(tmp_path):

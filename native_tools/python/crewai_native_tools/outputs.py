@@ -11,6 +11,7 @@ import math
 import os
 import re
 import secrets
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -149,7 +150,10 @@ class Outputs:
             beginning.unlink(missing_ok=True)
             raise
         if next(self._written) % max(self._keep // 20, 1) == 0:
-            self._prune(directory)
+            # Nobody waits for that: among busy threads, looking at a thousand files takes seconds.
+            threading.Thread(
+                target=self._prune, args=(directory,), name="crewai-native-outputs", daemon=True
+            ).start()
         return handle
 
     def _prune(self, directory: Path) -> None:
@@ -163,7 +167,8 @@ class Outputs:
         found.sort(reverse=True)
         oldest = time.time_ns() - int(self._max_age * 1e9)
         for at, (written, file) in enumerate(found):
-            if at >= self._keep or written < oldest:
+            # What is being written has no name of its own yet, and is dropped by age alone.
+            if (at >= self._keep and not file.name.startswith(".")) or written < oldest:
                 file.unlink(missing_ok=True)
 
 
