@@ -1,1 +1,0 @@
-"""CrewAI kickoffs on a Celery cluster."""
