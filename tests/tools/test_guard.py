@@ -151,9 +151,9 @@ class TestAgents:
         script = [ToolCall("count", {"q": "a"}), ToolCall("other", {"q": "b"})] * 20
         with pytest.raises(failures.ToolExecutionFailedError) as caught:
             kickoff([*script, last], [counter, other], native=native)
-        assert "8 rounds of the same 2 calls" in str(caught.value)
+        assert "5 rounds of the same 2 calls" in str(caught.value)
         assert caught.value.record.failure.reason.value == "repeated_call"
-        assert len(counter.calls) == 8
+        assert len(counter.calls) == 5
         heard = []
 
         def choose(turn):
@@ -387,7 +387,7 @@ class Agents:
         self.task = Task(description="d", expected_output="e")
         self.tool = Counter()
 
-    def call(self, name, arguments, result, *, occasion=None):
+    def call(self, name, arguments, result, *, occasion=None, step=None):
         if isinstance(result, BaseException):
 
             def proceed():
@@ -410,6 +410,7 @@ class Agents:
             task=self.task,
             crew=None,
             occasion=occasion or types.SimpleNamespace(),
+            step=step,
         )
         return self.guard.run(call, proceed)
 
@@ -493,7 +494,7 @@ class TestLoops:
         agents = Agents()
         answers = [
             agents.call(f"tool {n % period}", {"n": n % period}, {"found": n % period})
-            for n in range(8 * period)
+            for n in range(5 * period)
         ]
         told = [isinstance(answer, failures.ToolFailure) for answer in answers]
         first = 4 * period - 1
@@ -543,6 +544,13 @@ class TestLoops:
         for _ in range(3):
             for agents.agent, agents.task in ways:
                 assert agents.call("t", {}, "same") == "same"
+
+    def test_steps_of_a_plan_side_by_side_are_on_their_own(self):
+        agents = Agents()
+        steps = types.SimpleNamespace(), types.SimpleNamespace()
+        for _ in range(3):
+            for step in steps:
+                assert agents.call("t", {}, "same", step=step) == "same"
 
     def test_hostile_arguments_and_results(self):
         class Rude:

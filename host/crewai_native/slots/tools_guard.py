@@ -50,6 +50,8 @@ class ToolCall:
         crew: Its crew, or None.
         occasion: What CrewAI's hooks were told of: the same object for each attempt that CrewAI
             makes at one call of the agent. None where code calls. It is alive as long as the call.
+        step: Stands for the step of a plan that the agent is at, of which several can go on side
+            by side; None outside of plans.
     """
 
     tool: Any
@@ -63,6 +65,7 @@ class ToolCall:
     task: Any
     crew: Any
     occasion: Any
+    step: Any
 
 
 class ToolGuard(Protocol):
@@ -97,6 +100,8 @@ _surroundings: contextvars.ContextVar[weakref.ref[Any] | None] = contextvars.Con
 _delegate: contextvars.ContextVar[Any] = contextvars.ContextVar(
     "crewai_native_tool_delegate", default=None
 )
+# What stands for the step of a plan that the current context carries out.
+_step: contextvars.ContextVar[Any] = contextvars.ContextVar("crewai_native_tool_step", default=None)
 # The structured tool that the current context invokes.
 _invoked: contextvars.ContextVar[Any] = contextvars.ContextVar(
     "crewai_native_tool_invoked", default=None
@@ -181,6 +186,28 @@ def _only_limits_forbid(executor: Any, tool_calls: list[Any]) -> bool:
     )
 
 
+class _Step:
+    """Stands for a step of a plan; made for each, so that it can be referred to weakly."""
+
+    __slots__ = ("__weakref__",)
+
+
+def _bind_steps(binding: Binding, provider: Provider) -> None:  # noqa: ARG001
+    from crewai.agents.step_executor import StepExecutor
+
+    def make(stock: Any) -> Any:
+        def execute(executor: Any, *args: Any, **kwargs: Any) -> Any:
+            token = _step.set(_Step())
+            try:
+                return stock(executor, *args, **kwargs)
+            finally:
+                _step.reset(token)
+
+        return execute
+
+    binding.stand_in(StepExecutor, "execute", make)
+
+
 class ToolsGuard(Slot):
     """Serves every execution of a tool.
 
@@ -227,6 +254,13 @@ class ToolsGuard(Slot):
             ),
             EXACT_COUNT,
             _bind_parallel,
+        ),
+        Repair(
+            "steps-apart",
+            "what runs a tool is not told which of several steps of a plan the call belongs to",
+            (Target("crewai.agents.step_executor:StepExecutor.execute", wrapped=True),),
+            STOPS_RUNS,
+            _bind_steps,
         ),
         Repair(
             "stopping",
@@ -288,6 +322,7 @@ def _call(
         task=getattr(around, "task", None),
         crew=getattr(around, "crew", None),
         occasion=around,
+        step=_step.get(),
     )
 
 

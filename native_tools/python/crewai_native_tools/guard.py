@@ -243,7 +243,9 @@ class NativeGuard:
             told = self._told(outcome)
         if not plan.watches_loops:
             return told
-        owner = self._failures()
+        owner = call.step
+        if owner is None:
+            owner = self._failures()
         if owner is None:
             owner = getattr(call.task, "start_time", None)
         course = self._courses.of(call.agent, call.task, owner)

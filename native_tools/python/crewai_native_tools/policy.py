@@ -450,7 +450,8 @@ def resolve(
 DEFAULTS: Final = Policy(
     rate_excess="wait",
     loop=4,
-    loop_abort=8,
+    # Where CrewAI itself stops a run of identical calls.
+    loop_abort=5,
     isolation="thread",
     side_effects=False,
     redact=("password", "passwd", "secret", "token", "api_key", "apikey", "authorization"),
