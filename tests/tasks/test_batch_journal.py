@@ -205,24 +205,28 @@ def test_a_journal_that_was_cut_anywhere_has_what_lies_before(
 
 
 PROGRAM = """
-import sys, time
+import os, sys, time
 from crewai_native_tasks import imap_crew
+
+def say(*words):
+    # Whole lines, from whichever thread.
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 class Doing:
     usage_metrics = None
     def kickoff(self, inputs):
         n = inputs["n"]
         if n >= int(sys.argv[2]):
-            print("waiting", flush=True)
+            say("waiting")
             time.sleep(60)
         return n * n
 
 def main():
     try:
         for item in imap_crew(Doing, ({"n": n} for n in range(12)), concurrency=2, resume=sys.argv[1]):
-            print(item.index, item.attempts, item.output, flush=True)
+            say(item.index, item.attempts, item.output)
     except KeyboardInterrupt:
-        print("interrupted", flush=True)
+        say("interrupted")
 
 main()
 """

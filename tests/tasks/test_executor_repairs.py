@@ -151,6 +151,10 @@ def test_own_handlers_have_run_when_emit_returns(monkeypatch):
         "handle_tool_usage_started",
         lambda *_: threads.append(threading.current_thread()),
     )
+    # What else listens by now, such as CrewAI's checkpoints, has threads for it.
+    handlers = crewai_event_bus._sync_handlers
+    own = {h for h in handlers[ToolUsageStartedEvent] if h.__module__ == event_listener.__module__}
+    monkeypatch.setitem(handlers, ToolUsageStartedEvent, frozenset(own))
     future = emitted(ToolUsageStartedEvent, **TOOL)
     assert future.done()
     assert threads == [threading.current_thread()]

@@ -277,7 +277,7 @@ def new_plugin(
         typer.Option(metavar="FOLDER", help="Build with the crate crewai-native-sdk that is here."),
     ] = None,
 ) -> None:
-    """Begin an accelerator: a project that builds, is bound, and keeps its slot's contract."""
+    """Begin an accelerator: a project that builds and is bound."""
     from crewai_native import new_plugin as _new_plugin
 
     given = {"name": name, "slot": slot, "kind": kind}

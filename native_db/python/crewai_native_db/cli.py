@@ -15,9 +15,7 @@ from crewai_native.cli import _console
 from crewai_native_db import DatabaseError, _native, exports, location, plugin
 from crewai_native_db.checkpoints import places
 
-app = typer.Typer(
-    help="Look after flow states, replay logs and checkpoints: sizes, checks, copies."
-)
+app = typer.Typer(help="Look after flow states, replay logs and checkpoints.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 States = Annotated[

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
     from rich.tree import Tree
 
-app = typer.Typer(
-    help="Check a project's agents.yaml and tasks.yaml, and draw what waits for what."
-)
+app = typer.Typer(help="Check agents.yaml and tasks.yaml, and draw the graph of tasks.")
 
 # Where `crewai create` and its examples put them, seen from a project's folder.
 _PLACES: Final = ("config", "src/*/config", "src/*/crews/*/config", "crews/*/config")

@@ -48,6 +48,18 @@ class Through:
     def check(self, point, subject):
         pass
 
+    def done(self, point, subject):
+        pass
+
+    def call(self, call):
+        return call.proceed(call.attempt)
+
+    async def acall(self, call):
+        return await call.proceed(call.attempt)
+
+    def used(self, tokens):
+        pass
+
     def drives(self, flow):
         return False
 
