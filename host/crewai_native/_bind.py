@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import _crewai_native_hook
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from crewai_native._watch import Watch
 
@@ -131,29 +131,33 @@ class Binding:
 
         return switch
 
-    def replace_function(self, function: Any, value: Any, package: str = "crewai") -> None:
-        """Replace a module-level function under every name that imported modules know it by.
+    def replace_functions(
+        self, replacements: Iterable[tuple[Any, Any]], package: str = "crewai"
+    ) -> None:
+        """Replace module-level functions under every name that imported modules know them by.
 
         ``from module import function`` copies the reference; modules of ``package`` loaded so far
         are searched for it. Modules loaded later copy it from the defining module, which has the
         replacement by then; they get the original back when the binding is undone.
 
         Args:
-            function: The function as it stands.
-            value: What stands there from now on. Modules of other packages may have copied it,
-                so it must run the original once :attr:`watch` has stopped serving, as what
-                :meth:`Watch.guard` returns does.
+            replacements: Each function as it stands, and what stands there from now on. Modules of
+                other packages may have copied it, so that must run the original once
+                :attr:`watch` has stopped serving, as what :meth:`Watch.guard` returns does.
+                All that a slot replaces belongs in one call: the search is what costs.
             package: Where to look.
         """
+        by_function = dict(replacements)
+        originals = {value: function for function, value in by_function.items()}
 
         def restore() -> None:
-            for module, name in _names_of(value, package):
-                setattr(module, name, function)
+            for module, name, value in _names_of(originals, package):
+                setattr(module, name, originals[value])
 
         # Undone last, after the changes below: it sees only what later modules copied.
         self.on_undo(restore)
-        for module, name in _names_of(function, package):
-            self.replace(module, name, value)
+        for module, name, function in _names_of(by_function, package):
+            self.replace(module, name, by_function[function])
 
     def replace_body(self, function: Any, value: Any) -> Any:
         """Have a function run another's code, and return a function that runs its own.
@@ -290,13 +294,21 @@ class Binding:
             raise ExceptionGroup("undoing a binding", errors)
 
 
-def _names_of(function: Any, package: str) -> Iterator[tuple[Any, str]]:
-    """Find the names that the loaded modules of a package know a function by."""
+def _names_of(
+    functions: Collection[Any], package: str
+) -> Iterator[tuple[types.ModuleType, str, Any]]:
+    """Find the names that the loaded modules of a package know functions by."""
+    wanted = {id(function): function for function in functions}
     prefix = f"{package}."
     # Copies, each made in one step: other threads import modules meanwhile, and list(items())
     # fails when one does.
     for module_name, module in sys.modules.copy().items():
-        if module is not None and (module_name == package or module_name.startswith(prefix)):
-            for name, attribute in vars(module).copy().items():
-                if attribute is function:
-                    yield module, name
+        if module is None or not (module_name == package or module_name.startswith(prefix)):
+            continue
+        attributes = vars(module).copy()
+        # Hardly any module knows one of them, and this asks at the speed of C.
+        if wanted.keys().isdisjoint(map(id, attributes.values())):
+            continue
+        for name, attribute in attributes.items():
+            if id(attribute) in wanted:
+                yield module, name, attribute

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import email.parser
 import hashlib
 import importlib.util
 import json
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import importlib_metadata
-from packaging.requirements import InvalidRequirement, Requirement
 
 from crewai_native._settings import normalise
 from crewai_native._types import CONTRACT, Candidate, State
@@ -20,10 +20,15 @@ from crewai_native.slots import SLOT_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from email.message import Message
 
-    from importlib_metadata import IDistribution
+    from importlib_metadata import IDistribution, PackageMetadata
 
 _GROUP: Final = re.compile(r"crewai_native\.v(\d+)")
+# As every build back-end writes it.
+_ACCELERATES: Final = re.compile(
+    r"""crewai ?\(?([<>=!~.,*\w]+)\)? ?; ?extra ?== ?["']accelerates["']"""
+)
 _NATIVE_SUFFIXES: Final = (".so", ".pyd", ".dylib")
 OURS: Final = frozenset(
     f"crewai-native-{name}"
@@ -66,21 +71,27 @@ def offers() -> tuple[dict[str, list[Offer]], list[Candidate]]:
     """
     found: dict[str, list[Offer]] = {slot: [] for slot in SLOT_NAMES}
     strangers: list[Candidate] = []
-    first: dict[str, IDistribution] = {}
+    first: dict[str, tuple[str, str]] = {}
     for distribution in _distributions():
         location = str(distribution.locate_file(""))
         try:
             entries = _entries(distribution)
-            name, version = distribution.name, distribution.version
-            accelerates = _accelerates(distribution)
+            headers = _headers(distribution)
+            name, version = _field(headers, "Name"), _field(headers, "Version")
+            accelerates = _accelerates(headers)
         except Exception as error:  # noqa: BLE001 - differs between releases of importlib_metadata
             # A damaged folder, such as an interrupted pip leaves behind.
             candidate = Candidate("?", location, "?", "?", location)
             candidate.failed("discover", State.BROKEN, f"its metadata cannot be read: {error!r}")
             strangers.append(candidate)
             continue
-        used = first.setdefault(normalise(name), importlib_metadata.distribution(name))
-        place = (str(used.locate_file("")), used.version)
+        if normalise(name) not in first:
+            used = importlib_metadata.distribution(name)
+            first[normalise(name)] = (
+                str(used.locate_file("")),
+                _field(_headers(used), "Version"),
+            )
+        place = first[normalise(name)]
         for major, entry in entries:
             candidate = Candidate(entry.name, name, version, entry.value, location)
             if place != (location, version):
@@ -125,6 +136,37 @@ def _distributions() -> Iterator[IDistribution]:
             yield distribution
 
 
+def crewai_version() -> str:
+    """Return the installed CrewAI's version, importing nothing; empty where there is none."""
+    try:
+        return _field(_headers(importlib_metadata.distribution("crewai")), "Version")
+    except importlib_metadata.PackageNotFoundError:
+        return ""
+
+
+def _headers(distribution: IDistribution) -> Message | PackageMetadata:
+    """Return the fields of a distribution's metadata.
+
+    A wheel's metadata is a mail's headers with a README for a body. ``distribution.metadata`` loads
+    a third of the email package to reformat that body, at every question; that is milliseconds of
+    each start.
+    """
+    text = distribution.read_text("METADATA")
+    return distribution.metadata if text is None else email.parser.HeaderParser().parsestr(text)
+
+
+def _field(headers: Message | PackageMetadata, name: str) -> str:
+    """Return a required field.
+
+    Raises:
+        KeyError: The metadata lacks it.
+    """
+    value = headers[name]
+    if value is None:
+        raise KeyError(name)
+    return str(value)
+
+
 def _entries(
     distribution: IDistribution,
 ) -> list[tuple[int, importlib_metadata.EntryPoint]]:
@@ -136,10 +178,15 @@ def _entries(
     ]
 
 
-def _accelerates(distribution: IDistribution) -> str | None:
-    for line in distribution.requires or ():
+def _accelerates(headers: Message | PackageMetadata) -> str | None:
+    for line in headers.get_all("Requires-Dist") or ():
         if "accelerates" not in line:
             continue
+        if simple := _ACCELERATES.fullmatch(line):
+            return simple[1]
+        # Only needed here, and tens of regular expressions to compile.
+        from packaging.requirements import InvalidRequirement, Requirement
+
         try:
             requirement = Requirement(line)
         except InvalidRequirement:

@@ -18,7 +18,7 @@ import importlib_metadata
 from packaging.version import InvalidVersion, Version
 
 import crewai_native
-from crewai_native import _probe, _roster
+from crewai_native import _discovery, _probe, _roster
 from crewai_native._errors import CrewAINativeError, is_failure
 from crewai_native._types import CONTRACT, State
 from crewai_native.health import Check, Health, error, ok, warning
@@ -100,7 +100,7 @@ def _python() -> Iterator[Check]:
 
 
 def _crewai() -> Iterator[Check]:
-    version = _roster.crewai_version()
+    version = _discovery.crewai_version()
     if not version:
         yield error("crewai", "not installed; pip install crewai")
         return

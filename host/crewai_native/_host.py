@@ -15,8 +15,6 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-import importlib_metadata
-
 from crewai_native import _discovery, _otel, _probe, _record, _settings, _targets, slots
 from crewai_native._bind import Binding
 from crewai_native._errors import (
@@ -168,10 +166,9 @@ class Host:
                 self.deactivate()
 
     def _import_crewai(self) -> None:
-        try:
-            self._crewai = importlib_metadata.version("crewai")
-        except importlib_metadata.PackageNotFoundError as error:
-            raise ConfigurationError("CrewAI is not installed; pip install crewai") from error
+        self._crewai = _discovery.crewai_version()
+        if not self._crewai:
+            raise ConfigurationError("CrewAI is not installed; pip install crewai")
         self._thread.activating = True  # the import hook need not
         try:
             importlib.import_module("crewai")
@@ -396,7 +393,7 @@ class Host:
             return Status(
                 active=self.active,
                 reason=self._reason,
-                crewai=self._crewai or _crewai_version(),
+                crewai=self._crewai or _discovery.crewai_version(),
                 slots=[self._slot_status(name) for name in slots.SLOT_NAMES],
                 strangers=[dataclasses.replace(stranger) for stranger in self._strangers],
                 warnings=list(self._warnings),
@@ -430,7 +427,7 @@ class Host:
             summary=slot.summary,
             state=State.STOCK,
             provider=STOCK,
-            version=self._crewai or _crewai_version(),
+            version=self._crewai or _discovery.crewai_version(),
             how="",
             reason=self._stock_reason(name, candidates),
             candidates=candidates,
@@ -546,10 +543,3 @@ def _no_collection() -> Iterator[None]:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _crewai_version() -> str:
-    try:
-        return importlib_metadata.version("crewai")
-    except importlib_metadata.PackageNotFoundError:
-        return ""

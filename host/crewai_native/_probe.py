@@ -9,6 +9,7 @@ interpreter or the CPU change.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -174,6 +175,7 @@ def _key(offer: Offer) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+@functools.cache
 def _machine() -> tuple[str, ...]:
     flags = ""
     try:

@@ -10,8 +10,6 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
-import importlib_metadata
-
 from crewai_native import _discovery, _probe, _settings
 from crewai_native._negotiate import Screening
 from crewai_native.slots import SLOT_NAMES
@@ -35,14 +33,6 @@ class Roster:
 
     sound: list[Offer]
     problems: list[tuple[str, str]]
-
-
-def crewai_version() -> str:
-    """Return the installed CrewAI's version, importing nothing; empty where there is none."""
-    try:
-        return importlib_metadata.version("crewai")
-    except importlib_metadata.PackageNotFoundError:
-        return ""
 
 
 def roster(settings: Settings, *, again: bool = False) -> Roster:
@@ -77,7 +67,7 @@ def eligible(settings: Settings) -> dict[str, Offer]:
     Raises:
         ConfigurationError: As for :func:`roster`.
     """
-    screening = Screening(settings, crewai_version())
+    screening = Screening(settings, _discovery.crewai_version())
     found, _ = _discovery.offers()
     first: dict[str, Offer] = {}
     for slot, ranked in found.items():

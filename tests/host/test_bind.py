@@ -165,7 +165,7 @@ def package(monkeypatch):
 
 def test_a_function_is_replaced_under_every_name_and_given_back(binding, package):
     switch = binding._switch(package.function, lambda: "ours")
-    binding.replace_function(package.function, switch, "acme_package")
+    binding.replace_functions([(package.function, switch)], "acme_package")
     modules = sys.modules
     assert modules["acme_package"].function() == "ours"
     assert modules["acme_package.a"].alias() == "ours"

@@ -16,7 +16,7 @@ from crewai_native import (
     State,
     Status,
     __version__,
-    _roster,
+    _discovery,
     _targets,
     slots,
 )
@@ -187,7 +187,7 @@ def one_target(monkeypatch, tmp_path):
     path.write_text("{}")
     monkeypatch.setattr(slots, "SLOT_NAMES", ("tools.guard",))
     monkeypatch.setattr(slots, "load", lambda name: slot)
-    monkeypatch.setattr(_roster, "crewai_version", lambda: "1.99")
+    monkeypatch.setattr(_discovery, "crewai_version", lambda: "1.99")
     monkeypatch.setattr(_targets, "FINGERPRINTS", path)
     _targets._known.cache_clear()
     yield path

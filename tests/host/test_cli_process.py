@@ -281,7 +281,7 @@ def test_without_crewai_it_says_so(run):
     from crewai_native.cli import main
     def missing(name):
         raise importlib_metadata.PackageNotFoundError(name)
-    importlib_metadata.version = missing
+    importlib_metadata.distribution = missing
     main(["list"])
     """
     done = run(code, check=False)

@@ -9,7 +9,16 @@ import types
 
 import pytest
 
-from crewai_native import Candidate, SlotStatus, State, Status, StrictError, _doctor, _roster
+from crewai_native import (
+    Candidate,
+    SlotStatus,
+    State,
+    Status,
+    StrictError,
+    _discovery,
+    _doctor,
+    _roster,
+)
 from crewai_native._settings import Settings
 from crewai_native.health import Check, Health, error, ok, warning
 
@@ -79,7 +88,7 @@ def test_where_all_is_well_nothing_is_wrong(examine):
     [("1.14.6", "error"), ("1.14.7", "ok"), ("1.16.0", "ok"), ("", "error"), ("odd", "warning")],
 )
 def test_crewai_must_be_there_and_new_enough(examine, monkeypatch, version, health):
-    monkeypatch.setattr(_roster, "crewai_version", lambda: version)
+    monkeypatch.setattr(_discovery, "crewai_version", lambda: version)
     assert examine()["crewai"].health == health
 
 

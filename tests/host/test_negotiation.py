@@ -16,7 +16,7 @@ BAD = {
     "exiting": ("broken", "SystemExit: acme wants to stop"),
     "aborting": ("broken", "SIGABRT"),
     "segfaulting": ("broken", "SIGSEGV"),
-    "wrong_range": ("incompatible", "accelerates crewai <0.2,>=0.1, installed is 1.15.30"),
+    "wrong_range": ("incompatible", "accelerates crewai >=0.1,<0.2, installed is 1.15.30"),
     "missing_hook": ("broken", "implements no crewai_native_memory_storage"),
     "bad_signature": ("broken", "moon"),
     "declining": ("declined", "no GPU here"),
@@ -330,7 +330,7 @@ def test_without_crewai_activation_says_so(site, run):
     import importlib_metadata
     def missing(name):
         raise importlib_metadata.PackageNotFoundError(name)
-    importlib_metadata.version = missing
+    importlib_metadata.distribution = missing
     import crewai_native
     try:
         crewai_native.activate()

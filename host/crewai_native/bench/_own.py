@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crewai_native import _roster
+from crewai_native import _discovery
 from crewai_native._watch import Watch
 from crewai_native.bench._case import Case, Elapsed, Unavailable
 
@@ -86,7 +86,7 @@ def _python(codes: dict[str, str]) -> Callable[[str], Callable[[], Any]]:
 
 
 def _activation(_: str) -> Callable[[], Elapsed]:
-    if not _roster.crewai_version():
+    if not _discovery.crewai_version():
         raise Unavailable("CrewAI is not installed")
 
     # Programs find the bytecode that an earlier start has left, so these must be able to leave it.

@@ -23,7 +23,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import crewai_native
-from crewai_native import _children, _roster
+from crewai_native import _children, _discovery, _roster
 from crewai_native._errors import ConfigurationError
 from crewai_native.bench import _stats
 from crewai_native.bench._results import Comparison, Outcome, Report, Result, Subject, Timing
@@ -378,7 +378,7 @@ def _reached(result: Result) -> bool | None:
 def _environment() -> dict[str, Any]:
     return {
         "crewai_native": crewai_native.__version__,
-        "crewai": _roster.crewai_version(),
+        "crewai": _discovery.crewai_version(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),

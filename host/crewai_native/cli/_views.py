@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from crewai_native import __version__, _record, _roster, _settings, _trust, slots
+from crewai_native import __version__, _discovery, _record, _settings, _trust, slots
 from crewai_native._errors import ConfigurationError
 from crewai_native._numbers import duration
 from crewai_native._types import SlotStatus, State
@@ -238,7 +238,7 @@ def fingerprints(*, as_json: bool, refresh: bool) -> int:
     """Print each wrapped target and return the exit status: 1 where one is not known."""
     from crewai_native import _targets
 
-    crewai = _roster.crewai_version()
+    crewai = _discovery.crewai_version()
     if not crewai:
         raise ConfigurationError("CrewAI is not installed; pip install crewai")
     wrapped: dict[str, list[Any]] = {}
@@ -289,8 +289,6 @@ def _refresh(targets: list[Target], crewai: str) -> None:
 
 def lock(*, check: bool) -> int:
     """Pin what is installed, or say how it differs from what is pinned; return the exit status."""
-    from crewai_native import _discovery
-
     settings = _settings.load()
     offers = {
         offer.name: offer

@@ -38,9 +38,10 @@ _FILE_FUNCTIONS: Final = (
 def _no_loop_without_files(binding: Binding, _provider: Provider) -> None:
     from crewai.utilities import file_store
 
-    for name in _FILE_FUNCTIONS:
-        stock = getattr(file_store, name)
-        binding.replace_function(stock, _only_with_a_store(binding.watch, file_store, stock))
+    stock = [getattr(file_store, name) for name in _FILE_FUNCTIONS]
+    binding.replace_functions(
+        (function, _only_with_a_store(binding.watch, file_store, function)) for function in stock
+    )
 
 
 def _only_with_a_store(watch: Watch, file_store: Any, stock: Callable[..., Any]) -> Any:

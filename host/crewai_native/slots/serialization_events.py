@@ -36,7 +36,7 @@ class SerializationEvents(Slot):
             raise provider.wrong_type(native, "a function with to_serializable's signature")
         stock = serialization.to_serializable
         guarded = binding.watch.guard(native, _closed(stock), _same)
-        binding.replace_function(stock, guarded)
+        binding.replace_functions([(stock, guarded)])
 
 
 def _closed(function: Any) -> Any:

@@ -186,8 +186,7 @@ class TasksControl(Slot):
                 done(Point.TOOL, context)
             return after(context)
 
-        binding.replace_function(before, before_tool_call)
-        binding.replace_function(after, after_tool_call)
+        binding.replace_functions([(before, before_tool_call), (after, after_tool_call)])
 
 
 def _limited(limit: Any, stock: Any) -> Any:  # noqa: ARG001 - the provider replaces it whole

@@ -141,7 +141,7 @@ def _bind_stopping(binding: Binding, provider: Provider) -> None:  # noqa: ARG00
             raise tool_failure.ToolExecutionFailedError(record)
         return record
 
-    binding.replace_function(stock, handle_tool_failure)
+    binding.replace_functions([(stock, handle_tool_failure)])
 
 
 def _bind_parallel(binding: Binding, provider: Provider) -> None:  # noqa: ARG001

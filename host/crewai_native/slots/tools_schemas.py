@@ -75,6 +75,7 @@ class ToolsSchemas(Slot):
         served = [name for name in PROTOCOL if callable(getattr(schemas, name, None))]
         if not served:
             raise provider.wrong_type(schemas, f"a ToolSchemas (any of: {', '.join(PROTOCOL)})")
+        replacements = []
         for name in served:
             if name == "select_tool":
                 make = _make_select(binding.watch.guard, schemas.select_tool)
@@ -82,7 +83,8 @@ class ToolsSchemas(Slot):
             else:
                 stock = getattr(importlib.import_module(_FUNCTIONS[name]), name)
                 native = binding.watch.guard(getattr(schemas, name), stock)
-                binding.replace_function(stock, native)
+                replacements.append((stock, native))
+        binding.replace_functions(replacements)
         if missing := [name for name in PROTOCOL if name not in served]:
             binding.notes.append(f"without {', '.join(missing)}")
 
