@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
+import inspect
+import json
 import threading
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -12,9 +16,12 @@ from crewai.events.event_bus import crewai_event_bus
 from crewai.events.types.llm_events import LLMCallCompletedEvent
 from crewai.events.types.tool_usage_events import ToolUsageStartedEvent
 from crewai.execution import set_execution_uuid
-from crewai.flow.flow import Flow, start
+from crewai.flow.flow import Flow, listen, router, start
+from crewai.tools import BaseTool
+from crewai.tools.structured_tool import CrewStructuredTool
 from crewai.utilities import file_store
-from pydantic import BaseModel
+from crewai.utilities.i18n import I18N
+from pydantic import BaseModel, PrivateAttr
 
 import crewai_native
 
@@ -184,3 +191,239 @@ def test_a_handler_that_raises_is_reported(monkeypatch, capsys):
     future = emitted(LLMCallCompletedEvent, response="r", call_type="llm_call", call_id="c")
     assert future.result(60) is None
     assert "no console" in capsys.readouterr().out
+
+
+def test_handlers_of_every_kind_of_event_have_run_when_emit_returns(monkeypatch):
+    from crewai.events.event_listener import event_listener
+    from crewai.events.types.flow_events import FlowCreatedEvent
+
+    threads = []
+    monkeypatch.setattr(
+        event_listener._telemetry,
+        "flow_creation_span",
+        lambda _: threads.append(threading.current_thread()),
+    )
+    handlers = crewai_event_bus._sync_handlers
+    own = {h for h in handlers[FlowCreatedEvent] if h.__module__ == event_listener.__module__}
+    monkeypatch.setitem(handlers, FlowCreatedEvent, frozenset(own))
+    assert emitted(FlowCreatedEvent, flow_name="f").done()
+    assert threads == [threading.current_thread()]
+
+
+def test_what_streams_is_handled_as_ever(monkeypatch):
+    from crewai.events.event_listener import event_listener
+    from crewai.events.types.llm_events import LLMStreamChunkEvent
+
+    def handler(source, event):
+        chunks.append(event.chunk)
+
+    handler.__module__ = event_listener.__module__
+    chunks = []
+    monkeypatch.setitem(crewai_event_bus._sync_handlers, LLMStreamChunkEvent, frozenset({handler}))
+    assert emitted(LLMStreamChunkEvent, chunk="c", call_id="i") is None
+    assert chunks == ["c"]
+
+
+def test_outside_of_a_kickoff_events_go_through_the_pool():
+    future = contextvars.Context().run(
+        crewai_event_bus.emit, None, ToolUsageStartedEvent(tool_name="t", tool_args={})
+    )
+    assert future in crewai_event_bus._pending_futures or future.done()
+    assert future.result(60) is None
+
+
+# --- attributes -------------------------------------------------------------------------------
+
+
+def doubled(this):
+    return (type(this).__name__, 2)
+
+
+class Described:
+    """A descriptor."""
+
+    def __get__(self, instance, owner=None):
+        return "described"
+
+    def __set__(self, instance, value):
+        raise AttributeError("fixed")
+
+
+class Tool(BaseTool):
+    name: str = "tool"
+    description: str = "does"
+    _plain: int = PrivateAttr(default=1)
+    _made: list[int] = PrivateAttr(default_factory=list)
+    _function: Any = PrivateAttr(default=doubled)
+    _described: Any = PrivateAttr(default=Described())
+    _never_set: int = PrivateAttr()
+
+    def _run(self) -> str:
+        return "ran"
+
+
+def looked_at(tool):
+    """What comes of looking at each attribute: its value, or the error."""
+    seen = {}
+    for name in ("_plain", "_function", "_described", "_never_set", "_nothing", "nothing", "name"):
+        try:
+            value = getattr(tool, name)
+            seen[name] = value() if callable(value) else value
+        except AttributeError as error:
+            seen[name] = str(error)
+    return seen
+
+
+def test_private_attributes_are_what_pydantic_makes_of_them():
+    mine = looked_at(Tool())
+    with crewai_native.using({SLOT: "stock"}):
+        assert "__getattr__" not in vars(BaseTool)
+        assert looked_at(Tool()) == mine
+    assert mine["_function"] == ("Tool", 2)
+    one, two = Tool(), Tool()
+    one._made.append(1)
+    one._plain = 5
+    assert (one._made, one._plain, two._made, two._plain) == ([1], 5, [], 1)
+    del one._plain
+    with pytest.raises(AttributeError):
+        _ = one._plain
+    unmade = Tool.__new__(Tool)
+    with pytest.raises(AttributeError):
+        _ = unmade._plain
+
+
+def test_a_class_with_attributes_of_its_own_making_keeps_them():
+    class Guessing(Tool):
+        def __getattr__(self, name):
+            if name == "guessed":
+                return "yes"
+            return super().__getattr__(name)
+
+    assert Guessing().guessed == "yes"
+    assert Guessing()._plain == 1
+    with pytest.raises(AttributeError, match="other"):
+        _ = Guessing().other
+
+
+def test_attributes_of_a_flow_are_set_as_ever():
+    class Internal(Flow[State]):
+        is_crewai_internal = True
+        _skip_auto_memory = True
+        _counted: int = PrivateAttr(default=0)
+
+    flow = Internal()
+    flow.name, flow._counted, flow.other = "n", 3, "o"
+    assert (flow.name, flow._counted, flow.other) == ("n", 3, "o")
+    assert "name" in flow.model_fields_set
+    assert flow.__pydantic_private__["_counted"] == 3
+    assert vars(flow)["other"] == "o"
+
+
+# --- methods ----------------------------------------------------------------------------------
+
+
+def test_a_bound_method_is_what_crewais_own_binding_makes():
+    class Internal(Flow[State]):
+        is_crewai_internal = True
+        _skip_auto_memory = True
+
+        @start()
+        def begin(self) -> str:
+            """Begins."""
+            return self.state.topic
+
+        @listen(begin)
+        async def go_on(self, given: str) -> str:
+            return given
+
+        @router(go_on)
+        def choose(self):
+            return "x"
+
+    flow = Internal()
+    for name in ("begin", "go_on", "choose"):
+        mine = getattr(flow, name)
+        with crewai_native.using({SLOT: "stock"}):
+            theirs = getattr(flow, name)
+        assert type(mine) is type(theirs)
+        assert vars(mine) == vars(theirs)
+        assert inspect.iscoroutinefunction(mine) == inspect.iscoroutinefunction(theirs)
+        assert asyncio.iscoroutinefunction(mine) == asyncio.iscoroutinefunction(theirs)
+        assert inspect.signature(mine) == inspect.signature(theirs)
+    assert flow.begin() == "t"
+    assert Internal.begin is vars(Internal)["begin"]
+
+
+# --- tools ------------------------------------------------------------------------------------
+
+
+class Empty(BaseModel):
+    """No arguments."""
+
+
+class One(BaseModel):
+    """One argument."""
+
+    x: int = 0
+
+
+def test_a_signature_is_checked_again_when_it_or_the_schema_has_changed(monkeypatch):
+    checked = []
+    signature = inspect.signature
+    monkeypatch.setattr(inspect, "signature", lambda f: checked.append(1) or signature(f))
+
+    def function(x):
+        return x
+
+    def structured(schema):
+        before = len(checked)
+        CrewStructuredTool(name="t", description="d", args_schema=schema, func=function)
+        return len(checked) - before
+
+    assert [structured(One), structured(One)] == [1, 0]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="not found in args_schema"):
+            structured(Empty)
+    function.__code__ = (lambda y: y).__code__
+    with pytest.raises(ValueError, match="'y' not found"):
+        structured(One)
+    function.__defaults__ = (1,)
+    assert structured(One) == 1
+    assert structured(Empty) == 1
+
+
+def test_functions_that_say_of_themselves_what_they_are_get_checked_each_time(monkeypatch):
+    def inner(x):
+        return x
+
+    @functools.wraps(inner)
+    def outer(*args):
+        return inner(*args)
+
+    def structured():
+        CrewStructuredTool(name="t", description="d", args_schema=One, func=outer)
+
+    structured()
+    outer.__wrapped__ = lambda z: z
+    with pytest.raises(ValueError, match="'z' not found"):
+        structured()
+
+
+# --- prompts ----------------------------------------------------------------------------------
+
+
+def test_prompts_are_read_once_and_are_each_ones_own(tmp_path, monkeypatch):
+    first = I18N()
+    read = []
+    monkeypatch.setattr(json, "load", lambda file: read.append(file.name) or {"slices": {"a": "b"}})
+    second = I18N()
+    assert not read
+    assert second._prompts == first._prompts
+    second._prompts["slices"]["task"] = "changed"
+    assert I18N().slice("task") == first.slice("task") != "changed"
+    own = tmp_path / "prompts.json"
+    own.write_text("{}")
+    assert I18N(prompt_file=str(own)).slice("a") == "b"
+    assert read == [str(own)]
+    with crewai_native.using({SLOT: "stock"}):
+        assert I18N().slice("a") == "b"

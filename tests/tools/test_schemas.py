@@ -66,6 +66,16 @@ def check(schemas, model):
             assert text(mine) == text(stock_description(model, strip_null_types=strip))
         block = schemas.format_description_for_llm("My Tool", model, "Does things.")
         assert block == stock_block("My Tool", model, "Does things.")
+        assert named(lambda: schemas.argument_names(model)) == named(
+            lambda: model.model_json_schema()["properties"]
+        )
+
+
+def named(names):
+    try:
+        return list(names())
+    except Exception as error:  # noqa: BLE001 - whatever pydantic fails with
+        return type(error)
 
 
 class Colour(enum.Enum):
@@ -190,6 +200,19 @@ def test_which_are_generated_once(model):
         schemas.generate_model_description(model)
         schemas.format_description_for_llm("name", model, "about")
     assert len(asked) == (1 if model in KEPT else 6)
+
+
+def test_names_of_arguments_are_those_after_a_change():
+    schemas = NativeSchemas()
+    model = create_model("Changing", x=(int, 1))
+    assert list(schemas.argument_names(model)) == ["x"]
+    model.__pydantic_fields__["y"] = Field(2)
+    model.__annotations__["y"] = int
+    model.__pydantic_fields__["x"].alias = model.__pydantic_fields__["x"].serialization_alias = "z"
+    model.__pydantic_fields__["x"].validation_alias = "z"
+    model.model_rebuild(force=True)
+    assert list(schemas.argument_names(model)) == list(model.model_json_schema()["properties"])
+    assert "z" in schemas.argument_names(model)
 
 
 LEAVES = st.sampled_from(

@@ -1,7 +1,6 @@
 """What CrewAI does over and over around the runs of agents, without anything coming of it.
 
-Each of these is left out only where it can be seen to come to nothing. "Frugal" is what a driver of
-flows calls itself that wants them left out.
+Each of these is left out only where it can be seen to come to nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from crewai_native.slots._base import Repair, Target
+from crewai_native.slots.kickoff_repairs import FRUGAL
+from crewai_native.slots.kickoff_repairs import REPAIRS as _OF_KICKOFFS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from crewai_native._watch import Watch
     from crewai_native.slots._base import Provider
 
-_FRUGAL: Final = "frugal"
 _FILE_STORE: Final = "crewai.utilities.file_store"
 # Each of them looks up, writes or clears by a coroutine on an event loop of its own.
 _FILE_FUNCTIONS: Final = (
@@ -89,8 +89,8 @@ def _one_class_of_states(binding: Binding, _provider: Provider) -> None:
     binding.stand_in(Flow, "_create_initial_state", make)
 
 
-# Their handlers for these events touch memory and the console alone; and those for traces return at
-# once within a kickoff, which traces itself.
+# Their handlers touch memory, the console and what telemetry has on its way; and those for traces
+# return at once within a kickoff, which traces itself.
 _OWN_HANDLERS: Final = frozenset(
     {
         "crewai.events.event_listener",
@@ -102,20 +102,16 @@ _OWN_HANDLERS: Final = frozenset(
 
 def _own_handlers_at_once(binding: Binding, _provider: Provider) -> None:
     from crewai.events.event_bus import CrewAIEventsBus
-    from crewai.events.types.llm_events import LLMCallCompletedEvent, LLMCallStartedEvent
-    from crewai.events.types.tool_usage_events import ToolUsageFinishedEvent, ToolUsageStartedEvent
+    from crewai.events.types.llm_events import LLMStreamChunkEvent
     from crewai.execution import get_execution_uuid
-
-    kinds = frozenset(
-        {LLMCallStartedEvent, LLMCallCompletedEvent, ToolUsageStartedEvent, ToolUsageFinishedEvent}
-    )
 
     def make(stock: Callable[..., Any]) -> Callable[..., Any]:
         def emit(bus: Any, source: Any, event: Any) -> Any:
             kind = type(event)
+            handlers = bus._sync_handlers.get(kind)  # noqa: SLF001 - as its own emit, here and below
             if (
-                kind not in kinds
-                or not (handlers := bus._sync_handlers.get(kind))  # noqa: SLF001 - as its own emit
+                not handlers
+                or kind is LLMStreamChunkEvent
                 or kind in bus._async_handlers  # noqa: SLF001
                 or kind in bus._handler_dependencies  # noqa: SLF001
                 or bus._shutting_down  # noqa: SLF001
@@ -151,20 +147,20 @@ REPAIRS: Final = (
             Target(f"{_FILE_STORE}:{name}", wrapped=True)
             for name in (*_FILE_FUNCTIONS, "_run_sync", "aget_all_files")
         ),
-        feature=_FRUGAL,
+        feature=FRUGAL,
         bind=_no_loop_without_files,
     ),
     Repair(
         name="one-class-of-states",
         summary="each agent and each access to memory builds a pydantic class for its state",
         targets=(Target("crewai.flow.runtime:Flow._create_initial_state", wrapped=True),),
-        feature=_FRUGAL,
+        feature=FRUGAL,
         bind=_one_class_of_states,
     ),
     Repair(
         name="own-handlers-at-once",
-        summary="CrewAI's own handlers of model and tool calls, which take microseconds, go through "
-        "another thread for each event",
+        summary="CrewAI's own handlers of events, which take microseconds, go through another thread "
+        "each time, and kickoffs wait for it",
         targets=(
             Target(f"{_BUS}.emit", wrapped=True),
             Target(f"{_BUS}._prepare_event", wrapped=True),
@@ -173,7 +169,8 @@ REPAIRS: Final = (
             Target("crewai.events.event_listener:EventListener.setup_listeners", wrapped=True),
             Target("crewai.flow.runtime:Flow._attach_usage_aggregation_listener", wrapped=True),
         ),
-        feature=_FRUGAL,
+        feature=FRUGAL,
         bind=_own_handlers_at_once,
     ),
+    *_OF_KICKOFFS,
 )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
-from crewai_native.slots._base import Slot, Target
+from crewai_native.slots._base import Repair, Slot, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from crewai_native._bind import Binding
     from crewai_native.slots._base import Provider
@@ -45,6 +45,13 @@ class ToolSchemas(Protocol):
         equals. None leaves it to CrewAI, which reports that there is no such tool.
         """
 
+    def argument_names(self, model: type[Any]) -> Collection[str]:
+        """Return the names of the properties in a model's JSON schema, as pydantic generates it.
+
+        Asked of providers with the feature ``arguments``, at each call of a tool by a text-based
+        agent. Raises what generating the schema raises, or ``KeyError`` where it has no properties.
+        """
+
 
 _FUNCTIONS: Final = {
     "generate_model_description": "crewai.utilities.pydantic_schema_utils",
@@ -52,6 +59,59 @@ _FUNCTIONS: Final = {
     "format_description_for_llm": "crewai.tools.structured_tool",
 }
 PROTOCOL: Final = (*_FUNCTIONS, "select_tool")
+
+
+class _Described:
+    """A tool for as long as ``ToolUsage._use`` uses it, which wants its schema for names alone."""
+
+    __slots__ = ("_tool", "args_schema")
+
+    def __init__(self, tool: Any, names: Callable[[Any], Collection[str]]) -> None:
+        self._tool = tool
+        self.args_schema = _Schema(tool.args_schema, names)
+
+    @property  # type: ignore[misc] # what isinstance and events see
+    def __class__(self) -> type[Any]:
+        return type(self._tool)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tool, name)
+
+
+class _Schema:
+    __slots__ = ("_model", "_names")
+
+    def __init__(self, model: Any, names: Callable[[Any], Collection[str]]) -> None:
+        self._model = model
+        self._names = names
+
+    def model_json_schema(self) -> dict[str, Any]:
+        return {"properties": dict.fromkeys(self._names(self._model))}
+
+
+def _names_without_schemas(binding: Binding, provider: Provider) -> None:
+    from crewai.tools.structured_tool import CrewStructuredTool
+    from crewai.tools.tool_usage import ToolUsage
+
+    names = getattr(binding.served, "argument_names", None)
+    if not callable(names):
+        raise provider.wrong_type(binding.served, "a ToolSchemas with argument_names")
+    known = binding.watch.guard(
+        names,
+        lambda model: model.model_json_schema()["properties"],
+        lambda mine, theirs: list(mine) == list(theirs),
+    )
+
+    def make(stock: Callable[..., str]) -> Callable[..., str]:
+        def use(usage: Any, tool_string: str, tool: Any, calling: Any) -> str:
+            # A user's class of tools may look at its own schema while it is used.
+            if type(tool) is CrewStructuredTool and tool.args_schema is not None:
+                tool = _Described(tool, known)
+            return stock(usage, tool_string, tool, calling)
+
+        return use
+
+    binding.stand_in(ToolUsage, "_use", make)
 
 
 class ToolsSchemas(Slot):
@@ -64,6 +124,20 @@ class ToolsSchemas(Slot):
         *(Target(f"{module}:{name}", wrapped=True) for name, module in _FUNCTIONS.items()),
         Target("crewai.tools.tool_usage:ToolUsage._select_tool", wrapped=True),
     )
+    repairs: ClassVar = (
+        Repair(
+            name="names-without-schemas",
+            summary="each call of a tool by a text-based agent generates the tool's JSON schema to "
+            "learn the names of its arguments",
+            targets=(
+                Target("crewai.tools.tool_usage:ToolUsage._use", wrapped=True),
+                Target("crewai.tools.tool_usage:ToolUsage.on_tool_use_finished", wrapped=True),
+                Target("crewai.tools.tool_usage:ToolUsage.on_tool_error", wrapped=True),
+            ),
+            feature="arguments",
+            bind=_names_without_schemas,
+        ),
+    )
 
     def bind(self, binding: Binding, provider: Provider) -> None:
         """Put the provider's methods in the place of CrewAI's functions."""
@@ -71,7 +145,7 @@ class ToolsSchemas(Slot):
 
         from crewai.tools.tool_usage import ToolUsage
 
-        schemas = provider.call()
+        schemas = binding.served = provider.call()
         served = [name for name in PROTOCOL if callable(getattr(schemas, name, None))]
         if not served:
             raise provider.wrong_type(schemas, f"a ToolSchemas (any of: {', '.join(PROTOCOL)})")

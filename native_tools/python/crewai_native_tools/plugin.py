@@ -49,7 +49,7 @@ def crewai_native_features() -> dict[str, set[str]]:
             "limits",
             "loops",
         },
-        "tools.schemas": {"exact"},
+        "tools.schemas": {"arguments", "exact"},
     }
 
 

@@ -33,15 +33,17 @@ class _Known:
 
     Attributes:
         arguments: The schema as the text that describes a tool in prompts; None until wanted.
+        names: The names of its properties, as pydantic has them; None until wanted.
     """
 
-    __slots__ = ("arguments", "descriptions", "fingerprint", "generate")
+    __slots__ = ("arguments", "descriptions", "fingerprint", "generate", "names")
 
     def __init__(self, model: type[Any], generate: Any) -> None:
         self.fingerprint = Fingerprint(model)
         self.generate = generate
         self.descriptions: dict[bool, bytes] = {}
         self.arguments: str | None = None
+        self.names: tuple[str, ...] | None = None
 
     def description(self, model: type[Any], *, strip_null_types: bool) -> bytes:
         text = self.descriptions.get(strip_null_types)
@@ -113,6 +115,17 @@ class NativeSchemas:
             at = closest(names, wanted, _RATIO)
         return None if at is None else tools[at]
 
+    def argument_names(self, model: type[Any]) -> tuple[str, ...]:
+        """Return the names of the properties in a model's JSON schema."""
+        try:
+            known = self._current(model)
+            if known.names is None:
+                known.names = _names_of(model)
+        except Impure:
+            return _names_of(model)
+        else:
+            return known.names
+
     def _arguments(self, model: type[Any]) -> str:
         try:
             known = self._current(model)
@@ -139,6 +152,10 @@ class NativeSchemas:
             # Taken before the schema is generated: what changes meanwhile is noticed next time.
             known = self._known[model] = _Known(model, self._generate)
         return known
+
+
+def _names_of(model: type[Any]) -> tuple[str, ...]:
+    return tuple(model.model_json_schema()["properties"])
 
 
 def _arguments_of(description: dict[str, Any]) -> str:

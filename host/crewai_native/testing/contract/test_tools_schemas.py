@@ -95,3 +95,46 @@ class TestToolsSchemas(SlotContract):
         native = outcome()
         crewai_native.deactivate()
         assert native == outcome()
+
+    def test_a_text_based_call_passes_the_arguments_that_the_schema_names(
+        self, provider: str
+    ) -> None:
+        """Others that a model made up are left out, as CrewAI does."""
+        given, handed = self._called()
+        assert given == [{"text": "t", "free": {"a": 1}}]
+        assert "made_up" in json.dumps(handed)
+
+    @staticmethod
+    def _called() -> tuple[list[dict[str, Any]], list[Any]]:
+        import crewai
+        from crewai.events import ToolUsageFinishedEvent, crewai_event_bus
+        from crewai.tools import BaseTool
+
+        from crewai_native.testing import ScriptedLLM, ToolCall
+
+        given: list[dict[str, Any]] = []
+        handed: list[Any] = []
+
+        class Taker(BaseTool):
+            name: str = "taker"
+            description: str = "Takes arguments."
+            args_schema: type[BaseModel] = _Arguments
+
+            def _run(self, **arguments: Any) -> str:
+                given.append({name: arguments[name] for name in ("text", "free")})
+                return "taken"
+
+        arguments = {"text": "t", "free": {"a": 1}, "made_up": True}
+        llm = ScriptedLLM([ToolCall("taker", arguments), "Done."], native=False)
+        agent = crewai.Agent(role="r", goal="g", backstory="b", llm=llm, tools=[Taker()])
+        task = crewai.Task(description="d", expected_output="e", agent=agent)
+        with crewai_event_bus.scoped_handlers():
+
+            @crewai_event_bus.on(ToolUsageFinishedEvent)
+            def finished(_source: Any, event: Any) -> None:
+                handed.append([event.tool_class, event.tool_args, event.output])
+
+            crewai.Crew(agents=[agent], tasks=[task]).kickoff()
+            crewai_event_bus.flush()
+        assert [(name, output) for name, _, output in handed] == [("CrewStructuredTool", "taken")]
+        return given, handed

@@ -1,0 +1,252 @@
+"""What CrewAI finds out over and over while it sets up agents and runs them, and could know.
+
+Each of these gives exactly what CrewAI's own code gives. They belong to ``tasks.executor``, as those in
+:mod:`.executor_repairs` do.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from crewai_native.slots._base import Repair, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crewai_native._bind import Binding
+    from crewai_native.slots._base import Provider
+
+FRUGAL: Final = "frugal"
+"""What a driver of flows calls itself that wants these left out."""
+
+
+# --- attributes -------------------------------------------------------------------------------
+
+
+# The classes whose private attributes are read at every step: where they are, and their names.
+_READ_OFTEN: Final = (
+    ("crewai.flow.runtime", "Flow"),
+    ("crewai.agents.agent_builder.base_agent", "BaseAgent"),
+    ("crewai.crew", "Crew"),
+    ("crewai.task", "Task"),
+    ("crewai.llms.base_llm", "BaseLLM"),
+    ("crewai.tools.base_tool", "BaseTool"),
+    ("crewai.tools.structured_tool", "CrewStructuredTool"),
+    ("crewai.state.event_record", "EventRecord"),
+    ("crewai.state.runtime", "RuntimeState"),
+    ("crewai.utilities.i18n", "I18N"),
+)
+
+
+def _private_attributes_at_once(binding: Binding, _provider: Provider) -> None:
+    import importlib
+
+    for module, name in _READ_OFTEN:
+        cls = getattr(importlib.import_module(module), name)
+        if "__getattr__" not in vars(cls):
+            binding.replace(cls, "__getattr__", _getattr_of(cls))
+
+
+def _getattr_of(cls: type[Any]) -> Callable[[Any, str], Any]:
+    def __getattr__(self: Any, name: str) -> Any:  # noqa: N807 - it is one
+        attribute = type(self).__private_attributes__.get(name)
+        # One that was declared with a descriptor, such as a function, is what that makes of it.
+        if attribute is not None and not hasattr(attribute.default, "__get__"):
+            private = self.__pydantic_private__
+            if private is not None and name in private:
+                return private[name]
+        return super(cls, self).__getattr__(name)
+
+    return __getattr__
+
+
+def _fields_without_warnings(binding: Binding, _provider: Provider) -> None:
+    from crewai.flow.runtime import Flow
+
+    base: Any = super(Flow, Flow)
+
+    def make(_stock: Callable[..., None]) -> Callable[..., None]:
+        def set_attribute(flow: Any, name: str, value: Any) -> None:
+            cls = type(flow)
+            if name in cls.model_fields or name in cls.__private_attributes__:
+                base.__setattr__(flow, name, value)
+            else:
+                object.__setattr__(flow, name, value)
+
+        return set_attribute
+
+    binding.stand_in(Flow, "__setattr__", make)
+
+
+# --- methods of flows -------------------------------------------------------------------------
+
+
+def _methods_bound_once_examined(binding: Binding, _provider: Provider) -> None:
+    from crewai.flow.flow_wrappers import FlowMethod
+
+    examine = FlowMethod.__init__
+
+    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
+        def bind(method: Any, instance: Any, owner: Any = None) -> Any:
+            cls = type(method)
+            if (
+                instance is None
+                or cls.__init__ is not examine
+                or not getattr(type(instance), "is_crewai_internal", False)
+            ):
+                return stock(method, instance, owner)
+            # All that CrewAI finds out of the function again is known from when it was decorated.
+            bound = object.__new__(cls)
+            known = vars(bound)
+            known.update(vars(method))
+            known["_instance"] = known["__self__"] = instance
+            return bound
+
+        return bind
+
+    binding.stand_in(FlowMethod, "__get__", make)
+
+
+_SCHEMAS_KEPT: Final = 256
+
+
+# --- tools ------------------------------------------------------------------------------------
+
+
+def _signatures_checked_once(binding: Binding, _provider: Provider) -> None:
+    from crewai.tools.structured_tool import CrewStructuredTool
+
+    # Functions that fit a schema, and what both were then. Those that do not are an error each time.
+    fitting: weakref.WeakKeyDictionary[Any, dict[int, tuple[Any, ...]]]
+    fitting = weakref.WeakKeyDictionary()
+
+    def make(stock: Callable[[Any], None]) -> Callable[[Any], None]:
+        def validate(tool: Any) -> None:
+            schema = tool.args_schema
+            function = getattr(tool.func, "__func__", tool.func)
+            if not schema or not inspect.isfunction(function) or hasattr(function, "__wrapped__"):
+                return stock(tool)
+            bound = tool.func is not function
+            now = (
+                weakref.ref(schema),
+                tuple(schema.model_fields),
+                bound,
+                function.__code__,
+                function.__defaults__,
+                function.__kwdefaults__ and dict(function.__kwdefaults__),
+                getattr(function, "__signature__", None),
+            )
+            known = fitting.setdefault(function, {})
+            if known.get(id(schema)) != now:
+                stock(tool)
+                if (
+                    len(known) >= _SCHEMAS_KEPT
+                ):  # one function may serve the tools of a whole server
+                    known.clear()
+                known[id(schema)] = now
+            return None
+
+        return validate
+
+    binding.stand_in(CrewStructuredTool, "_validate_function_signature", make)
+
+
+# --- prompts ----------------------------------------------------------------------------------
+
+
+class _Prompts:
+    """CrewAI's own prompts, which are a file of its distribution."""
+
+    def __init__(self) -> None:
+        self.stock: Any = None
+        self.known: dict[str, dict[str, Any]] | None = None
+
+
+_prompts: Final = _Prompts()
+
+
+def load_prompts(i18n: Any) -> Any:
+    """Do what ``I18N.load_prompts`` does."""
+    if i18n.prompt_file:
+        return _prompts.stock(i18n)
+    if _prompts.known is None:
+        _prompts.stock(i18n)
+        _prompts.known = _copied(i18n._prompts)  # noqa: SLF001
+    else:
+        i18n._prompts = _copied(_prompts.known)  # noqa: SLF001
+    return i18n
+
+
+def _copied(prompts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        kind: {name: _copied(text) if isinstance(text, dict) else text for name, text in of.items()}
+        if isinstance(of, dict)
+        else of
+        for kind, of in prompts.items()
+    }
+
+
+def _load_prompts(self: Any) -> Any:
+    # Runs in place of CrewAI's validator, with the globals of its module.
+    from crewai_native.slots import kickoff_repairs  # noqa: PLW0406 - those are not this module's
+
+    return kickoff_repairs.load_prompts(self)
+
+
+def _prompts_read_once(binding: Binding, _provider: Provider) -> None:
+    from crewai.utilities.i18n import I18N
+
+    _prompts.stock = binding.replace_body(I18N.load_prompts, _load_prompts)
+    _prompts.known = None
+
+
+_FLOW_METHOD: Final = "crewai.flow.flow_wrappers:FlowMethod"
+
+REPAIRS: Final = (
+    Repair(
+        name="private-attributes-at-once",
+        summary="each look at a private attribute raises and catches three exceptions",
+        targets=tuple(Target(f"{module}:{name}") for module, name in _READ_OFTEN),
+        feature=FRUGAL,
+        bind=_private_attributes_at_once,
+    ),
+    Repair(
+        name="fields-without-warnings",
+        summary="each attribute that is set on a flow warns of deprecated use, which CrewAI hides",
+        targets=(Target("crewai.flow.runtime:Flow.__setattr__", wrapped=True),),
+        feature=FRUGAL,
+        bind=_fields_without_warnings,
+    ),
+    Repair(
+        name="methods-examined-once",
+        summary="each agent inspects the signatures of all methods of its flow, and again at each "
+        "access",
+        targets=(
+            Target(f"{_FLOW_METHOD}.__get__", wrapped=True),
+            Target(f"{_FLOW_METHOD}.__init__", wrapped=True),
+        ),
+        feature=FRUGAL,
+        bind=_methods_bound_once_examined,
+    ),
+    Repair(
+        name="signatures-checked-once",
+        summary="the signature of each tool is compared with its schema twice for each task",
+        targets=(
+            Target(
+                "crewai.tools.structured_tool:CrewStructuredTool._validate_function_signature",
+                wrapped=True,
+            ),
+        ),
+        feature=FRUGAL,
+        bind=_signatures_checked_once,
+    ),
+    Repair(
+        name="prompts-read-once",
+        summary="each copy of an agent reads and parses the file of prompts",
+        targets=(Target("crewai.utilities.i18n:I18N.load_prompts", wrapped=True),),
+        feature=FRUGAL,
+        bind=_prompts_read_once,
+    ),
+)
