@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The distributions built from Rust, by their folders.
 WHEELS := native_memory native_db native_tools native_tasks plugins/serialization
+# Those in pure Python.
+PURE := plugins/celery
 # Offline, quiet and without telemetry, for whatever runs CrewAI here.
 export CREWAI_DISABLE_TELEMETRY := true
 export OTEL_SDK_DISABLED := true
@@ -43,6 +45,15 @@ $(call stamp,$(1)): $(VENV)/requirements.stamp $(SDK_SOURCES) $(call sources,$(1
 endef
 $(foreach wheel,$(WHEELS),$(eval $(call WHEEL,$(wheel))))
 
+define PURE_WHEEL
+$(call stamp,$(1)): $(VENV)/requirements.stamp $(call sources,$(1))
+	rm -f $(VENV)/wheels/$(call package,$(1))-*.whl
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(VENV)/wheels ./$(1)
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall $(VENV)/wheels/$(call package,$(1))-*.whl
+	touch $$@
+endef
+$(foreach wheel,$(PURE),$(eval $(call PURE_WHEEL,$(wheel))))
+
 # The host is installed in place: an edited file is in force at once.
 $(VENV)/host.stamp: $(VENV)/requirements.stamp pyproject.toml host/crewai_native.pth host/_crewai_native_hook.py
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
@@ -50,11 +61,11 @@ $(VENV)/host.stamp: $(VENV)/requirements.stamp pyproject.toml host/crewai_native
 	$(BIN)/python -m compileall -q host/crewai_native
 	touch $@
 
-setup: $(VENV)/host.stamp $(foreach wheel,$(WHEELS),$(call stamp,$(wheel))) ## Create .venv with everything built and installed
+setup: $(VENV)/host.stamp $(foreach wheel,$(WHEELS) $(PURE),$(call stamp,$(wheel))) ## Create .venv with everything built and installed
 
-develop: $(VENV)/host.stamp ## Install the Rust wheels in place, built quickly and without optimisation
-	for wheel in $(WHEELS); do $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable $$wheel || exit 1; done
-	touch $(foreach wheel,$(WHEELS),$(call stamp,$(wheel)))
+develop: $(VENV)/host.stamp ## Install the wheels in place, Rust built quickly and without optimisation
+	for wheel in $(WHEELS) $(PURE); do $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable ./$$wheel || exit 1; done
+	touch $(foreach wheel,$(WHEELS) $(PURE),$(call stamp,$(wheel)))
 
 demo: setup ## Run a crew on stock CrewAI, then accelerated, and compare
 	$(BIN)/python -m crewai_native.demo $(ARGS)
@@ -93,7 +104,7 @@ bench: setup ## Measure what each slot gains on this machine
 
 dist: $(VENV)/requirements.stamp ## Build every wheel for publication into dist/
 	rm -rf dist
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . $(PURE:%=./%)
 	for wheel in $(WHEELS); do $(BIN)/maturin build --quiet --profile dist --interpreter $(BIN)/python --manifest-path $$wheel/Cargo.toml --out dist || exit 1; done
 
 rehearse: setup dist ## Install dist/ as a user would, and take the wheels out one by one

@@ -69,7 +69,7 @@ def state(environment):
 def test_every_wheel_is_there_and_every_slot_that_it_offers_is_bound(installed, offered):
     assert set(offered) == {
         *("crewai-native-memory", "crewai-native-db", "crewai-native-tools"),
-        *("crewai-native-tasks", "crewai-native-serialization"),
+        *("crewai-native-tasks", "crewai-native-serialization", "crewai-native-celery"),
     }
     bound = state(installed)
     assert set(bound) == set().union(*offered.values())

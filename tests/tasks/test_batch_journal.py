@@ -174,7 +174,7 @@ class TestRefusing:
         journal.close()
         assert b"Answex" in gone
         with pytest.raises(JournalError, match=r"no model that this program has imported"):
-            journal._model({"model": "os:system", "fields": {}})
+            journal._output({"model": "os:system", "fields": {}})
 
 
 @settings(max_examples=60, deadline=None)

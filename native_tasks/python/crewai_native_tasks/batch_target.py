@@ -52,24 +52,29 @@ def is_a(value: Any, module: str, name: str) -> bool:
 
 
 def copy_of(crew: Any) -> Any:
-    """Return a copy of a crew that counts its tokens for itself.
+    """Return a copy of a crew that counts its tokens for itself."""
+    made = crew.copy()
+    made.stream = False
+    count_anew(made)
+    return made
+
+
+def count_anew(crew: Any) -> None:
+    """Have a crew's models count their tokens from nought.
 
     CrewAI's copies of a language model count into one dictionary, so each copy of a crew would report
-    the tokens of all of them.
+    the tokens of all of them; and so would crews that share a model one after the other.
     """
     from crewai.llms.base_llm import BaseLLM
 
-    made = crew.copy()
-    made.stream = False
     models: dict[int, Any] = {}
-    for agent in (*made.agents, made.manager_agent):
+    for agent in (*crew.agents, crew.manager_agent):
         for model in (getattr(agent, "llm", None), getattr(agent, "function_calling_llm", None)):
             models[id(model)] = model
-    models[id(made.manager_llm)] = made.manager_llm
+    models[id(crew.manager_llm)] = crew.manager_llm
     for model in models.values():
         if isinstance(model, BaseLLM):
             model._token_usage = dict.fromkeys(model._token_usage, 0)  # noqa: SLF001 - no other way
-    return made
 
 
 class _Fresh:

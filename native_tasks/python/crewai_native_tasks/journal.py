@@ -15,13 +15,13 @@ import hashlib
 import json
 import os
 import struct
-import sys
 import threading
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from crewai_native import CrewAINativeError
+from crewai_native_tasks import outputs
 from crewai_native_tasks.batch_target import is_a
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str], key: str, models: Iterable[type] = ()) -> None:
         self._path = Path(path)
-        self._models = {_name_of(model): model for model in models}
+        self._models = {outputs.name_of(model): model for model in models}
         self._lock = threading.Lock()
         self._places: dict[int, _Place] = {}
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ class Journal:
         with self._lock:
             record = os.pread(self._open(), place.length, place.at)
         content = self._parse(record, place.at)
-        return Known(self._output(content["output"]), _usage(content["usage"]))
+        return Known(self._output(content["output"]), outputs.usage(content["usage"]))
 
     def write(self, index: int, inputs: Mapping[str, Any], output: Any, usage: Any) -> None:
         """Add a finished item; it is on the disk when this returns.
@@ -175,7 +175,7 @@ class Journal:
         content = {
             "index": index,
             "inputs": digest(inputs),
-            "output": _content(output),
+            "output": outputs.plain(output),
             "usage": None if usage is None else usage.model_dump(mode="json"),
         }
         self._append(_framed(content))
@@ -202,36 +202,10 @@ class Journal:
                 self._file = None
 
     def _output(self, content: dict[str, Any]) -> Any:
-        if "json" in content:
-            return content["json"]
-        if "model" in content:
-            return self._model(content)
-        from crewai.crews.crew_output import CrewOutput
-
-        fields = dict(content["crew"])
-        models = [self._model(model) if model else None for model in content["models"]]
-        output = CrewOutput.model_validate(fields)
-        *of_tasks, output.pydantic = models
-        for task, model in zip(output.tasks_output, of_tasks, strict=True):
-            task.pydantic = model
-        return output
-
-    def _model(self, content: dict[str, Any]) -> Any:
-        from pydantic import BaseModel
-
-        name = content["model"]
-        found: Any = self._models.get(name)
-        if found is None:
-            module, _, path = name.partition(":")
-            found = sys.modules.get(module)
-            for part in path.split("."):
-                found = getattr(found, part, None)
-        if not (isinstance(found, type) and issubclass(found, BaseModel)):
-            raise JournalError(
-                f"journal {self._path} has a {name.replace(':', '.')}, which is no model that this "
-                "program has imported"
-            )
-        return found.model_validate(content["fields"])
+        try:
+            return outputs.restored(content, self._models)
+        except outputs.UnknownModelError as error:
+            raise JournalError(f"journal {self._path} has {error}") from error
 
 
 def digest(inputs: Mapping[str, Any]) -> str:
@@ -246,7 +220,7 @@ def digest(inputs: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> Any:
     if is_a(value, "pydantic", "BaseModel"):
-        return {_name_of(type(value)): value.model_dump(mode="json")}
+        return {outputs.name_of(type(value)): value.model_dump(mode="json")}
     if isinstance(value, bytes):
         return {"bytes": hashlib.sha256(value).hexdigest()}
     if isinstance(value, Path):
@@ -254,34 +228,6 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"inputs of a batch with a journal are JSON; they hold {value!r}")
 
 
-def _content(output: Any) -> dict[str, Any]:
-    if is_a(output, "crewai.crews.crew_output", "CrewOutput"):
-        # The declared type of these fields is BaseModel, so a dump of the output has them empty.
-        models = [*(task.pydantic for task in output.tasks_output), output.pydantic]
-        plain: dict[str, Any] = {"pydantic": True, "tasks_output": {"__all__": {"pydantic"}}}
-        return {
-            "crew": output.model_dump(mode="json", exclude=plain),
-            "models": [None if model is None else _content(model) for model in models],
-        }
-    if is_a(output, "pydantic", "BaseModel"):
-        return {"model": _name_of(type(output)), "fields": output.model_dump(mode="json")}
-    if json.loads(json.dumps(output)) != output:
-        raise TypeError(f"a journal keeps CrewAI's outputs, models and JSON; this is {output!r}")
-    return {"json": output}
-
-
-def _usage(fields: Any) -> Any:
-    if fields is None:
-        return None
-    from crewai.types.usage_metrics import UsageMetrics
-
-    return UsageMetrics.model_validate(fields)
-
-
 def _framed(content: dict[str, Any]) -> bytes:
     record = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
     return _HEAD.pack(len(record), zlib.crc32(record)) + record
-
-
-def _name_of(model: type) -> str:
-    return f"{model.__module__}:{model.__qualname__}"

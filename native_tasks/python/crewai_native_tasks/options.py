@@ -52,6 +52,8 @@ def read(options: Mapping[str, Any]) -> Options:
         ConfigurationError: One is unknown or means nothing.
     """
     known = [field.name for field in dataclasses.fields(Options)]
+    # The engine of crewai-native-celery serves this component too, and checks its own.
+    options = {n: value for n, value in options.items() if not n.startswith("celery_")}
     for name in options:
         if name not in known:
             raise ConfigurationError(f"tasks has no option {name!r}; it has {', '.join(known)}")
