@@ -30,6 +30,25 @@ def crew(*answers: Any, latency: float = 0.0, **options: Any) -> Any:
     return Crew(agents=agents, tasks=tasks, **options)
 
 
+class _Halving:
+    usage_metrics = None
+
+    def kickoff(self, inputs: dict[str, int]) -> int:
+        if inputs["n"] % 2:
+            raise ValueError(f"{inputs['n']} has no half")
+        return inputs["n"] // 2
+
+
+def halves() -> Any:
+    """Return what kicks off without a crew: a number's half, or an error where it has none."""
+    return _Halving()
+
+
+def fresh() -> Any:
+    """Return a crew of one task, for engines that make their own."""
+    return crew("Done.")
+
+
 def tool(function: Callable[..., Any], **fields: Any) -> Any:
     """Return a function as a tool of its own name."""
     from crewai.tools import tool as as_tool

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import pytest
+
+from crewai_native import ConfigurationError
+from crewai_native.slots.tasks_batch import BatchOptions, engines
 from crewai_native.testing.contract.crew_rules import CrewContract
-from crewai_native.testing.contract.crews import crew
+from crewai_native.testing.contract.crews import crew, halves
+from crewai_native.testing.contract.engine_rules import EngineContract
 
 
-class TestTasksBatch(CrewContract):
+class TestTasksBatch(CrewContract, EngineContract):
     """The contract of ``tasks.batch``."""
 
     slot: ClassVar = "tasks.batch"
@@ -18,3 +23,15 @@ class TestTasksBatch(CrewContract):
         """Run a crew over two inputs."""
         results = crew("only").kickoff_for_each([{"topic": "x"}, {"topic": "y"}])
         return [result.raw for result in results]
+
+    @pytest.fixture
+    def engine(self, provider: str) -> Any:
+        """The provider's engine."""
+        if provider == "stock":
+            pytest.skip("CrewAI has no engines")
+        found: Any = next(iter(engines().values()))
+        try:
+            found.map(halves, [], BatchOptions()).close()
+        except ConfigurationError as error:
+            pytest.skip(f"engine {found.name} is not set up: {error}")
+        return found

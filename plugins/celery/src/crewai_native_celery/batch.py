@@ -38,6 +38,8 @@ _BACKOFF: Final = 1.0
 _BACKOFF_MOST: Final = 60.0
 # Seconds up to which the time doubles after which what nobody takes is sent again.
 _RESEND_MOST: Final = 600.0
+# Seconds beyond those that stopping takes at most, after which it is not waited for.
+_MARGIN: Final = 5.0
 # How Celery tries to reach a broker that is gone: about two minutes.
 _SENDING: Final = {
     "max_retries": 30,
@@ -351,7 +353,7 @@ class Run:
             attempts = job.attempts - bool(job.token and not job.running)
             self._out.append(BatchItem(job.index, ItemState.CANCELLED, attempts=attempts))
         began = time.monotonic()
-        deadline = began + 2 * celery_app.beat(self._settings) + kickoff.GRACE
+        deadline = began + celery_app.beat(self._settings) + kickoff.GRACE + _MARGIN
         while (left := self._at_work(jobs)) and time.monotonic() < deadline:
             time.sleep(_SOON * 5)
         self.left_behind = [

@@ -40,7 +40,9 @@ def made(options: Callable[[], Options]) -> typer.Typer:
             typer.Option("--folder", "-C", help="Where the modules of crews are imported from."),
         ] = Path(),
         broker: Annotated[str | None, typer.Option(help="Instead of tasks.celery_broker.")] = None,
-        results: Annotated[str | None, typer.Option(help="Instead of tasks.celery_results.")] = None,
+        results: Annotated[
+            str | None, typer.Option(help="Instead of tasks.celery_results.")
+        ] = None,
         queue: Annotated[str | None, typer.Option(help="Instead of tasks.celery_queue.")] = None,
         recycle: Annotated[
             int, typer.Option(min=1, help="Kickoffs after which a process is replaced.")

@@ -100,6 +100,8 @@ class _Watch:
             self.scope.cancel()
             if not self._over.wait(GRACE):
                 # Inside of a model's call or a tool, which nothing else ends.
-                _logger.warning("%s does not stop; its process is killed", self._entry[1])
+                _, key, token = self._entry
+                _logger.warning("%s does not stop; its process is killed", key)
+                self._ledger.finish(key, token, {"state": "cancelled"})
                 os.kill(os.getpid(), signal.SIGKILL)
             return
