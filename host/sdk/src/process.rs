@@ -5,17 +5,55 @@
 //! means joining threads that are not there. [`PerProcess`] leaks them there and builds anew.
 
 use std::marker::PhantomData;
-use std::process;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 // Not `parking_lot`: its table of waiting threads is shared by all locks of the process, and a
 // child that was forked while another thread held one of its buckets would wait for ever.
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+/// This process's id, or 0 where it must be asked for.
+static ID: AtomicU32 = AtomicU32::new(0);
+
+/// Returns the id of this process, without a system call where it is known.
+///
+/// It costs a nanosecond, where `getpid` takes from 50 to 700: hot paths ask several times whether a
+/// fork lies behind them. It is right after every `fork` of the C library, which is what Python's
+/// `os.fork` and `multiprocessing` call.
+pub fn id() -> u32 {
+    match ID.load(Ordering::Relaxed) {
+        0 => ask_for_id(),
+        id => id,
+    }
+}
+
+#[cold]
+fn ask_for_id() -> u32 {
+    static FORKS_ARE_SEEN: OnceLock<bool> = OnceLock::new();
+    let id = std::process::id();
+    if *FORKS_ARE_SEEN.get_or_init(watch_forks) {
+        ID.store(id, Ordering::Relaxed);
+    }
+    id
+}
+
+/// Has the child of every fork forget its parent's id; returns whether it will.
+fn watch_forks() -> bool {
+    #[cfg(unix)]
+    {
+        extern "C" fn in_child() {
+            ID.store(0, Ordering::Relaxed);
+        }
+        // SAFETY: the handler stores to an atomic, which is allowed between a fork and whatever
+        // comes next. Extension modules are never unloaded, so it stays where it is.
+        unsafe { libc::pthread_atfork(None, None, Some(in_child)) == 0 }
+    }
+    #[cfg(not(unix))]
+    true
+}
+
 /// A value that is built at first use in each process, and rebuilt at first use after a fork.
 ///
-/// What came through a fork is leaked: not used, not dropped, not joined. Reading costs one
-/// `getpid` system call, some 50 to 300 ns; hold on to the reference in a loop.
+/// What came through a fork is leaked: not used, not dropped, not joined.
 ///
 /// ```
 /// use crewai_native_sdk::process::PerProcess;
@@ -81,7 +119,7 @@ impl<T> PerProcess<T> {
 
     /// Returns this process's slot. The slot of another process, from before a fork, is replaced.
     fn slot(&self) -> &Slot<T> {
-        let pid = process::id();
+        let pid = id();
         let mut seen = self.current.load(Ordering::Acquire);
         loop {
             // SAFETY: `current` is null or came from `Box::into_raw` below. A published slot is
@@ -123,7 +161,7 @@ impl<T> Drop for PerProcess<T> {
     fn drop(&mut self) {
         let current = *self.current.get_mut();
         // SAFETY: as in `slot`; `&mut self` says that no reference to the slot is left.
-        let ours = unsafe { current.as_ref() }.is_some_and(|slot| slot.pid == process::id());
+        let ours = unsafe { current.as_ref() }.is_some_and(|slot| slot.pid == id());
         if ours {
             // SAFETY: as above, and nobody else frees it.
             drop(unsafe { Box::from_raw(current) });
@@ -139,6 +177,24 @@ mod tests {
     use std::thread;
 
     use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn the_id_is_the_child_s_after_a_fork() {
+        assert_eq!(id(), std::process::id());
+        // SAFETY: the child does nothing but load atomics, ask for its id and end.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let right = id() == std::process::id() && id() == std::process::id();
+            // SAFETY: ends the child without the test harness's handlers.
+            unsafe { libc::_exit(i32::from(!right)) };
+        }
+        let mut status = 1;
+        // SAFETY: `status` outlives the call.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert_eq!(status, 0);
+        assert_eq!(id(), std::process::id());
+    }
 
     #[test]
     fn threads_that_race_get_one_value() {
