@@ -1,11 +1,10 @@
 //! Who may start now, who waits, and who is sent away.
 
 use std::collections::VecDeque;
-use std::process;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crewai_native_sdk::process::PerProcess;
+use crewai_native_sdk::process::{self, PerProcess};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// At most so many starts in any stretch of so much time.

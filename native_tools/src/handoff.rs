@@ -3,13 +3,15 @@
 //! No thread is ever joined: a caller waits for the answer, not for the thread. When its time is
 //! up it leaves, and the call goes on *abandoned*, until it ends by itself or with the process.
 
-use std::process;
+use std::hint;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crewai_native_sdk::process::PerProcess;
+use crewai_native_sdk::process::{self, PerProcess};
 use tokio::sync::oneshot;
+
+use crate::admission::Place;
 
 /// Calls of this process that go on without a caller.
 static ABANDONED: PerProcess<AtomicUsize> = PerProcess::new();
@@ -26,6 +28,9 @@ fn count_abandoned(change: isize) {
         .get_or_init(AtomicUsize::default)
         .fetch_add(change as usize, Ordering::Relaxed);
 }
+
+/// How often a caller looks for an answer before it falls asleep: for some ten microseconds.
+const LOOKS: usize = 500;
 
 /// How a caller's wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +50,9 @@ pub struct Ticket {
     deadline: Option<Instant>,
     cancelled: AtomicBool,
     state: Mutex<State>,
+    settled: Condvar,
+    /// Whether there is a verdict: for who looks without the lock.
+    answered: AtomicBool,
     pid: u32,
 }
 
@@ -54,6 +62,10 @@ struct State {
     /// Whether a thread works on it.
     running: bool,
     verdict: Option<Verdict>,
+    /// What it holds of the queues that it came through.
+    places: Vec<Place>,
+    /// Whether it needs no places any more.
+    left: bool,
 }
 
 impl Ticket {
@@ -65,6 +77,8 @@ impl Ticket {
             deadline: time.map(|time| started + time),
             cancelled: AtomicBool::new(false),
             state: Mutex::default(),
+            settled: Condvar::new(),
+            answered: AtomicBool::new(false),
             pid: process::id(),
         }
     }
@@ -97,10 +111,41 @@ impl Ticket {
         state.running
     }
 
-    /// Says that it has ended. False: its caller has left.
+    /// Says that it has ended, and gives back its places. False: its caller has left.
     pub fn finish(&self) -> bool {
         // In a child that the call itself has forked nobody waits.
-        self.pid == process::id() && self.settle(Verdict::Done)
+        if self.pid != process::id() {
+            return false;
+        }
+        // First: who has the answer may count on the places.
+        self.leave();
+        self.settle(Verdict::Done)
+    }
+
+    /// Keeps a place until it has ended.
+    pub fn keep(&self, place: Place) {
+        let mut state = self.state();
+        if !state.left {
+            state.places.push(place);
+        }
+    }
+
+    /// Gives back its places, and those that it may be given yet.
+    pub fn leave(&self) {
+        let mut state = self.state();
+        state.left = true;
+        let places = std::mem::take(&mut state.places);
+        drop(state);
+        // Whoever waits for one is woken, outside of the lock.
+        drop(places);
+    }
+
+    /// Gives back its places, unless it runs: then it does so when it ends, with or without a
+    /// caller.
+    pub fn leave_unless_running(&self) {
+        if !self.state().running {
+            self.leave();
+        }
     }
 
     /// Lets its caller go. False: it had been answered.
@@ -123,18 +168,52 @@ impl Ticket {
             return false;
         }
         state.verdict = Some(verdict);
+        self.answered.store(true, Ordering::Release);
         if verdict != Verdict::Done && state.running {
             count_abandoned(1);
         }
-        if let Some(answer) = state.answer.take() {
+        let answer = state.answer.take();
+        drop(state);
+        self.settled.notify_all();
+        if let Some(answer) = answer {
             // A caller that was interrupted waits no more.
             let _ = answer.send(verdict);
         }
         true
     }
 
+    /// Looks for an answer for about as long as it takes to fall asleep and be woken.
+    fn look(&self) {
+        for _ in 0..LOOKS {
+            if self.answered.load(Ordering::Acquire) {
+                return;
+            }
+            hint::spin_loop();
+        }
+    }
+
+    /// Waits until it is settled, by its deadline at the latest, and no longer than `patience`:
+    /// None is that.
+    pub fn wait(&self, patience: Duration) -> Option<Verdict> {
+        self.look();
+        let left = self.deadline.map_or(patience, |deadline| {
+            patience.min(deadline.saturating_duration_since(Instant::now()))
+        });
+        let (state, _) = self
+            .settled
+            .wait_timeout_while(self.state(), left, |state| state.verdict.is_none())
+            .unwrap_or_else(PoisonError::into_inner);
+        let verdict = state.verdict;
+        drop(state);
+        match self.deadline {
+            None => verdict,
+            Some(_) if verdict.is_some() => verdict,
+            Some(deadline) => (Instant::now() >= deadline).then(|| self.time_out()),
+        }
+    }
+
     /// Waits until it is settled, by its deadline at the latest.
-    pub fn settled(&self) -> impl Future<Output = Verdict> + Send + '_ {
+    pub fn when_settled(&self) -> impl Future<Output = Verdict> + Send + '_ {
         let (answer, asked) = oneshot::channel();
         let known = {
             let mut state = self.state();
@@ -208,6 +287,7 @@ mod tests {
     use tokio::runtime::{Builder, Runtime};
 
     use super::*;
+    use crate::admission::Gate;
 
     fn runtime() -> Runtime {
         Builder::new_multi_thread()
@@ -225,12 +305,12 @@ mod tests {
         assert!(done.start());
         assert!(done.finish());
         assert!(!done.cancel());
-        assert_eq!(runtime.block_on(done.settled()), Verdict::Done);
+        assert_eq!(runtime.block_on(done.when_settled()), Verdict::Done);
         assert_eq!(abandoned(), 0);
 
         let late = Ticket::new(Some(Duration::from_millis(1)));
         assert!(late.start());
-        assert_eq!(runtime.block_on(late.settled()), Verdict::TimedOut);
+        assert_eq!(runtime.block_on(late.when_settled()), Verdict::TimedOut);
         assert!(late.is_cancelled());
         assert_eq!(abandoned(), 1);
         assert!(!late.cancel());
@@ -244,8 +324,18 @@ mod tests {
         assert!(queued.cancel());
         assert!(!queued.cancel());
         assert!(!queued.start());
-        assert_eq!(runtime.block_on(queued.settled()), Verdict::Cancelled);
+        assert_eq!(runtime.block_on(queued.when_settled()), Verdict::Cancelled);
         assert_eq!(abandoned(), 0);
+
+        let gate = Gate::new(1);
+        let busy = Ticket::new(Some(Duration::ZERO));
+        busy.keep(gate.try_enter().unwrap());
+        assert!(busy.start());
+        assert_eq!(busy.time_out(), Verdict::TimedOut);
+        busy.leave_unless_running();
+        assert!(gate.try_enter().is_none());
+        busy.finish();
+        assert!(gate.try_enter().is_some());
 
         for _ in 0..300 {
             let ticket = Arc::new(Ticket::new(None));
@@ -264,11 +354,42 @@ mod tests {
                     });
                 }
                 start.wait();
-                runtime.block_on(ticket.settled())
+                runtime.block_on(ticket.when_settled())
             });
             assert!(matches!(verdict, Verdict::Done | Verdict::Cancelled));
             assert_eq!(abandoned(), 0);
         }
+    }
+
+    #[test]
+    fn a_caller_waits_no_longer_than_it_wants_to() {
+        let ticket = Ticket::new(None);
+        assert!(ticket.start());
+        assert_eq!(ticket.wait(Duration::from_millis(1)), None);
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| ticket.wait(Duration::from_secs(60)));
+            assert!(ticket.finish());
+            assert_eq!(waits.join().unwrap(), Some(Verdict::Done));
+        });
+        let late = Ticket::new(Some(Duration::from_millis(1)));
+        let waited = late.wait(Duration::from_secs(60));
+        assert_eq!(waited, Some(Verdict::TimedOut));
+    }
+
+    #[test]
+    fn places_are_given_back_once_and_for_all() {
+        let gate = Gate::new(1);
+        let take = |ticket: &Ticket| ticket.keep(gate.try_enter().unwrap());
+        let free = || gate.try_enter().is_some();
+
+        let inline = Ticket::new(None);
+        take(&inline);
+        assert!(!free());
+        inline.leave_unless_running();
+        assert!(free());
+        // It comes too late: nobody would give it back.
+        take(&inline);
+        assert!(free());
     }
 
     #[test]

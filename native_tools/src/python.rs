@@ -22,7 +22,7 @@ mod _native {
     #[pymodule_export]
     use super::cache::{ResultCache, totals};
     #[pymodule_export]
-    use super::engine::{Admission, Call, Pass, Tally, Uses, Worker, abandoned};
+    use super::engine::{Admission, Call, Rules, Tally, Uses, Worker, abandoned};
     #[pymodule_export]
     use super::loops::LoopWatch;
     #[pymodule_export]

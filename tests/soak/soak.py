@@ -26,7 +26,7 @@ warnings.simplefilter("ignore")
 
 import soak_tools  # noqa: E402 - after the environment that it reads
 
-from crewai_native_tools import Policy, ToolEngine, measures  # noqa: E402
+from crewai_native_tools import Policy, ToolEngine, processes  # noqa: E402
 
 CALLERS = 100
 TIMEOUT = 1.0
@@ -121,7 +121,7 @@ class Soak:
         gc.collect()
         grown = memory() - before
         soak_tools.HANGING.set()
-        measures.pool().close()
+        processes.pool().close()
         limit = time.monotonic() + 30
         while time.monotonic() < limit and (self.engine.stats()["abandoned"] or children()):
             time.sleep(0.1)
@@ -142,7 +142,7 @@ class Soak:
             ("processes", ", ".join(children()) or "none", not children()),
             ("memory", f"{grown / 2**20:+.0f} MiB", grown < GROWTH),
         )
-        print(f"\nworkers: {measures.pool().stats()}\n")
+        print(f"\nworkers: {processes.pool().stats()}\n")
         for what, found, good in checks:
             print(f"{'ok  ' if good else 'FAIL'} {what}: {found}")
         return all(good for *_, good in checks) and self.answered == self.asked

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import math
 import threading
 import types
 import weakref
+from concurrent import futures
 
 import pytest
 from crewai import Agent, Crew, Task
@@ -14,10 +16,19 @@ from crewai.tools import BaseTool, tool
 from pydantic import Field
 
 import crewai_native
+import crewai_native_tools.plugin
 from crewai_native.slots.tools_guard import STOP_RUN
 from crewai_native.slots.tools_guard import ToolCall as GuardedCall
 from crewai_native.testing import ScriptedLLM, ToolCall
-from crewai_native_tools import Budget, Policy, RunStopped, ToolRefused, ToolTimeout, configure
+from crewai_native_tools import (
+    Budget,
+    Policy,
+    RunStopped,
+    ToolRefused,
+    ToolTimeout,
+    cancel,
+    configure,
+)
 from crewai_native_tools.budget import Purse
 from crewai_native_tools.guard import NativeGuard
 from crewai_native_tools.options import Options, read
@@ -56,6 +67,16 @@ def kickoff(script, tools, *, native, role="worker", **crew):
     return Crew(agents=[agent], tasks=[task], **crew).kickoff()
 
 
+def talkers(tasks):
+    """Return a crew whose tasks need a model alone, and that model."""
+    llm = ScriptedLLM("Done.")
+    agent = Agent(role="worker", goal="talk", backstory="talks", llm=llm)
+    todo = [
+        Task(description=f"say {n}", expected_output="something", agent=agent) for n in range(tasks)
+    ]
+    return Crew(agents=[agent], tasks=todo), llm
+
+
 def last(turn):
     return str(turn.results[-1])
 
@@ -78,8 +99,10 @@ class Hung(BaseTool):
     name: str = "Hung"
     description: str = "Hangs."
     release: object = None
+    started: object = Field(default_factory=threading.Event)
 
     def _run(self) -> str:
+        self.started.set()
         self.release.wait()
         return "late"
 
@@ -322,6 +345,53 @@ class TestBudgets:
         kickoff(script, [free], native=True, role="another")
         assert len(free.calls) == 9
 
+    @pytest.mark.parametrize(
+        ("budget", "asked"),
+        [({"llm_calls": 2}, 2), ({"tokens": 1}, 1), ({"seconds": 1e-9}, 0), ({"money": 1e-9}, 1)],
+    )
+    @pytest.mark.parametrize("whose", ["run", "agent"])
+    def test_a_run_that_calls_no_tool_ends_by_its_budget(self, budget, asked, whose, monkeypatch):
+        configure(default=Policy(**{f"{whose}_budget": budget}))
+        crew, llm = talkers(5)
+        guard = crewai_native_tools.plugin.guard()
+        monkeypatch.setattr(guard, "_prices", {"scripted": (1.0, 1.0)})
+        with pytest.raises(
+            failures.ToolExecutionFailedError,
+            match=rf"^The language model was not asked, and the run ends: the {whose}'s "
+            rf"{next(iter(budget))} of .* are spent \(so far: tool_calls 0, llm_calls {asked}, ",
+        ) as caught:
+            crew.kickoff()
+        assert len(llm.calls) == asked
+        assert caught.value.record.failure.details["spent"]["llm_calls"] == asked
+        # What a run has spent is no other run's.
+        configure()
+        crew.kickoff()
+        assert len(llm.calls) == asked + 5
+
+    def test_an_awaited_run_ends_by_its_budget(self):
+        configure(default=Policy(run_budget={"llm_calls": 3}))
+        crew, llm = talkers(5)
+        with pytest.raises(failures.ToolExecutionFailedError, match="llm_calls of 3 are spent"):
+            asyncio.run(crew.akickoff())
+        assert len(llm.calls) == 3
+
+    def test_an_agent_without_a_crew_ends_by_its_budget(self):
+        configure(default=Policy(run_budget={"llm_calls": 2}))
+        llm = ScriptedLLM([ToolCall("count", {"q": str(n)}) for n in range(9)])
+        counter = Counter(calls=[])
+        agent = Agent(role="worker", goal="work", backstory="works", llm=llm, tools=[counter])
+        with pytest.raises(failures.ToolExecutionFailedError, match="llm_calls of 2 are spent"):
+            agent.kickoff("do it")
+        assert len(llm.calls) == 2
+
+    def test_code_that_asks_a_model_gets_an_exception(self):
+        llm = ScriptedLLM(["yes"] * 3)
+        assert llm.call("?") == "yes"
+        configure(default=Policy(run_budget={"llm_calls": 1}))
+        assert llm.call("?") == "yes"
+        with pytest.raises(RunStopped, match="llm_calls of 1 are spent"):
+            llm.call("?")
+
     def test_money_is_counted_by_the_prices_of_models(self):
         model = types.SimpleNamespace(
             model="m", _token_usage={"prompt_tokens": 10, "completion_tokens": 10}
@@ -332,6 +402,33 @@ class TestBudgets:
         assert purse.spent()["money"] == 5.0
         assert "money of 5 are spent" in purse.spend(Budget(money=5))
         assert purse.spent()["tool_calls"] == 1
+
+
+class TestCancelling:
+    @BOTH
+    def test_a_crew_s_runs_end_from_outside(self, native, hung):
+        configure(default=Policy(timeout=60))
+        llm = ScriptedLLM([ToolCall("hung"), "on and on"], native=native)
+        agent = Agent(role="worker", goal="work", backstory="works", llm=llm, tools=[hung])
+        task = Task(description="do it", expected_output="something", agent=agent)
+        crew = Crew(agents=[agent], tasks=[task])
+        assert cancel(crew) == 0
+        with futures.ThreadPoolExecutor(1) as pool:
+            kickoff = pool.submit(crew.kickoff)
+            assert hung.started.wait(60)
+            assert cancel(crew) == 1
+            assert cancel(crew) == 0
+            with pytest.raises(failures.ToolExecutionFailedError, match="it was cancelled"):
+                kickoff.result()
+        assert len(llm.calls) == 1
+        # A later run is another one.
+        hung.release.set()
+        assert crew.kickoff().raw == "on and on"
+
+    def test_without_a_guard_nothing_is_known_of_runs(self, monkeypatch):
+        monkeypatch.setattr(crewai_native_tools.plugin, "_guard", None)
+        with pytest.raises(RuntimeError, match=r"tools\.guard is not bound"):
+            cancel(talkers(1)[0])
 
 
 class TestCode:

@@ -25,8 +25,8 @@ from crewai_native_tools import (
     configure,
     isolation,
     journal,
-    measures,
     outputs,
+    processes,
 )
 from crewai_native_tools.mcp import CONNECTIONS
 
@@ -284,7 +284,7 @@ def test_agents_tools_in_processes():
     import agent_tools
 
     configure(default=Policy(isolation="process"), tools={"risky": Policy(timeout=LONG)})
-    measures.pool().warm(agent_tools.Risky())
+    processes.pool().warm(agent_tools.Risky())
     tools = [agent_tools.Risky(), agent_tools.risky, agent_tools.risky_later]
     before = [dict(vars(each)) for each in tools]
     for native in (True, False):
@@ -292,12 +292,12 @@ def test_agents_tools_in_processes():
             out = kickoff([ToolCall(name, {"what": "fine"}), last], tools, native=native)
             pid = int(out.raw.split("fine in ")[1].split()[0])
             assert pid != os.getpid(), (name, native)
-        killed = measures.pool().stats()["killed"]
+        killed = processes.pool().stats()["killed"]
         out = kickoff([ToolCall("risky", {"what": "crash"}), last], tools, native=native)
         assert "its process was ended by SIGABRT (code: isolation)" in out.raw
         # Once, although a text-based agent's calls that raise are made six times.
-        assert measures.pool().stats()["killed"] == killed + 1
-        measures.pool().warm(agent_tools.Risky())
+        assert processes.pool().stats()["killed"] == killed + 1
+        processes.pool().warm(agent_tools.Risky())
     # CrewAI's own validation comes first, and its own counts count.
     with pytest.raises(ValueError, match="what"):
         tools[0].run()

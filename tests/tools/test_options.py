@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from crewai_native import ConfigurationError
+from crewai_native_tools import plugin, processes
 from crewai_native_tools.options import Options, PerTool, read
 from crewai_native_tools.policy import Budget, Layers, Policy, Rate, Retry, Size
 
@@ -127,6 +128,7 @@ def test_what_is_said_of_calls():
         ({"agents": {"a": {"x": 1}}}, r"tools\.agents\.a has no option 'x'; it has timeout, "),
         ({"crews": {"a": {"timeout": 0}}}, r"tools\.crews\.a\.timeout is 0; it accepts"),
         ({"max_threads": 0}, r"tools\.max_threads is 0; it accepts a whole number above 0"),
+        ({"isolation_workers": 0}, r"tools\.isolation_workers is 0; it accepts a whole number"),
         ({"prices": {"m": [1]}}, r"tools\.prices is .*in and out"),
         ({"prices": 1}, r"tools\.prices is 1; it accepts a table"),
     ],
@@ -134,6 +136,13 @@ def test_what_is_said_of_calls():
 def test_sayings_that_mean_nothing(options, message):
     with pytest.raises(ConfigurationError, match=message):
         read(options)
+
+
+def test_there_are_as_many_workers_as_the_options_say(monkeypatch):
+    monkeypatch.setattr(plugin, "_in_force", read({"isolation_workers": "3"}))
+    monkeypatch.setattr(processes, "_pool", None)
+    with processes.pool() as pool:
+        assert pool._max_workers == 3
 
 
 def test_the_environment_reaches_the_cache(run):

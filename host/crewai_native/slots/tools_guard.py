@@ -24,6 +24,12 @@ EXACT_COUNT: Final = "exact-usage-count"
 
 STOPS_RUNS: Final = "stops-runs"
 """The feature of a provider whose failures may end a run."""
+WATCHES_MODELS: Final = "watches-models"
+"""The feature of a guard that may end a run before a language model is asked, with one method more:
+
+``before_model(call)`` takes a :class:`ModelCall` and returns None, or a ``ToolFailure`` that ends the
+run with CrewAI's ``ToolExecutionFailedError``.
+"""
 STOP_RUN: Final = "crewai_native_stop_run"
 """A key in the ``details`` of a ``ToolFailure``: if its value is true, the run ends with it."""
 
@@ -66,6 +72,23 @@ class ToolCall:
     crew: Any
     occasion: Any
     step: Any
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class ModelCall:
+    """A call of a language model, about to happen.
+
+    Attributes:
+        model: The ``BaseLLM``.
+        agent: The agent that asks, or None where CrewAI does not say.
+        task: The task that it works on, or None.
+        crew: The agent's crew, or None.
+    """
+
+    model: Any
+    agent: Any
+    task: Any
+    crew: Any
 
 
 class ToolGuard(Protocol):
@@ -142,6 +165,35 @@ def _bind_stopping(binding: Binding, provider: Provider) -> None:  # noqa: ARG00
         return record
 
     binding.replace_functions([(stock, handle_tool_failure)])
+
+
+def _bind_models(binding: Binding, provider: Provider) -> None:
+    from crewai.llms.base_llm import BaseLLM
+    from crewai.tools import tool_failure
+
+    before = provider.require(binding.served, ("before_model",), "a ToolGuard").before_model
+
+    def make(stock: Any) -> Any:
+        def emit(model: Any, *args: Any, **kwargs: Any) -> Any:
+            agent = kwargs.get("from_agent")
+            call = ModelCall(model, agent, kwargs.get("from_task"), getattr(agent, "crew", None))
+            failure = before(call)
+            if failure is not None:
+                record = tool_failure.ToolFailureRecord(
+                    tool_name="language model",
+                    failure=failure,
+                    tool_args=None,
+                    agent_role=getattr(agent, "role", None),
+                )
+                stop = tool_failure.ToolExecutionFailedError(record)
+                # Its own words are about a tool.
+                stop.args = (failure.message,)
+                raise stop
+            return stock(model, *args, **kwargs)
+
+        return emit
+
+    binding.stand_in(BaseLLM, "_emit_call_started_event", make)
 
 
 def _bind_parallel(binding: Binding, provider: Provider) -> None:  # noqa: ARG001
@@ -269,7 +321,18 @@ class ToolsGuard(Slot):
             STOPS_RUNS,
             _bind_stopping,
         ),
+        Repair(
+            "before-models",
+            "nothing can end a run that asks language models and calls no tool",
+            (
+                Target("crewai.llms.base_llm:BaseLLM._emit_call_started_event", wrapped=True),
+                Target("crewai.tools.tool_failure:handle_tool_failure", wrapped=True),
+            ),
+            WATCHES_MODELS,
+            _bind_models,
+        ),
         tools_mcp.REPAIR,
+        tools_mcp.REPAIR_BY_ADDRESS,
     )
 
     def bind(self, binding: Binding, provider: Provider) -> None:
@@ -312,15 +375,16 @@ def _call(
     around = None if reference is None else reference()
     return ToolCall(
         tool=tool,
-        author_tool=getattr(tool, "_original_tool", None) or tool,
+        # A BaseTool has no other behind it, and takes its time to say so.
+        author_tool=(getattr(tool, "_original_tool", None) if path == "react" else None) or tool,
         name=tool.name,
         args=args,
         arguments=arguments.copy() if isinstance(arguments, dict) else arguments,
         path=path,
         asynchronous=asynchronous,
-        agent=getattr(around, "agent", None),
-        task=getattr(around, "task", None),
-        crew=getattr(around, "crew", None),
+        agent=None if around is None else around.agent,
+        task=None if around is None else around.task,
+        crew=None if around is None else around.crew,
         occasion=around,
         step=_step.get(),
     )
@@ -395,8 +459,10 @@ class _Runs:
         """Whether a call of ``cls``'s method is part of one that came here already."""
         # An override that calls super(): the subclass's wrapper took the call.
         wrapped = self._wrapped[name]
-        if next((base for base in type(tool).__mro__ if base in wrapped), cls) is not cls:
-            return True
+        if type(tool) is not cls:
+            outermost = next((base for base in type(tool).__mro__ if base in wrapped), cls)
+            if outermost is not cls:
+                return True
         if _delegate.get() is tool:
             _delegate.set(None)
             return True

@@ -1,14 +1,14 @@
 """What a run and its agents have spent, and when that is too much.
 
-It is looked at before each call of a tool. Calls of tools and time are counted from the run's first
-call of a tool on, that one included; what language models were asked and answered is read from the
-counters that CrewAI keeps on them, from there on as well.
+It is looked at before each call of a tool and of a language model, and counts from the run's first one
+on, that one included. What language models were asked and answered is read from the counters that
+CrewAI keeps on them; calls that were seen coming count even where a model does not count itself.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from crewai_native_tools._native import Uses
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from crewai_native_tools.policy import Budget
 
-_COUNTERS = ("successful_requests", "prompt_tokens", "completion_tokens")
+_UNLIMITED: Final = 2**62
+_COUNTERS: Final = ("successful_requests", "prompt_tokens", "completion_tokens")
 
 
 class Purse:
@@ -31,8 +32,22 @@ class Purse:
     def __init__(self, models: Iterable[Any], prices: Mapping[str, tuple[float, float]]) -> None:
         self._started = time.monotonic()
         self._calls = Uses()
+        self._asked = Uses()
         self._models = {id(model): (model, _counters(model)) for model in models}
         self._prices = prices
+
+    def ask(self, model: Any, budget: Budget) -> str | None:
+        """Take one call of a language model out of a budget.
+
+        Returns:
+            As :meth:`spend`.
+        """
+        if id(model) not in self._models:
+            self._models[id(model)] = (model, _counters(model))
+        report = self.exceeds(budget)
+        if report is None:
+            self._asked.claim(_UNLIMITED)
+        return report
 
     def spend(self, budget: Budget) -> str | None:
         """Take one call of a tool out of a budget.
@@ -41,6 +56,18 @@ class Purse:
             None; or, where something is spent already, what, and all that was spent. The call
             is not taken then.
         """
+        report = self.exceeds(budget)
+        if report is not None:
+            return report
+        limit = budget.tool_calls
+        if not self._calls.claim(_UNLIMITED if limit is None else limit):
+            return self._report("tool_calls", limit)
+        return None
+
+    def exceeds(self, budget: Budget) -> str | None:
+        """Return what is spent already of a budget, leaving calls of tools aside, or None."""
+        if budget.only_tool_calls:
+            return None
         spent = self.spent()
         for name, limit in (
             ("llm_calls", budget.llm_calls),
@@ -50,16 +77,13 @@ class Purse:
         ):
             if limit is not None and spent[name] >= limit:
                 return self._report(name, limit)
-        limit = budget.tool_calls
-        if not self._calls.claim(2**62 if limit is None else limit):
-            return self._report("tool_calls", limit)
         return None
 
     def spent(self) -> dict[str, float]:
         """Return what was spent, by the names of a budget's fields."""
         asked = tokens = 0
         money = 0.0
-        for model, before in self._models.values():
+        for model, before in list(self._models.values()):
             requests, read, written = (
                 now - then for now, then in zip(_counters(model), before, strict=True)
             )
@@ -69,7 +93,7 @@ class Purse:
             money += (read * price[0] + written * price[1]) / 1e6
         return {
             "tool_calls": self._calls.used,
-            "llm_calls": asked,
+            "llm_calls": max(asked, self._asked.used),
             "tokens": tokens,
             "seconds": time.monotonic() - self._started,
             "money": money,

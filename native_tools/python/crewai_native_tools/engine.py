@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final
 
-from crewai_native_tools import _native, isolation, measures, workers
+from crewai_native_tools import _native, isolation, measures, processes, workers
 from crewai_native_tools.errors import ToolSkipped
 from crewai_native_tools.execution import Plan, Run, Shared, from_engine
 from crewai_native_tools.plans import Plans
@@ -296,8 +296,8 @@ class _Tool:
             return call
         if self._is_function:
             target = self.check_transferable(plan.tool)
-            return functools.partial(measures.in_process, plan, target, (), arguments)
-        return measures.isolated(plan, self._tool, self._author_tool, call)
+            return functools.partial(processes.in_process, plan, target, (), arguments)
+        return processes.isolated(plan, self._tool, self._author_tool, call)
 
     def check_transferable(self, name: str) -> isolation.Target:
         """Return how a worker finds it.
@@ -305,7 +305,7 @@ class _Tool:
         Raises:
             NotTransferable: It cannot go there.
         """
-        return measures.target_of(self._author_tool, name)
+        return processes.target_of(self._author_tool, name)
 
     async def acall(self, arguments: dict[str, Any]) -> Any:
         """Await it."""

@@ -7,14 +7,15 @@ by rate and by concurrency; then the tool itself. The clock of ``timeout`` start
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import itertools
 import secrets
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 from crewai_native_tools import _native, workers
-from crewai_native_tools._native import Admission, Call, Pass, Tally, Uses
+from crewai_native_tools._native import Admission, Call, Rules, Tally, Uses
 from crewai_native_tools.errors import (
     ToolCancelled,
     ToolRefused,
@@ -169,8 +170,15 @@ class Plan:
         self.isolated: bool = values["isolation"] == "process"
         self.run_budget: Budget | None = values["run_budget"]
         self.agent_budget: Budget | None = values["agent_budget"]
-        self.tally = shared.tally(tool)
         self.doors = tuple(self._doors(sayings))
+        self.rules = Rules(
+            shared.tally(tool),
+            self.doors,
+            shared.threads,
+            shared.max_threads,
+            self.max_calls,
+            self.depth,
+        )
         self.free = not (
             self.doors
             or self.side_effects
@@ -214,22 +222,13 @@ class Plan:
 class Execution:
     """One call, from when it comes until it is answered."""
 
-    __slots__ = (
-        "_context",
-        "_doors",
-        "_error",
-        "_passes",
-        "_proceed",
-        "_result",
-        "arguments",
-        "call",
-        "depth",
-        "id",
-        "on_cancel",
-        "parent",
-        "plan",
-        "run",
-    )
+    # Most calls never set these, and what is not set costs nothing.
+    runs = False
+    on_cancel: Callable[[], object] | None = None
+    _doors: tuple[Admission, ...] = ()
+    _context: contextvars.Context | None = None
+    _result: Any = None
+    _error: BaseException | None = None
 
     def __init__(
         self,
@@ -237,22 +236,35 @@ class Execution:
         run: Run,
         arguments: Any,
         proceed: Callable[[], Any],
-        left: float | None = None,
+        left: float | None,
+        *,
+        on_thread: bool,
     ) -> None:
-        self.call = Call(plan.timeout if left is None else left)
+        self.parent = parent = _current.get()
+        self.depth: int = 1 if parent is None else parent.depth + 1
+        self.call = plan.rules.begin(
+            plan.timeout if left is None else left,
+            run.uses(plan),
+            self.depth,
+            (parent is None or not plan.doors) and not run.cancelled,
+            on_thread,
+        )
         self.id = next(_ids)
         self.plan = plan
         self.run = run
         self.arguments = arguments
-        self.parent = parent = _current.get()
-        self.depth: int = 1 if parent is None else parent.depth + 1
-        self.on_cancel: Callable[[], object] | None = None
+        self.on_thread = on_thread
         self._proceed = proceed
-        self._passes: list[Pass] = []
-        self._doors: tuple[Admission, ...] = plan.doors
-        self._context: contextvars.Context | None = None
-        self._result: Any = None
-        self._error: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        """Let it be cancelled from now on."""
+        self.run.active.add(self)
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Note on an error which call it was, and count how it has ended."""
+        self.run.active.discard(self)
+        self.call.end("done" if error is None else _explain(self, error))
 
     # --- what is known of it ---------------------------------------------------------------
 
@@ -292,7 +304,7 @@ class Execution:
 
     # --- admission ---------------------------------------------------------------------------
 
-    def before_queueing(self, *, on_thread: bool) -> None:
+    def before_queueing(self) -> None:
         """Refuse it if it need not even wait.
 
         Raises:
@@ -312,12 +324,11 @@ class Execution:
             )
         if plan.max_calls is not None and self.run.uses(plan).used >= plan.max_calls:
             self._used_up()
-        if self.parent is not None and self._doors:
-            # A tool inside itself goes in under the pass that it holds: waiting for that to be
-            # given back, it would wait for itself.
-            held = {door for outer in self._outer() for door in outer._doors}  # noqa: SLF001
-            self._doors = tuple(door for door in self._doors if door not in held)
-        if on_thread:
+        # A tool inside itself goes in under the place that it holds: waiting for that to be given
+        # back, it would wait for itself.
+        held = {door for outer in self._outer() for door in outer.plan.doors}
+        self._doors = tuple(door for door in plan.doors if door not in held)
+        if self.on_thread:
             self._doors = (*self._doors, plan.shared.threads)
             if _native.abandoned() >= plan.shared.max_threads:
                 self.stop(
@@ -337,37 +348,39 @@ class Execution:
         return found
 
     def queue(self) -> None:
-        """Wait for its turn.
+        """Wait for its turn, and take a use of the tool.
 
         Raises:
             ToolStopped: There is none.
         """
+        self.before_queueing()
         for door in self._doors:
             self._entered(door.enter(self.call))
+        self._claim()
 
     async def aqueue(self) -> None:
-        """Wait for its turn without blocking the event loop.
-
-        Raises:
-            ToolStopped: There is none.
-        """
+        """As :meth:`queue`, without blocking the event loop."""
+        self.before_queueing()
         for door in self._doors:
             loop = asyncio.get_running_loop()
             turn: asyncio.Future[Any] = loop.create_future()
             answer = functools.partial(_answer, loop, turn)
             got = door.enter_later(self.call, answer)
-            if got is None:
+            if got is True:
+                continue
+            if got is False:
                 try:
                     got = await turn
                 except BaseException:
                     self.call.cancel()
                     raise
             self._entered(got)
+        self._claim()
 
-    def _entered(self, got: Pass | float | str) -> None:
-        if isinstance(got, Pass):
-            self._passes.append(got)
-        elif isinstance(got, float):
+    def _entered(self, got: float | str | None) -> None:
+        if got is None:
+            return
+        if isinstance(got, float):
             self.stop(
                 ToolRefused,
                 "rate",
@@ -375,15 +388,9 @@ class Execution:
                 f"the next call can start in {got:.1f} s.",
                 retryable=True,
             )
-        else:
-            self.settled_as(got, waiting=True)
+        self.settled_as(got, waiting=True)
 
-    def claim(self) -> None:
-        """Take a use of the tool.
-
-        Raises:
-            ToolRefused: There is none left.
-        """
+    def _claim(self) -> None:
         # Counted without a limit, too: one that is set later counts what was before it.
         limit = self.plan.max_calls
         if not self.run.uses(self.plan).claim(_UNLIMITED if limit is None else limit):
@@ -398,11 +405,6 @@ class Execution:
             f"{'time' if limit == 1 else 'times'} in a run, and has been. Go on without it.",
         )
 
-    def leave(self) -> None:
-        """Give back what it held of the queues."""
-        while self._passes:
-            self._passes.pop().leave()
-
     # --- running -----------------------------------------------------------------------------
 
     def inline(self) -> Any:
@@ -413,33 +415,23 @@ class Execution:
         finally:
             _current.reset(token)
 
-    def on_thread(self) -> Any:
+    def detached(self) -> Any:
         """Run it on a thread of its own, and wait until it ends or its time is up."""
         self._context = contextvars.copy_context()
-        self._context.run(_current.set, self)
-        try:
-            thread = workers.take()
-        except BaseException:
-            self.leave()
-            raise
+        thread = workers.take()
         verdict = thread.desk.run(self.call, self)
         if verdict != "done":
             workers.cancel_coroutines(thread.ident)
             self.settled_as(verdict)
         return self.outcome()
 
-    async def aon_thread(self) -> Any:
+    async def adetached(self) -> Any:
         """Run it on a thread of its own without blocking the event loop meanwhile."""
         loop = asyncio.get_running_loop()
         settled: asyncio.Future[str] = loop.create_future()
         self._context = contextvars.copy_context()
-        self._context.run(_current.set, self)
-        try:
-            self.call.when_settled(functools.partial(_answer, loop, settled))
-            thread = workers.take()
-        except BaseException:
-            self.leave()
-            raise
+        self.call.when_settled(functools.partial(_answer, loop, settled))
+        thread = workers.take()
         thread.desk.give(self)
         try:
             verdict = await settled
@@ -454,16 +446,18 @@ class Execution:
 
     def work(self) -> Call:
         """Run it: what a thread does."""
-        context, proceed = self._context, self._proceed
+        context, self._context = self._context, None
         try:
             if context is not None and self.call.start():
-                self._result = context.run(proceed)
+                self._result = context.run(self._inside)
         except BaseException as error:  # noqa: BLE001 - raised where the caller waits
             self._error = error
-        finally:
-            self._context = None
-            self.leave()
         return self.call
+
+    def _inside(self) -> Any:
+        # The context is the call's own: there is nothing to set back.
+        _current.set(self)
+        return self._proceed()
 
     def outcome(self) -> Any:
         """Return what the tool returned, or raise what it raised."""
@@ -504,22 +498,15 @@ class Execution:
 
 
 def _answer(loop: asyncio.AbstractEventLoop, turn: asyncio.Future[Any], got: Any) -> None:
-    """Bring a place in a queue to a coroutine that waits for it, from another thread."""
+    """Bring a coroutine what it waits for, from another thread."""
 
     def give() -> None:
-        if turn.done():
-            # It has left; the place is the next one's.
-            if isinstance(got, Pass):
-                got.leave()
-        else:
+        if not turn.done():
             turn.set_result(got)
 
-    try:
+    # The loop may be closed.
+    with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(give)
-    except RuntimeError:
-        # The loop is closed.
-        if isinstance(got, Pass):
-            got.leave()
 
 
 def execute(
@@ -545,32 +532,12 @@ def execute(
         ToolStopped: The engine ended it.
         BaseException: What the tool raised, with a note that says of which call.
     """
-    this = Execution(plan, run, arguments, proceed, left)
     on_thread = detached or plan.timeout is not None
-    plan.tally.begin()
-    outcome = "refused"
-    if detached:
-        run.active.add(this)
-    try:
-        this.before_queueing(on_thread=on_thread)
-        if this._doors:  # noqa: SLF001 - the module's own
+    with Execution(plan, run, arguments, proceed, left, on_thread=on_thread) as this:
+        if not this.call.admitted:
             this.queue()
-        this.claim()
-        outcome = "failed"
-        result = this.on_thread() if on_thread else this.inline()
-    except BaseException as error:
-        outcome = _explain(this, error, outcome)
-        raise
-    else:
-        outcome = "done"
-        return result
-    finally:
-        run.active.discard(this)
-        # On a thread of its own it gives back what it holds when it ends, not when its caller
-        # leaves: until then it runs.
-        if not on_thread or outcome == "refused":
-            this.leave()
-        plan.tally.end(outcome, this.call.elapsed)
+        this.runs = True
+        return this.detached() if on_thread else this.inline()
 
 
 async def aexecute(
@@ -593,27 +560,11 @@ async def aexecute(
         on_thread: Whether ``proceed`` returns the result itself, and is called on a thread.
         left: As there.
     """
-    this = Execution(plan, run, arguments, proceed, left)
-    plan.tally.begin()
-    outcome = "refused"
-    run.active.add(this)
-    try:
-        this.before_queueing(on_thread=on_thread)
-        await this.aqueue()
-        this.claim()
-        outcome = "failed"
-        result = await (this.aon_thread() if on_thread else _on_loop(this))
-    except BaseException as error:
-        outcome = _explain(this, error, outcome)
-        raise
-    else:
-        outcome = "done"
-        return result
-    finally:
-        run.active.discard(this)
-        if outcome == "refused":
-            this.leave()
-        plan.tally.end(outcome, this.call.elapsed)
+    with Execution(plan, run, arguments, proceed, left, on_thread=on_thread) as this:
+        if not this.call.admitted:
+            await this.aqueue()
+        this.runs = True
+        return await (this.adetached() if on_thread else _on_loop(this))
 
 
 async def _on_loop(this: Execution) -> Any:
@@ -621,7 +572,6 @@ async def _on_loop(this: Execution) -> Any:
     context = contextvars.copy_context()
     context.run(_current.set, this)
     if not this.call.start():
-        this.leave()
         this.settled_as("cancelled")
     told = loop.create_future()
     task = loop.create_task(_awaited(this._proceed), context=context)  # noqa: SLF001
@@ -662,13 +612,12 @@ async def _awaited(proceed: Callable[[], Awaitable[Any]]) -> Any:
 
 def _ended(this: Execution, task: asyncio.Task[Any]) -> None:
     this.call.finish()
-    this.leave()
     if not task.cancelled():
         # Nobody is left to whom an error would be news.
         task.exception()
 
 
-def _explain(this: Execution, error: BaseException, outcome: str) -> str:
+def _explain(this: Execution, error: BaseException) -> str:
     """Note on an error which call it was; return how the call is counted."""
     if isinstance(error, ToolStopped) and error.details.get("call_id") == this.id:
         if isinstance(error, ToolTimeout):
@@ -678,4 +627,4 @@ def _explain(this: Execution, error: BaseException, outcome: str) -> str:
     noted = len(getattr(error, "__notes__", ())) >= _MOST_NOTES
     if not noted and not isinstance(error, asyncio.CancelledError):
         error.add_note(describe(this.details()))
-    return outcome
+    return "failed" if this.runs else "refused"

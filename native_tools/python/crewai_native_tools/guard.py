@@ -6,6 +6,7 @@ events and task output see as such; code that calls a tool gets an exception.
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -16,16 +17,13 @@ from crewai_native_tools._native import LoopWatch
 from crewai_native_tools.budget import Purse
 from crewai_native_tools.errors import RunStopped, ToolStopped
 from crewai_native_tools.execution import Run, Shared, in_engine
-from crewai_native_tools.isolation import IsolationError, in_worker
-from crewai_native_tools.journal import Uncertain
-from crewai_native_tools.mcp import CONNECTIONS
 from crewai_native_tools.plans import Plans
 from crewai_native_tools.policy import MOST_ROUNDS, Layers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from crewai_native.slots.tools_guard import ToolCall
+    from crewai_native.slots.tools_guard import ModelCall, ToolCall
     from crewai_native_tools.execution import Plan
     from crewai_native_tools.options import Options
 
@@ -66,6 +64,12 @@ class _Remembered(Generic[_Value]):
             value = self._make()
             self._entries[key] = (tuple(map(_reference, owners)), value)
             return value
+
+    def whose(self, wanted: Callable[[Any], bool]) -> list[_Value]:
+        """Return the values that belong to an object that is wanted, and to nothing else."""
+        with self._lock:
+            entries = list(self._entries.values())
+        return [value for held, value in entries if len(held) == 1 and wanted(held[0]())]
 
     def _forget(self) -> None:
         entries = self._entries.items()
@@ -123,9 +127,11 @@ class NativeGuard:
         self.shared = Shared(options.max_threads)
         self._plans = Plans(Layers(), options.layers, self.shared, sanitize_tool_name)
         self._failure, self._failures = _failure_classes()
+        self._crew_context = _crew_contexts()
         self._prices = options.prices
         self._runs: _Remembered[Run] = _Remembered(Run)
         self._program = Run()
+        self._cancels = False
         self._courses: _Remembered[_Course] = _Remembered(
             lambda: _Course(near=self._plans.near_calls_are_watched())
         )
@@ -134,6 +140,8 @@ class NativeGuard:
         """Run a call and return its result."""
         plan = self._plan(call)
         agent = call.agent
+        if self._cancels and (told := self._cancelled(plan.tool, agent)) is not None:
+            return told
         if plan.free and (agent is None or not plan.watches_loops):
             return proceed()
         if in_engine(call.author_tool):
@@ -143,9 +151,7 @@ class NativeGuard:
                 result = proceed()
             else:
                 arguments = call.arguments if not call.args else _by_place(call)
-                step = proceed
-                if plan.isolated and not in_worker():
-                    step = measures.isolated(plan, call.tool, call.author_tool, proceed)
+                step = _in_process(call, plan, proceed) if plan.isolated else proceed
                 task = getattr(call.task, "key", "")
                 result = measures.run(plan, self._spending(call, plan), arguments, step, task=task)
         except Exception as error:
@@ -161,6 +167,8 @@ class NativeGuard:
         """Run a call that the caller awaits and return its result."""
         plan = self._plan(call)
         agent = call.agent
+        if self._cancels and (told := self._cancelled(plan.tool, agent)) is not None:
+            return told
         if plan.free and (agent is None or not plan.watches_loops):
             return await proceed()
         if in_engine(call.author_tool):
@@ -170,9 +178,7 @@ class NativeGuard:
                 result = await proceed()
             else:
                 arguments = call.arguments if not call.args else _by_place(call)
-                step = proceed
-                if plan.isolated and not in_worker():
-                    step = measures.aisolated(plan, call.tool, call.author_tool, proceed)
+                step = _in_process(call, plan, proceed) if plan.isolated else proceed
                 task = getattr(call.task, "key", "")
                 run = self._spending(call, plan)
                 result = await measures.arun(plan, run, arguments, step, task=task)
@@ -185,13 +191,59 @@ class NativeGuard:
             return found
         return result if agent is None else self._watched(call, plan, result, ended=True)
 
+    def before_model(self, call: ModelCall) -> Any:
+        """Return why a language model must not be asked, or None."""
+        run = self._run_of()
+        try:
+            if run.cancelled:
+                raise _run_cancelled("The language model was not asked")
+            plan = self._plans.of(
+                "", getattr(call.agent, "role", None), getattr(call.crew, "name", None)
+            )
+            for whose, budget in (("run", plan.run_budget), ("agent", plan.agent_budget)):
+                if budget is None:
+                    continue
+                purse = self._purse(run, call, whose=whose)
+                if (report := purse.ask(call.model, budget)) is not None:
+                    raise _spent(
+                        whose, "The language model was not asked", report, purse, tool=None
+                    )
+        except RunStopped as stopped:
+            if call.agent is None and run is self._program:
+                raise
+            return self._told(stopped)
+        return None
+
+    def cancel(self, crew: Any) -> int:
+        """Let go whoever waits for a tool of a crew's runs, and end them.
+
+        Returns:
+            How many calls were under way.
+        """
+        self._cancels = True
+        runs = self._runs.whose(lambda context: getattr(context, "id", None) == str(crew.id))
+        return sum(run.cancel() for run in runs)
+
+    def _cancelled(self, tool: str, agent: Any) -> Any:
+        """Return what an agent whose run was cancelled is told, else None."""
+        if not self._run_of().cancelled:
+            return None
+        stopped = _run_cancelled(f"'{tool}' was not run")
+        if agent is None:
+            raise stopped
+        return self._told(stopped)
+
     def mcp_client(self, make: Callable[[], Any]) -> Any:
         """Return, for one call, a client with a connection that the run keeps."""
-        return CONNECTIONS.client(make)
+        from crewai_native_tools import mcp
+
+        return mcp.CONNECTIONS.client(make)
 
     def mcp_run_ended(self, run: str) -> None:
         """Have a run's connections closed."""
-        CONNECTIONS.end_run(run)
+        # What was never imported has no connections.
+        if (mcp := sys.modules.get("crewai_native_tools.mcp")) is not None:
+            mcp.CONNECTIONS.end_run(run)
 
     def _plan(self, call: ToolCall) -> Plan:
         plans = self._plans
@@ -203,7 +255,7 @@ class NativeGuard:
 
     def _run_of(self) -> Run:
         """Return the run that the current call belongs to."""
-        crew = _crew_context()
+        crew = self._crew_context()
         if crew is not None:
             return self._runs.of(crew)
         failures = self._failures()
@@ -216,25 +268,27 @@ class NativeGuard:
             RunStopped: One of them is spent.
         """
         run = self._run_of()
-        everybody = list(getattr(call.crew, "agents", ())) or [call.agent]
-        for whose, key, budget, agents in (
-            ("run", None, plan.run_budget, everybody),
-            ("agent", id(call.agent), plan.agent_budget, [call.agent]),
-        ):
-            if budget is None:
-                continue
-            purse = run.purses.get(key)
-            if purse is None:
-                models = [m for a in agents if (m := getattr(a, "llm", None)) is not None]
-                purse = run.purses.setdefault(key, Purse(models, self._prices))
-            report = purse.spend(budget)
-            if report is not None:
-                raise RunStopped(
-                    f"'{plan.tool}' was not run, and the run ends: the {whose}'s {report}.",
-                    code=f"{whose}_budget",
-                    details={"tool": plan.tool, "spent": purse.spent()},
-                )
+        if plan.run_budget is not None:
+            purse = self._purse(run, call, whose="run")
+            if (report := purse.spend(plan.run_budget)) is not None:
+                raise _spent("run", f"'{plan.tool}' was not run", report, purse, tool=plan.tool)
+        if plan.agent_budget is not None:
+            purse = self._purse(run, call, whose="agent")
+            if (report := purse.spend(plan.agent_budget)) is not None:
+                raise _spent("agent", f"'{plan.tool}' was not run", report, purse, tool=plan.tool)
         return run
+
+    def _purse(self, run: Run, work: ToolCall | ModelCall, *, whose: str) -> Purse:
+        """Return what a run, or the agent that works in it, has spent."""
+        key = None if whose == "run" else id(work.agent)
+        purse = run.purses.get(key)
+        if purse is None:
+            agents = [work.agent]
+            if whose == "run":
+                agents = list(getattr(work.crew, "agents", ())) or agents
+            models = [m for a in agents if (m := getattr(a, "llm", None)) is not None]
+            purse = run.purses.setdefault(key, Purse(models, self._prices))
+        return purse
 
     def _watched(self, call: ToolCall, plan: Plan, outcome: Any, *, ended: bool = False) -> Any:
         """Return what the agent is told of a call, or None where its error is to be raised."""
@@ -299,6 +353,9 @@ class NativeGuard:
                 retryable=error.retryable,
                 details={**error.details, STOP_RUN: isinstance(error, RunStopped)},
             )
+        from crewai_native_tools.isolation import IsolationError
+        from crewai_native_tools.journal import Uncertain
+
         if isinstance(error, IsolationError | Uncertain):
             code = "side_effects" if isinstance(error, Uncertain) else "isolation"
             details = {"tool": getattr(error, "tool", None), "error": type(error).__name__}
@@ -355,16 +412,45 @@ def _text(tool: Any, outcome: Any) -> str:
         return f"(a result that has no text: {type(error).__name__})"
 
 
+def _run_cancelled(what: str) -> RunStopped:
+    return RunStopped(f"{what}, and the run ends: it was cancelled.", code="cancelled", details={})
+
+
+def _spent(whose: str, what: str, report: str, purse: Purse, *, tool: str | None) -> RunStopped:
+    """Return what ends a run whose budget is spent."""
+    return RunStopped(
+        f"{what}, and the run ends: the {whose}'s {report}.",
+        code=f"{whose}_budget",
+        details={"tool": tool, "spent": purse.spent()},
+    )
+
+
+def _in_process(call: ToolCall, plan: Plan, proceed: Callable[[], Any]) -> Callable[[], Any]:
+    """Return what makes a call in a process of its own, unless this is one."""
+    from crewai_native_tools import isolation, processes
+
+    if isolation.in_worker():
+        return proceed
+    make = processes.aisolated if call.asynchronous else processes.isolated
+    return make(plan, call.tool, call.author_tool, proceed)
+
+
 def _by_place(call: ToolCall) -> dict[str, Any]:
     """Return arguments of which some were given by place."""
     return {**{str(at): value for at, value in enumerate(call.args)}, **call.arguments}
 
 
-def _crew_context() -> Any:
-    """Return what CrewAI makes anew for each kickoff of a crew, or None outside of one."""
-    from opentelemetry import baggage
+def _crew_contexts() -> Callable[[], Any]:
+    """Return what gives the object that CrewAI makes for each kickoff of a crew, or None."""
+    from opentelemetry.baggage import get_baggage
+    from opentelemetry.context import get_current
 
-    return baggage.get_baggage("crew_context")
+    def crew_context() -> Any:
+        context = get_current()
+        # Outside of a crew there is mostly nothing at all in it, and copying nothing takes time.
+        return get_baggage("crew_context", context) if context else None
+
+    return crew_context
 
 
 def _failure_classes() -> tuple[Any, Callable[[], list[Any] | None]]:

@@ -56,6 +56,8 @@ class Options:
             ``cache_ttl``, but for the budgets, which are for no tool. ``agents`` and ``crews`` are
             tables of policies by role and by name.
         max_threads: Threads on which calls may run whose callers can leave before they end.
+        isolation_workers: Processes in which tools with ``isolation = "process"`` run at the same
+            time; by default as many as there are processors, but four at least.
         prices: What a million tokens cost, in and out, by the name of a model.
     """
 
@@ -64,6 +66,7 @@ class Options:
     cache_max_bytes: int | None = None
     layers: Layers = dataclasses.field(default_factory=Layers)
     max_threads: int = 128
+    isolation_workers: int | None = None
     prices: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
 
@@ -75,6 +78,7 @@ _KNOWN: Final = (
     "agents",
     "crews",
     "max_threads",
+    "isolation_workers",
     "prices",
 )
 
@@ -100,13 +104,13 @@ def read(options: Mapping[str, Any]) -> Options:
         if (number := _bytes(value)) is None:
             raise ConfigurationError(f"tools.cache_max_bytes is {value!r}; it accepts {_BYTES}")
         found["cache_max_bytes"] = number
-    if "max_threads" in options:
-        value = options["max_threads"]
+    for name in {"max_threads", "isolation_workers"} & options.keys():
+        value = options[name]
         if (number := _bytes(value)) is None:
             raise ConfigurationError(
-                f"tools.max_threads is {value!r}; it accepts a whole number above 0"
+                f"tools.{name} is {value!r}; it accepts a whole number above 0"
             )
-        found["max_threads"] = number
+        found[name] = number
     if "prices" in options:
         found["prices"] = _prices(options["prices"])
     return Options(layers=_layers(options), **found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from crewai_native_tools.execution import Plan, Shared
 from crewai_native_tools.policy import Layers, Policy, resolve
@@ -116,3 +116,31 @@ def configure(
     )
     for plans in list(_known):
         plans.reload()
+
+
+def cancel(crew: Any) -> int:
+    """End the runs of a crew at their next call of a tool or a language model.
+
+    Whoever waits for a tool with a deadline is let go at once; what a tool is told is what
+    ``cancelled()`` returns, and one in a process of its own is killed. A kickoff that has not yet
+    called a model or a tool is not known and goes on, and so do later ones.
+
+    Args:
+        crew: The crew whose kickoffs are meant. What ``kickoff_for_each`` starts are copies of it,
+            which are other crews.
+
+    Returns:
+        How many calls of tools were under way.
+
+    Raises:
+        RuntimeError: ``tools.guard`` is not served by this accelerator.
+    """
+    from crewai_native_tools import plugin
+
+    guard = plugin.guard()
+    if guard is None:
+        raise RuntimeError(
+            "nothing knows of this crew's runs: tools.guard is not bound to crewai-native-tools "
+            "(crewai-native explain tools.guard)"
+        )
+    return guard.cancel(crew)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from crewai_native import hookimpl
-from crewai_native.slots.tools_guard import EXACT_COUNT, STOPS_RUNS
+from crewai_native.slots.tools_guard import EXACT_COUNT, STOPS_RUNS, WATCHES_MODELS
 from crewai_native.slots.tools_mcp import MCP_CONNECTIONS
 from crewai_native_tools import options as _options
 from crewai_native_tools._native import abandoned, totals
@@ -34,6 +34,11 @@ def options() -> _options.Options:
     return _in_force
 
 
+def guard() -> NativeGuard | None:
+    """Return the guard of this process, or None where ``tools.guard`` is not bound to it."""
+    return _guard
+
+
 @hookimpl
 def crewai_native_features() -> dict[str, set[str]]:
     """What can be required."""
@@ -43,6 +48,7 @@ def crewai_native_features() -> dict[str, set[str]]:
             EXACT_COUNT,
             MCP_CONNECTIONS,
             STOPS_RUNS,
+            WATCHES_MODELS,
             "deadlines",
             "idempotent",
             "isolated",

@@ -92,6 +92,11 @@ class Budget:
     seconds: float | None = None
     money: float | None = None
 
+    @property
+    def only_tool_calls(self) -> bool:
+        """Whether nothing else is limited."""
+        return self.llm_calls is self.tokens is self.seconds is self.money is None
+
     def __post_init__(self) -> None:
         """Refuse what means nothing.
 

@@ -51,6 +51,7 @@ def run(
     attempt: Callable[[], Any],
     policy: Retry,
     *,
+    failed: Exception | None = None,
     final: Callable[[Exception], bool] = lambda _: False,
     left: Callable[[], float | None] = lambda: None,
     wait: Callable[[float], None] = time.sleep,
@@ -60,6 +61,7 @@ def run(
     Args:
         attempt: The call.
         policy: How often, after what, with what waits between.
+        failed: How the first attempt has failed, where it was made already.
         final: Whether an exception is never worth another attempt, such as a refusal.
         left: Seconds that are left; None is without end. There is no attempt that would begin
             later.
@@ -70,12 +72,15 @@ def run(
     """
     failures: list[Exception] = []
     while True:
-        try:
-            return attempt()
-        except Exception as error:
-            pause = _pause(error, failures, policy, final, left)
-            if pause is None:
-                raise
+        if failed is None:
+            try:
+                return attempt()
+            except Exception as error:  # noqa: BLE001 - raised below where it was the last
+                failed = error
+        pause = _pause(failed, failures, policy, final, left)
+        if pause is None:
+            raise failed
+        failed = None
         wait(pause)
 
 
@@ -83,18 +88,22 @@ async def arun(
     attempt: Callable[[], Awaitable[Any]],
     policy: Retry,
     *,
+    failed: Exception | None = None,
     final: Callable[[Exception], bool] = lambda _: False,
     left: Callable[[], float | None] = lambda: None,
 ) -> Any:
     """As :func:`run`, for calls that are awaited."""
     failures: list[Exception] = []
     while True:
-        try:
-            return await attempt()
-        except Exception as error:
-            pause = _pause(error, failures, policy, final, left)
-            if pause is None:
-                raise
+        if failed is None:
+            try:
+                return await attempt()
+            except Exception as error:  # noqa: BLE001 - raised below where it was the last
+                failed = error
+        pause = _pause(failed, failures, policy, final, left)
+        if pause is None:
+            raise failed
+        failed = None
         await asyncio.sleep(pause)
 
 

@@ -2,17 +2,20 @@
 //!
 //! What is locked here is locked for a few instructions, never while Python is called.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crewai_native_sdk::context::Context;
 use crewai_native_sdk::runtime::Runtime;
-use crewai_native_sdk::{ResultExt, gil};
-use pyo3::exceptions::PyValueError;
+use crewai_native_sdk::{ResultExt, atexit, gil, process};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 
 use crate::admission::{Gate, Place, Rate};
@@ -23,6 +26,9 @@ static RUNTIME: Runtime = Runtime::new("crewai-native-tools", 1);
 
 /// How far ahead a deadline may lie.
 const LONGEST: Duration = Duration::from_secs(100 * 366 * 86_400);
+
+/// How long the main thread waits before it looks for signals.
+const BETWEEN_SIGNAL_CHECKS: Duration = Duration::from_millis(50);
 
 fn duration(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0)).map_or(LONGEST, |time| time.min(LONGEST))
@@ -36,9 +42,15 @@ fn code(verdict: Verdict) -> &'static str {
     }
 }
 
-/// One call: when it must be answered, and who answers it.
+/// One call: when it must be answered, who answers it, and what it holds of queues meanwhile.
 #[pyclass(frozen, weakref, module = "crewai_native_tools._native")]
-pub(super) struct Call(Arc<Ticket>);
+pub(super) struct Call {
+    ticket: Arc<Ticket>,
+    counts: Option<Counted>,
+    /// Whether it need not queue.
+    #[pyo3(get)]
+    admitted: bool,
+}
 
 #[pymethods]
 impl Call {
@@ -46,46 +58,61 @@ impl Call {
     #[new]
     #[pyo3(signature = (timeout=None))]
     fn new(timeout: Option<f64>) -> Self {
-        Self(Arc::new(Ticket::new(timeout.map(duration))))
+        Self {
+            ticket: Arc::new(Ticket::new(timeout.map(duration))),
+            counts: None,
+            admitted: false,
+        }
     }
 
     /// Says that it runs, so that it counts as abandoned when its caller leaves. False: it was
     /// cancelled before, and must not run.
     fn start(&self) -> bool {
-        self.0.start()
+        self.ticket.start()
     }
 
     /// Says that it has ended. False: its caller has left.
     fn finish(&self) -> bool {
-        self.0.finish()
+        self.ticket.finish()
     }
 
     /// Lets its caller go. False: it had been answered.
     fn cancel(&self) -> bool {
-        self.0.cancel()
+        self.ticket.cancel()
     }
 
     /// Says that its time is up. False: it had been answered.
     fn time_out(&self) -> bool {
-        self.0.time_out() == Verdict::TimedOut
+        self.ticket.time_out() == Verdict::TimedOut
+    }
+
+    /// Says that its caller goes on, and counts its outcome.
+    ///
+    /// What still runs gives back its places when it ends; anything else, here.
+    fn end(&self, outcome: &str) -> PyResult<()> {
+        self.ticket.leave_unless_running();
+        match &self.counts {
+            Some(counts) => end(counts, outcome, self.elapsed()),
+            None => Ok(()),
+        }
     }
 
     /// Whether its caller has left.
     #[getter]
     fn cancelled(&self) -> bool {
-        self.0.is_cancelled()
+        self.ticket.is_cancelled()
     }
 
     /// Seconds since it started.
     #[getter]
     fn elapsed(&self) -> f64 {
-        self.0.elapsed().as_secs_f64()
+        self.ticket.elapsed().as_secs_f64()
     }
 
     /// Seconds until it must be answered, or None.
     #[getter]
     fn left(&self) -> Option<f64> {
-        let deadline = self.0.deadline()?;
+        let deadline = self.ticket.deadline()?;
         Some(
             deadline
                 .saturating_duration_since(Instant::now())
@@ -96,8 +123,110 @@ impl Call {
     /// Calls `callback(verdict)`, once, when it has ended, its time is up or it was cancelled. The
     /// caller of this is let go; the callback is called on a thread of the runtime.
     fn when_settled(&self, py: Python<'_>, callback: Py<PyAny>) -> PyResult<()> {
-        let ticket = Arc::clone(&self.0);
-        later(py, callback, async move { code(ticket.settled().await) })
+        let ticket = Arc::clone(&self.ticket);
+        later(
+            py,
+            callback,
+            async move { code(ticket.when_settled().await) },
+        )
+    }
+}
+
+/// What every call of one tool from one place must pass, gathered so that a call that need not wait
+/// passes it in one step.
+#[pyclass(frozen, module = "crewai_native_tools._native")]
+pub(super) struct Rules {
+    counts: Counted,
+    doors: Vec<Py<Admission>>,
+    threads: Py<Admission>,
+    max_threads: usize,
+    max_calls: u64,
+    max_depth: u64,
+}
+
+#[pymethods]
+impl Rules {
+    /// Has calls counted in `tally`, and lets in whom `doors` let in, at most `max_calls` of them,
+    /// and at most `max_depth` inside each other. Those on threads pass `threads`, too.
+    #[new]
+    #[pyo3(signature = (tally, doors, threads, max_threads, max_calls=None, max_depth=None))]
+    fn new(
+        tally: &Tally,
+        doors: Vec<Py<Admission>>,
+        threads: Py<Admission>,
+        max_threads: usize,
+        max_calls: Option<u64>,
+        max_depth: Option<u64>,
+    ) -> Self {
+        Self {
+            counts: Arc::clone(&tally.0),
+            doors,
+            threads,
+            max_threads,
+            max_calls: max_calls.unwrap_or(u64::MAX),
+            max_depth: max_depth.unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Starts the clock of a call that has come, and counts it.
+    ///
+    /// `alone`: nothing is known that keeps it from running. It has taken a use of `uses` and its
+    /// places, and is `admitted`, if it need not wait for them; otherwise it has taken nothing.
+    fn begin(
+        &self,
+        timeout: Option<f64>,
+        uses: &Uses,
+        depth: u64,
+        alone: bool,
+        on_thread: bool,
+    ) -> Call {
+        let ticket = Arc::new(Ticket::new(timeout.map(duration)));
+        counts(&self.counts).running += 1;
+        let admitted = alone && depth <= self.max_depth && self.admit(&ticket, uses, on_thread);
+        Call {
+            ticket,
+            counts: Some(Arc::clone(&self.counts)),
+            admitted,
+        }
+    }
+}
+
+impl Rules {
+    fn admit(&self, ticket: &Ticket, uses: &Uses, on_thread: bool) -> bool {
+        if uses.0.used() >= self.max_calls
+            || (on_thread && handoff::abandoned() >= self.max_threads)
+        {
+            return false;
+        }
+        // Places first: they can be given back, a start that a rate has counted cannot.
+        let threads = on_thread.then_some(&self.threads);
+        let mut places = Vec::with_capacity(2);
+        for gate in self.doors.iter().chain(threads).map(Py::get) {
+            if let Some(gate) = &gate.gate {
+                match gate.try_enter() {
+                    Some(place) => places.push(place),
+                    None => return false,
+                }
+            }
+        }
+        let now = Instant::now();
+        for (rate, _) in self
+            .doors
+            .iter()
+            .filter_map(|door| door.get().rate.as_ref())
+        {
+            if rate.reserve(now, now).is_err() {
+                return false;
+            }
+        }
+        // Another call may have taken the last one meanwhile: then it is told so in its turn.
+        if !uses.0.claim(self.max_calls) {
+            return false;
+        }
+        for place in places {
+            ticket.keep(place);
+        }
+        true
     }
 }
 
@@ -112,11 +241,14 @@ async fn first<E, T>(end: impl Future<Output = E>, work: impl Future<Output = T>
 }
 
 /// Calls `callback` with what `work` gives.
-fn later(
+fn later<T>(
     py: Python<'_>,
     callback: Py<PyAny>,
-    work: impl Future<Output = &'static str> + Send + 'static,
-) -> PyResult<()> {
+    work: impl Future<Output = T> + Send + 'static,
+) -> PyResult<()>
+where
+    T: Send + for<'py> IntoPyObject<'py> + 'static,
+{
     let context = Context::capture(py)?;
     let handle = py.detach(|| RUNTIME.handle()).into_py()?;
     handle.spawn(async move {
@@ -151,9 +283,11 @@ impl Worker {
     fn next(&self, py: Python<'_>, finished: Option<&Call>, patience: f64) -> Option<Py<PyAny>> {
         py.detach(|| {
             if let Some(call) = finished {
-                call.0.finish();
+                call.ticket.finish();
             }
-            self.0.take(duration(patience))
+            let job = self.0.take(duration(patience));
+            stay_if_exiting();
+            job
         })
     }
 
@@ -166,20 +300,65 @@ impl Worker {
     ///
     /// Ctrl-C lets the caller go at once.
     fn run(&self, py: Python<'_>, call: &Call, job: Py<PyAny>) -> PyResult<&'static str> {
-        let ticket = &call.0;
-        let settled = RUNTIME.block_on(py, async {
-            let settled = ticket.settled();
-            self.0.give(job);
-            anyhow::Ok(settled.await)
-        });
-        match settled {
-            Ok(verdict) => Ok(code(verdict)),
-            Err(error) => {
+        if atexit::exiting() {
+            return Err(PyRuntimeError::new_err(
+                "cannot run a tool on a thread: the process is exiting",
+            ));
+        }
+        let ticket = &call.ticket;
+        let patience = if is_main_thread(py)? {
+            BETWEEN_SIGNAL_CHECKS
+        } else {
+            LONGEST
+        };
+        let mut job = Some(job);
+        loop {
+            let verdict = py.detach(|| {
+                if let Some(job) = job.take() {
+                    self.0.give(job);
+                }
+                let verdict = ticket.wait(patience);
+                stay_if_exiting();
+                verdict
+            });
+            if let Some(verdict) = verdict {
+                return Ok(code(verdict));
+            }
+            if let Err(error) = py.check_signals() {
                 ticket.cancel();
-                Err(error)
+                return Err(error);
             }
         }
     }
+}
+
+/// Keeps a daemon thread where it is once Python ends: asking for the GIL would crash it.
+fn stay_if_exiting() {
+    while atexit::exiting() {
+        thread::park();
+    }
+}
+
+/// Whether this is the thread that Python runs signal handlers on.
+fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
+    thread_local! {
+        // By process: whichever thread forks is the child's main thread.
+        static KNOWN: Cell<Option<(u32, bool)>> = const { Cell::new(None) };
+    }
+    static THREADING: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    let pid = process::id();
+    if let Some((known_pid, is_main)) = KNOWN.get()
+        && known_pid == pid
+    {
+        return Ok(is_main);
+    }
+    let threading = THREADING.get_or_try_init(py, || py.import("threading").map(Bound::unbind))?;
+    let threading = threading.bind(py);
+    let current = threading.call_method0("get_ident")?;
+    let main = threading.call_method0("main_thread")?.getattr("ident")?;
+    let is_main = current.eq(main)?;
+    KNOWN.set(Some((pid, is_main)));
+    Ok(is_main)
 }
 
 /// What executions of one tool must wait for.
@@ -187,19 +366,6 @@ impl Worker {
 pub(super) struct Admission {
     gate: Option<Gate>,
     rate: Option<(Rate, bool)>,
-}
-
-/// A place among those who may run.
-#[pyclass(frozen, module = "crewai_native_tools._native")]
-pub(super) struct Pass(Mutex<Option<Place>>);
-
-#[pymethods]
-impl Pass {
-    /// Gives the place to the next; later calls do nothing.
-    fn leave(&self) {
-        let place = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(place);
-    }
 }
 
 impl Admission {
@@ -238,31 +404,31 @@ impl Admission {
         }
     }
 
-    /// Waits until a call may run, by its deadline at the latest.
+    /// Waits until a call may run, by its deadline at the latest. The call has its place then.
     ///
-    /// Returns its pass; or seconds, where its rate allows none before so much time; or how its
-    /// call was settled while it waited.
-    fn enter<'py>(&self, py: Python<'py>, call: &Call) -> PyResult<Bound<'py, PyAny>> {
-        let ticket = &call.0;
+    /// Returns None; or seconds, where its rate allows none before so much time; or how its call was
+    /// settled while it waited.
+    fn enter<'py>(&self, py: Python<'py>, call: &Call) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let ticket = &call.ticket;
         let start = match self.reserve(ticket.deadline()) {
             Ok(start) => start,
-            Err(seconds) => return Ok(seconds.into_pyobject(py)?.into_any()),
+            Err(seconds) => return Ok(Some(seconds.into_pyobject(py)?.into_any())),
         };
-        let place = match &self.gate {
-            None if start.is_none() => return pass(py, None),
-            Some(gate) if start.is_none() => gate.try_enter(),
-            _ => None,
-        };
-        if place.is_some() {
-            return pass(py, place);
+        if start.is_none() && self.entered(ticket) {
+            return Ok(None);
         }
         let entered = RUNTIME.block_on(py, async {
             let admitted = self.admitted(start);
-            anyhow::Ok(first(ticket.settled(), admitted).await)
+            anyhow::Ok(first(ticket.when_settled(), admitted).await)
         });
         match entered {
-            Ok(Ok(place)) => pass(py, place),
-            Ok(Err(verdict)) => Ok(code(verdict).into_pyobject(py)?.into_any()),
+            Ok(Ok(place)) => {
+                if let Some(place) = place {
+                    ticket.keep(place);
+                }
+                Ok(None)
+            }
+            Ok(Err(verdict)) => Ok(Some(code(verdict).into_pyobject(py)?.into_any())),
             Err(error) => {
                 ticket.cancel();
                 Err(error)
@@ -270,41 +436,51 @@ impl Admission {
         }
     }
 
-    /// Does what [`enter`](Self::enter) does without waiting: calls `callback(pass or word)`.
+    /// Does what [`enter`](Self::enter) does without waiting: `callback` is called with None or with
+    /// how the call was settled.
     ///
-    /// Returns what `enter` returns where nothing has to be waited for; else None.
+    /// Returns False where it will be; True where the call may run already; or seconds.
     fn enter_later<'py>(
-        slf: &Bound<'py, Self>,
+        &self,
+        py: Python<'py>,
         call: &Call,
         callback: Py<PyAny>,
-    ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let (py, this) = (slf.py(), slf.get());
-        let start = match this.reserve(call.0.deadline()) {
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let start = match self.reserve(call.ticket.deadline()) {
             Ok(start) => start,
-            Err(seconds) => return Ok(Some(seconds.into_pyobject(py)?.into_any())),
+            Err(seconds) => return Ok(seconds.into_pyobject(py)?.into_any()),
         };
-        if start.is_none() {
-            let place = this.gate.as_ref().map(Gate::try_enter);
-            match place {
-                None => return pass(py, None).map(Some),
-                Some(Some(place)) => return pass(py, Some(place)).map(Some),
-                Some(None) => {}
+        let at_once = start.is_none() && self.entered(&call.ticket);
+        if !at_once {
+            let (ticket, admitted) = (Arc::clone(&call.ticket), self.admitted(start));
+            later(py, callback, async move {
+                match first(ticket.when_settled(), admitted).await {
+                    Err(verdict) => Some(code(verdict)),
+                    Ok(place) => {
+                        // A caller that has left meanwhile keeps none.
+                        if let Some(place) = place {
+                            ticket.keep(place);
+                        }
+                        None
+                    }
+                }
+            })?;
+        }
+        Ok(at_once.into_pyobject(py)?.to_owned().into_any())
+    }
+}
+
+impl Admission {
+    /// Takes a place for a call if one is free, or none is needed.
+    fn entered(&self, ticket: &Ticket) -> bool {
+        match self.gate.as_ref().map(Gate::try_enter) {
+            None => true,
+            Some(None) => false,
+            Some(Some(place)) => {
+                ticket.keep(place);
+                true
             }
         }
-        let (ticket, admitted) = (Arc::clone(&call.0), this.admitted(start));
-        let holder = Py::new(py, Pass(Mutex::new(None)))?;
-        let pass = holder.clone_ref(py);
-        let answer = wrap(py, callback, holder)?;
-        later(py, answer, async move {
-            match first(ticket.settled(), admitted).await {
-                Err(verdict) => code(verdict),
-                Ok(place) => {
-                    *pass.get().0.lock().unwrap_or_else(PoisonError::into_inner) = place;
-                    "entered"
-                }
-            }
-        })?;
-        Ok(None)
     }
 }
 
@@ -325,29 +501,6 @@ impl Admission {
             }
         }
     }
-}
-
-/// Returns `lambda word: callback(pass if word == "entered" else word)`.
-fn wrap(py: Python<'_>, callback: Py<PyAny>, pass: Py<Pass>) -> PyResult<Py<PyAny>> {
-    use pyo3::types::{PyCFunction, PyTuple};
-    let answer = PyCFunction::new_closure(
-        py,
-        None,
-        None,
-        move |args: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| -> PyResult<Py<PyAny>> {
-            let (py, word) = (args.py(), args.get_item(0)?);
-            if word.extract::<&str>()? == "entered" {
-                callback.call1(py, (pass.clone_ref(py),))
-            } else {
-                callback.call1(py, (word,))
-            }
-        },
-    )?;
-    Ok(answer.into_any().unbind())
-}
-
-fn pass(py: Python<'_>, place: Option<Place>) -> PyResult<Bound<'_, PyAny>> {
-    Ok(Bound::new(py, Pass(Mutex::new(place)))?.into_any())
 }
 
 /// How often something was done, exactly, by however many threads.
@@ -380,10 +533,11 @@ pub(super) fn abandoned() -> usize {
 }
 
 /// What became of the calls of one tool.
-///
-/// The lock is only held while attached to Python, and no Python code runs under it.
 #[pyclass(frozen, module = "crewai_native_tools._native")]
-pub(super) struct Tally(Mutex<Counts>);
+pub(super) struct Tally(Counted);
+
+/// The lock is held for a few instructions, and no Python code runs under it.
+type Counted = Arc<Mutex<Counts>>;
 
 #[derive(Default, Clone, Copy)]
 struct Counts {
@@ -395,43 +549,36 @@ struct Counts {
 
 const OUTCOMES: [&str; 5] = ["done", "failed", "timeout", "cancelled", "refused"];
 
-impl Tally {
-    fn counts(&self) -> std::sync::MutexGuard<'_, Counts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn counts(counted: &Counted) -> MutexGuard<'_, Counts> {
+    counted.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counts an outcome, and the seconds that the caller waited.
+fn end(counted: &Counted, outcome: &str, seconds: f64) -> PyResult<()> {
+    let Some(place) = OUTCOMES.iter().position(|&known| known == outcome) else {
+        return Err(PyValueError::new_err(format!(
+            "outcome is {outcome:?}; it accepts {}",
+            OUTCOMES.join(", ")
+        )));
+    };
+    let mut counts = counts(counted);
+    counts.running = counts.running.saturating_sub(1);
+    counts.by_outcome[place] += 1;
+    counts.seconds += seconds;
+    counts.longest = counts.longest.max(seconds);
+    Ok(())
 }
 
 #[pymethods]
 impl Tally {
     #[new]
     fn new() -> Self {
-        Self(Mutex::default())
-    }
-
-    /// Counts a call that has come.
-    fn begin(&self) {
-        self.counts().running += 1;
-    }
-
-    /// Counts its outcome, and the seconds that its caller waited.
-    fn end(&self, outcome: &str, seconds: f64) -> PyResult<()> {
-        let Some(place) = OUTCOMES.iter().position(|&known| known == outcome) else {
-            return Err(PyValueError::new_err(format!(
-                "outcome is {outcome:?}; it accepts {}",
-                OUTCOMES.join(", ")
-            )));
-        };
-        let mut counts = self.counts();
-        counts.running = counts.running.saturating_sub(1);
-        counts.by_outcome[place] += 1;
-        counts.seconds += seconds;
-        counts.longest = counts.longest.max(seconds);
-        Ok(())
+        Self(Counted::default())
     }
 
     /// Returns the counts by name.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let counts = *self.counts();
+        let counts = *counts(&self.0);
         let stats = PyDict::new(py);
         stats.set_item(
             "calls",
