@@ -31,6 +31,8 @@ IDLE: Final = 300.0
 """Seconds after which a connection that is not used is closed."""
 _ALIVE: Final = 5.0
 _CLOSING: Final = 5.0
+_SESSION_TERMINATED: Final = 32600
+"""What the MCP library itself says where a server, started anew perhaps, does not know the session."""
 _PLAIN: Final = (str, int, float, bool, type(None))
 
 
@@ -242,7 +244,7 @@ class _Connection:
                 await self._client.session.send_ping()
         except McpError as error:
             # An answer, be it that it does not know the question, is a sign of life.
-            return error.error.code != CONNECTION_CLOSED
+            return error.error.code not in {CONNECTION_CLOSED, _SESSION_TERMINATED}
         except Exception:  # noqa: BLE001 - whatever it is, a new connection is the way on
             return False
         return True
