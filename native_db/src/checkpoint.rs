@@ -1,13 +1,16 @@
 //! Checkpoints of runs: what each adds to the one before it.
 //!
 //! A *record* is the history of one run: *segments*, each the text of what was added since the one
-//! before. A checkpoint is so many segments of a record, and a *document*, the text of what does
-//! change. A document is stored whole or as a delta against a whole one of its record, a segment
-//! as what differs from the text before it: reading a record decodes all of it anyway.
+//! before, and *parts*, each a text that changes, by its number. A checkpoint is so many segments of
+//! a record, and its parts as they were at a *moment*, of which a record has one after another: each
+//! part as of the last moment at which it changed. A part is stored whole or as a delta against a
+//! whole one of its record, a segment as what differs from the text before it: reading a record
+//! decodes all of it anyway.
 //!
 //! What the texts say is up to the caller.
 
-use std::collections::HashSet;
+use std::collections::hash_map;
+use std::collections::{HashMap, HashSet};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -15,15 +18,16 @@ use crate::codec;
 use crate::engine::{DbError, Result, Schema};
 
 /// Format 1. `size` and `checksum` (CRC-32) are those of the text. The `prefix` of a segment is
-/// how many bytes of the text before it it was packed with. `base` names the document that `data`
-/// is a delta against; NULL for a whole one. Times are µs since 1970 UTC.
+/// how many bytes of the text before it it was packed with. `base` names the row of the part that
+/// `data` is a delta against; NULL for a whole one. Times are µs since 1970 UTC.
 pub static SCHEMA: Schema = Schema {
     name: "store of checkpoints",
     application_id: 0x434e_4463, // "CNDc"
     format: 1,
     tables: "
 CREATE TABLE records (
-    record INTEGER PRIMARY KEY AUTOINCREMENT
+    record INTEGER PRIMARY KEY AUTOINCREMENT,
+    moments INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 CREATE TABLE segments (
@@ -36,26 +40,27 @@ CREATE TABLE segments (
     PRIMARY KEY (record, segment)
 ) STRICT;
 
-CREATE TABLE documents (
-    document INTEGER PRIMARY KEY AUTOINCREMENT,
+CREATE TABLE parts (
+    row INTEGER PRIMARY KEY,
     record INTEGER NOT NULL,
+    part INTEGER NOT NULL,
+    moment INTEGER NOT NULL,
     base INTEGER,
     size INTEGER NOT NULL,
     checksum INTEGER NOT NULL,
-    data BLOB NOT NULL
+    data BLOB NOT NULL,
+    UNIQUE (record, part, moment)
 ) STRICT;
-CREATE INDEX documents_by_record ON documents (record, document);
 
 CREATE TABLE checkpoints (
     id TEXT PRIMARY KEY,
     record INTEGER NOT NULL,
     segments INTEGER NOT NULL,
-    document INTEGER NOT NULL,
+    moment INTEGER NOT NULL,
     note TEXT NOT NULL,
     saved_at INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX checkpoints_by_document ON checkpoints (document);
-CREATE INDEX checkpoints_by_record ON checkpoints (record);
+CREATE INDEX checkpoints_by_record ON checkpoints (record, moment);
 ",
 };
 
@@ -74,19 +79,39 @@ pub struct Entry {
     pub saved_at: i64,
 }
 
+/// A text that has changed.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// Which.
+    pub number: i64,
+    /// One that it has much in common with, from before: its own number if there is no better.
+    pub like: i64,
+    /// What it is now.
+    pub text: Vec<u8>,
+}
+
+/// Where a record has got to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The record.
+    pub record: i64,
+    /// Its last moment, counted from 1.
+    pub moment: i64,
+}
+
 /// What a run has come to.
 #[derive(Debug)]
 pub struct Addition {
-    /// The record, or a new one.
-    pub record: Option<i64>,
+    /// Where the record that goes on had got to; a new record without.
+    pub position: Option<Position>,
     /// The segments of it that are already there.
     pub first: usize,
     /// The end of the text before `segments`: all of it, or at least so much as they are packed with.
     pub tail: Vec<u8>,
     /// What was added.
     pub segments: Vec<Vec<u8>>,
-    /// What does change, as it is now.
-    pub document: Vec<u8>,
+    /// What has changed.
+    pub parts: Vec<Part>,
     /// Checkpoints of that moment.
     pub entries: Vec<Entry>,
 }
@@ -96,8 +121,8 @@ pub struct Addition {
 pub struct Stored {
     /// The segments of its record up to it.
     pub segments: Vec<Vec<u8>>,
-    /// The document.
-    pub document: Vec<u8>,
+    /// The parts as they were, by number.
+    pub parts: Vec<(i64, Vec<u8>)>,
     /// What the caller wanted to know.
     pub note: String,
 }
@@ -115,16 +140,24 @@ pub struct Totals {
     pub packed_bytes: i64,
 }
 
-/// Stores checkpoints; gives their record, or `None` where it is not as the caller believes: it
-/// was pruned, or another process has gone on with it. Then nothing was stored.
-pub fn add(connection: &Connection, addition: &Addition) -> Result<Option<i64>> {
-    let record = match addition.record {
-        None => connection
-            .prepare_cached("INSERT INTO records DEFAULT VALUES")?
-            .insert([])?,
-        Some(record) if length(connection, record)? == Some(addition.first) => record,
+/// Stores checkpoints; says where their record has got to, or `None` where it is not as the caller
+/// believes: it was pruned, or another process has gone on with it. Then nothing was stored.
+pub fn add(connection: &Connection, addition: &Addition) -> Result<Option<Position>> {
+    let position = match addition.position {
+        None => {
+            let record = connection
+                .prepare_cached("INSERT INTO records DEFAULT VALUES")?
+                .insert([])?;
+            Position { record, moment: 0 }
+        }
+        Some(position) if is_at(connection, position, addition.first)? => position,
         Some(_) => return Ok(None),
     };
+    let record = position.record;
+    let moment = position.moment + 1;
+    connection
+        .prepare_cached("UPDATE records SET moments = ?2 WHERE record = ?1")?
+        .execute(params![record, moment])?;
     let mut tail = addition.tail.clone();
     for (number, text) in (addition.first..).zip(&addition.segments) {
         tail.drain(..tail.len().saturating_sub(PREFIX));
@@ -144,92 +177,115 @@ pub fn add(connection: &Connection, addition: &Addition) -> Result<Option<i64>> 
             ])?;
         tail.extend_from_slice(text);
     }
-    let document = add_document(connection, record, &addition.document)?;
+    for part in &addition.parts {
+        add_part(connection, Position { record, moment }, part)?;
+    }
     for entry in &addition.entries {
         connection
             .prepare_cached(
-                "INSERT INTO checkpoints (id, record, segments, document, note, saved_at)
+                "INSERT INTO checkpoints (id, record, segments, moment, note, saved_at)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
             .execute(params![
                 entry.id,
                 record,
                 addition.first + addition.segments.len(),
-                document,
+                moment,
                 entry.note,
                 entry.saved_at,
             ])?;
     }
-    Ok(Some(record))
+    Ok(Some(Position { record, moment }))
 }
 
-/// The number of segments of a record, if there is such a record.
-fn length(connection: &Connection, record: i64) -> Result<Option<usize>> {
-    Ok(connection
+/// Whether a record is at a position, with so many segments.
+fn is_at(connection: &Connection, position: Position, segments: usize) -> Result<bool> {
+    let found: Option<(i64, usize)> = connection
         .prepare_cached(
-            "SELECT (SELECT coalesce(max(segment) + 1, 0) FROM segments s
-                     WHERE s.record = r.record)
+            "SELECT moments, (SELECT coalesce(max(segment) + 1, 0) FROM segments s
+                              WHERE s.record = r.record)
              FROM records r WHERE r.record = ?1",
         )?
-        .query_row([record], |row| row.get(0))
-        .optional()?)
+        .query_row([position.record], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    Ok(found == Some((position.moment, segments)))
 }
 
-/// A delta is larger the farther the run has moved on from its base. Once the deltas take as much
+/// A delta is larger the farther the part has moved on from its base. Once the deltas take as much
 /// as their base a new one costs, whatever the two sizes are, at most twice the least.
-fn add_document(connection: &Connection, record: i64, text: &[u8]) -> Result<i64> {
-    let mut base = None;
-    let mut data = None;
-    if let Some((document, packed, whole)) = newest_whole(connection, record)? {
+fn add_part(connection: &Connection, at: Position, part: &Part) -> Result<()> {
+    let mut base = newest_whole(connection, at.record, part.number)?;
+    if base.is_none() && part.like != part.number {
+        base = newest_whole(connection, at.record, part.like)?;
+    }
+    let mut stored = None;
+    if let Some(base) = base {
         let since: usize = connection
             .prepare_cached(
-                "SELECT coalesce(sum(length(data)), 0) FROM documents
-                 WHERE record = ?1 AND document > ?2",
+                "SELECT coalesce(sum(length(data)), 0) FROM parts
+                 WHERE record = ?1 AND part = ?2 AND moment > ?3",
             )?
-            .query_row([record, document], |row| row.get(0))?;
-        let delta = codec::pack(text, Some(&whole))?;
-        if since + delta.len() <= packed {
-            base = Some(document);
-            data = Some(delta);
+            .query_row(params![at.record, part.number, base.moment], |row| {
+                row.get(0)
+            })?;
+        let delta = codec::pack(&part.text, Some(&base.text))?;
+        if since + delta.len() <= base.packed {
+            stored = Some((Some(base.row), delta));
         }
     }
-    let data = match data {
+    let (base, data) = match stored {
         Some(delta) => delta,
-        None => codec::pack(text, None)?,
+        None => (None, codec::pack(&part.text, None)?),
     };
-    Ok(connection
+    connection
         .prepare_cached(
-            "INSERT INTO documents (record, base, size, checksum, data)
-             VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT INTO parts (record, part, moment, base, size, checksum, data)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )?
-        .insert(params![
-            record,
+        .execute(params![
+            at.record,
+            part.number,
+            at.moment,
             base,
-            text.len(),
-            crc32fast::hash(text),
+            part.text.len(),
+            crc32fast::hash(&part.text),
             data
-        ])?)
+        ])?;
+    Ok(())
 }
 
-fn newest_whole(connection: &Connection, record: i64) -> Result<Option<(i64, usize, Vec<u8>)>> {
+/// A whole text that another one may be a delta against.
+struct Base {
+    row: i64,
+    moment: i64,
+    packed: usize,
+    text: Vec<u8>,
+}
+
+fn newest_whole(connection: &Connection, record: i64, part: i64) -> Result<Option<Base>> {
     let found = connection
         .prepare_cached(
-            "SELECT document, size, checksum, data FROM documents
-             WHERE record = ?1 AND base IS NULL ORDER BY document DESC LIMIT 1",
+            "SELECT row, moment, size, checksum, data FROM parts
+             WHERE record = ?1 AND part = ?2 AND base IS NULL ORDER BY moment DESC LIMIT 1",
         )?
-        .query_row([record], |row| {
+        .query_row([record, part], |row| {
             Ok((
                 row.get(0)?,
                 row.get(1)?,
                 row.get(2)?,
-                row.get::<_, Vec<u8>>(3)?,
+                row.get(3)?,
+                row.get::<_, Vec<u8>>(4)?,
             ))
         })
         .optional()?;
     found
-        .map(|(document, size, checksum, data)| {
-            let text = unpack(&data, size, checksum, None)?;
-            Ok((document, data.len(), text))
+        .map(|(row, moment, size, checksum, data)| {
+            Ok(Base {
+                row,
+                moment,
+                packed: data.len(),
+                text: unpack(&data, size, checksum, None)?,
+            })
         })
         .transpose()
 }
@@ -247,7 +303,7 @@ fn unpack(data: &[u8], size: usize, checksum: u32, prefix: Option<&[u8]>) -> Res
 /// A checkpoint by its id.
 pub fn load(connection: &Connection, id: &str) -> Result<Option<Stored>> {
     let found = connection
-        .prepare_cached("SELECT record, segments, document, note FROM checkpoints WHERE id = ?1")?
+        .prepare_cached("SELECT record, segments, moment, note FROM checkpoints WHERE id = ?1")?
         .query_row([id], |row| {
             Ok((
                 row.get::<_, i64>(0)?,
@@ -257,12 +313,12 @@ pub fn load(connection: &Connection, id: &str) -> Result<Option<Stored>> {
             ))
         })
         .optional()?;
-    let Some((record, segments, document, note)) = found else {
+    let Some((record, segments, moment, note)) = found else {
         return Ok(None);
     };
     Ok(Some(Stored {
         segments: load_segments(connection, record, segments)?,
-        document: load_document(connection, document)?,
+        parts: load_parts(connection, Position { record, moment })?,
         note,
     }))
 }
@@ -299,25 +355,44 @@ fn load_segments(connection: &Connection, record: i64, count: usize) -> Result<V
     Ok(texts)
 }
 
-fn load_document(connection: &Connection, document: i64) -> Result<Vec<u8>> {
-    let row = |document: i64| -> Result<(Option<i64>, usize, u32, Vec<u8>)> {
-        connection
-            .prepare_cached("SELECT base, size, checksum, data FROM documents WHERE document = ?1")?
-            .query_row([document], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-            })
-            .optional()?
-            .ok_or_else(|| DbError::Unreadable(format!("document {document} is missing")))
-    };
-    let (base, size, checksum, data) = row(document)?;
-    let base = match base {
-        Some(base) => {
-            let (_, size, checksum, data) = row(base)?;
-            Some(unpack(&data, size, checksum, None)?)
-        }
-        None => None,
-    };
-    unpack(&data, size, checksum, base.as_deref())
+fn load_parts(connection: &Connection, at: Position) -> Result<Vec<(i64, Vec<u8>)>> {
+    // The other columns are those of the row with the greatest moment: SQLite sees to it.
+    let mut statement = connection.prepare_cached(
+        "SELECT part, base, size, checksum, data, max(moment) FROM parts
+         WHERE record = ?1 AND moment <= ?2 GROUP BY part",
+    )?;
+    let mut rows = statement.query(params![at.record, at.moment])?;
+    let mut bases: HashMap<i64, Vec<u8>> = HashMap::new();
+    let mut parts = Vec::new();
+    while let Some(row) = rows.next()? {
+        let base: Option<i64> = row.get(1)?;
+        let prefix = match base {
+            None => None,
+            Some(base) => {
+                if let hash_map::Entry::Vacant(place) = bases.entry(base) {
+                    place.insert(load_base(connection, base)?);
+                }
+                bases.get(&base).map(Vec::as_slice)
+            }
+        };
+        let text = unpack(
+            row.get_ref(4)?.as_blob().map_err(rusqlite::Error::from)?,
+            row.get(2)?,
+            row.get(3)?,
+            prefix,
+        )?;
+        parts.push((row.get(0)?, text));
+    }
+    Ok(parts)
+}
+
+fn load_base(connection: &Connection, row: i64) -> Result<Vec<u8>> {
+    let (size, checksum, data): (usize, u32, Vec<u8>) = connection
+        .prepare_cached("SELECT size, checksum, data FROM parts WHERE row = ?1 AND base IS NULL")?
+        .query_row([row], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()?
+        .ok_or_else(|| DbError::Unreadable(format!("the base {row} of a part is missing")))?;
+    unpack(&data, size, checksum, None)
 }
 
 /// The ids of all checkpoints and when they were saved, oldest first.
@@ -343,21 +418,27 @@ pub fn forget(connection: &Connection, ids: &[String]) -> Result<usize> {
         records.extend(record);
     }
     for record in records {
-        // The newest whole document is what the next one will be a delta against.
+        // A part as it is now is what the next checkpoint has, too, unless it changes.
         connection
             .prepare_cached(
-                "WITH needed AS (
-                     SELECT document FROM checkpoints WHERE record = ?1
-                     UNION SELECT d.base FROM documents d JOIN checkpoints c USING (document)
-                           WHERE c.record = ?1 AND d.base IS NOT NULL)
-                 DELETE FROM documents WHERE record = ?1 AND document NOT IN needed",
+                "WITH versions AS (
+                     SELECT row, base, moment,
+                            lead(moment) OVER (PARTITION BY part ORDER BY moment) AS next
+                     FROM parts WHERE record = ?1),
+                 needed AS (
+                     SELECT row, base FROM versions v WHERE next IS NULL OR EXISTS (
+                         SELECT 1 FROM checkpoints c WHERE c.record = ?1
+                         AND c.moment >= v.moment AND c.moment < v.next))
+                 DELETE FROM parts WHERE record = ?1 AND row NOT IN (
+                     SELECT row FROM needed
+                     UNION SELECT base FROM needed WHERE base IS NOT NULL)",
             )?
             .execute([record])?;
         let used = connection
             .prepare_cached("SELECT 1 FROM checkpoints WHERE record = ?1 LIMIT 1")?
             .exists([record])?;
         if !used {
-            for table in ["segments", "records"] {
+            for table in ["segments", "parts", "records"] {
                 connection
                     .prepare_cached(&format!("DELETE FROM {table} WHERE record = ?1"))?
                     .execute([record])?;
@@ -380,7 +461,7 @@ pub fn totals(connection: &Connection) -> Result<Totals> {
         "SELECT (SELECT count(*) FROM checkpoints), (SELECT count(*) FROM records),
                 coalesce(sum(size), 0), coalesce(sum(bytes), 0)
          FROM (SELECT size, length(data) AS bytes FROM segments
-               UNION ALL SELECT size, length(data) FROM documents)",
+               UNION ALL SELECT size, length(data) FROM parts)",
         [],
         |row| {
             Ok(Totals {
@@ -406,6 +487,8 @@ pub fn check(connection: &Connection) -> Result<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::collection::vec;
     use proptest::prelude::*;
 
@@ -418,17 +501,17 @@ mod tests {
     }
 
     fn addition(
-        record: Option<i64>,
+        position: Option<Position>,
         before: &[Vec<u8>],
         segments: &[Vec<u8>],
         id: &str,
     ) -> Addition {
         Addition {
-            record,
+            position,
             first: before.len(),
             tail: before.concat(),
             segments: segments.to_vec(),
-            document: format!("document of {id}").repeat(40).into_bytes(),
+            parts: vec![part(1, 1, id.as_bytes())],
             entries: vec![Entry {
                 id: id.to_owned(),
                 note: id.to_uppercase(),
@@ -437,26 +520,50 @@ mod tests {
         }
     }
 
+    fn part(number: i64, like: i64, text: &[u8]) -> Part {
+        Part {
+            number,
+            like,
+            text: text.repeat(40),
+        }
+    }
+
+    fn bytes() -> impl Strategy<Value = Vec<u8>> {
+        vec(any::<u8>(), 0..60)
+    }
+
     proptest! {
         #[test]
         fn every_checkpoint_is_what_was_added_up_to_it_whatever_others_are_dropped(
-            steps in vec(vec(vec(any::<u8>(), 0..60), 0..4), 0..8),
-            dropped in vec(any::<bool>(), 0..8),
+            steps in vec((vec(bytes(), 0..4), vec((0..5_i64, 0..5_i64, bytes()), 0..4)), 0..12),
+            dropped in vec((any::<bool>(), any::<bool>()), 12),
         ) {
             let db = database();
-            let (mut record, mut all) = (None, Vec::new());
-            let mut expected = Vec::new();
-            for (number, step) in steps.iter().enumerate() {
+            let (mut position, mut all, mut parts) = (None, Vec::new(), BTreeMap::new());
+            let mut expected = BTreeMap::new();
+            for (number, ((step, changed), (at_once, _))) in steps.iter().zip(&dropped).enumerate() {
                 let id = format!("c{number}");
-                let new = addition(record, &all, step, &id);
-                record = add(&db, &new).unwrap();
+                let mut new = addition(position, &all, step, &id);
+                let changed: BTreeMap<_, _> =
+                    changed.iter().map(|(n, like, text)| (*n, part(*n, *like, text))).collect();
+                new.parts = changed.into_values().collect();
+                parts.extend(new.parts.iter().map(|part| (part.number, part.text.clone())));
+                position = add(&db, &new).unwrap();
                 all.extend(step.iter().cloned());
-                expected.push((id.clone(), Stored {
-                    segments: all.clone(), document: new.document, note: id.to_uppercase(),
-                }));
+                expected.insert(id.clone(), Stored {
+                    segments: all.clone(),
+                    parts: parts.clone().into_iter().collect(),
+                    note: id.to_uppercase(),
+                });
+                // As where only so many are to be kept.
+                if *at_once && number > 0 {
+                    let gone = format!("c{}", number - 1);
+                    expected.remove(&gone);
+                    forget(&db, &[gone]).unwrap();
+                }
             }
-            let gone: Vec<_> = expected.iter().zip(&dropped)
-                .filter(|(_, drop)| **drop).map(|((id, _), _)| id.clone()).collect();
+            let gone: Vec<_> = expected.keys().zip(&dropped)
+                .filter(|(_, (_, drop))| *drop).map(|(id, _)| id.clone()).collect();
             prop_assert_eq!(forget(&db, &gone).unwrap(), gone.len());
             for (id, stored) in expected {
                 let kept = (!gone.contains(&id)).then_some(stored);
@@ -470,23 +577,45 @@ mod tests {
     fn a_record_that_moved_on_or_went_is_not_continued() {
         let db = database();
         let one = vec![b"one".to_vec()];
-        let record = add(&db, &addition(None, &[], &one, "a")).unwrap();
-        assert!(
-            add(&db, &addition(record, &one, &one, "b"))
-                .unwrap()
-                .is_some()
+        let position = add(&db, &addition(None, &[], &one, "a")).unwrap();
+        let next = add(&db, &addition(position, &one, &one, "b")).unwrap();
+        assert!(next.is_some());
+        assert_eq!(
+            add(&db, &addition(position, &one, &one, "c")).unwrap(),
+            None
         );
-        assert_eq!(add(&db, &addition(record, &one, &one, "c")).unwrap(), None);
+        assert_eq!(add(&db, &addition(next, &one, &one, "c")).unwrap(), None);
         assert_eq!(forget(&db, &["a".to_owned(), "b".to_owned()]).unwrap(), 2);
-        assert_eq!(add(&db, &addition(record, &one, &one, "d")).unwrap(), None);
+        let two = [one.clone(), one.clone()].concat();
+        assert_eq!(add(&db, &addition(next, &two, &one, "d")).unwrap(), None);
         let rows: i64 = db
             .query_row(
-                "SELECT (SELECT count(*) FROM segments) + (SELECT count(*) FROM documents)",
+                "SELECT (SELECT count(*) FROM segments) + (SELECT count(*) FROM parts)",
                 [],
                 |row| row.get(0),
             )
             .unwrap();
         assert_eq!(rows, 0);
+    }
+
+    #[test]
+    fn a_part_that_hardly_changes_or_is_like_another_takes_hardly_any_space() {
+        let db = database();
+        let noise: Vec<u8> = (0..4000_u32)
+            .flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes())
+            .collect();
+        let mut position = None;
+        for step in 0..20 {
+            let mut new = addition(position, &[], &[], &format!("c{step}"));
+            new.parts = vec![Part {
+                number: 3 + step % 2,
+                like: 3,
+                text: [noise.as_slice(), step.to_string().as_bytes()].concat(),
+            }];
+            position = add(&db, &new).unwrap();
+        }
+        let taken = totals(&db).unwrap().packed_bytes;
+        assert!(taken < 24_000, "{taken}");
     }
 
     #[test]
@@ -499,5 +628,11 @@ mod tests {
         assert!(load(&db, "a").unwrap_err().to_string().contains("checksum"));
         db.execute("DELETE FROM segments", []).unwrap();
         assert!(check(&db).unwrap()[0].contains("numbered 0 is missing"));
+        db.execute("DELETE FROM checkpoints", []).unwrap();
+        let position = add(&db, &addition(None, &[], &[], "b")).unwrap();
+        add(&db, &addition(position, &[], &[], "c")).unwrap();
+        db.execute("DELETE FROM parts WHERE base IS NULL", [])
+            .unwrap();
+        assert!(check(&db).unwrap()[0].contains("base"));
     }
 }

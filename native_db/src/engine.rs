@@ -8,6 +8,7 @@
 pub mod error;
 mod file;
 mod group;
+mod open;
 mod turn;
 
 use std::fs;
@@ -15,6 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionBehavior};
@@ -22,7 +24,7 @@ use rusqlite::{Connection, TransactionBehavior};
 pub use error::{DbError, Result};
 pub use file::Schema;
 
-use crate::process::Process;
+use crate::process::{Process, this_thread};
 
 use group::{Group, Job, Work};
 use turn::Turnstile;
@@ -30,6 +32,8 @@ use turn::Turnstile;
 /// Idle connections kept for readers at least; more are opened when more threads read, and closed
 /// after.
 const IDLE_READERS: usize = 8;
+/// How long to wait for threads that write before the file is rewritten.
+const VACUUM_WAIT: Duration = Duration::from_secs(600);
 
 /// What a committed write survives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +42,13 @@ pub enum Durability {
     Normal,
     /// A power cut as well.
     Full,
+}
+
+impl Durability {
+    /// Full where it is to be so, else normal.
+    pub fn of(full: bool) -> Self {
+        if full { Self::Full } else { Self::Normal }
+    }
 }
 
 /// The operations on one file. Every method may block: on the disk, on other writers.
@@ -50,6 +61,7 @@ pub struct Engine {
     turnstile: Turnstile,
     group: Group,
     writer: Mutex<Option<Link>>,
+    open: Mutex<Option<open::Open>>,
     readers: Mutex<Vec<Link>>,
     idle_readers: AtomicUsize,
     counters: Counters,
@@ -97,6 +109,7 @@ impl Engine {
             schema,
             group: Group::default(),
             writer: Mutex::default(),
+            open: Mutex::default(),
             readers: Mutex::default(),
             idle_readers: AtomicUsize::new(IDLE_READERS),
             counters: Counters::default(),
@@ -175,7 +188,12 @@ impl Engine {
         });
         let done = self
             .group
-            .run(work, durability, |batch| self.write_batch(batch))
+            .run(
+                work,
+                durability,
+                |batch| self.write_batch(batch),
+                || self.expire(),
+            )
             .map_err(|error| error.at(&self.path));
         let counter = if done.is_ok() {
             &self.counters.writes
@@ -209,6 +227,7 @@ impl Engine {
         if identity(&self.path)?.is_none() {
             return Ok(());
         }
+        let _held = self.held(this_thread(), VACUUM_WAIT)?;
         let _turn = self.turnstile.wait()?;
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(link) = self.linked(&mut writer)? else {
@@ -240,6 +259,7 @@ impl Engine {
         let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         readers.clear();
         drop(readers);
+        self.abandon(None);
         // Written back if this was the last connection; if that fails, the log stays, and is as
         // good as the file.
         self.writer

@@ -14,10 +14,14 @@ use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use crewai_native_sdk::atexit;
 
 use crate::engine::{Engine, Schema};
+
+/// How often a fork looks whether a transaction that it waits for is overdue.
+const FORK_WAIT: Duration = Duration::from_millis(50);
 
 static CURRENT: AtomicPtr<Process> = AtomicPtr::new(ptr::null_mut());
 
@@ -37,11 +41,39 @@ pub struct Process {
 struct Gate {
     inside: usize,
     closed: usize,
+    /// Threads that have a transaction open: the fork waits for them, so they must not for it.
+    open: Vec<u64>,
 }
 
-/// The right to use connections, until dropped. Must not be taken twice by one thread.
+/// The right to use connections, until dropped. Must not be taken twice by one thread, unless the
+/// first one is for a transaction.
 #[derive(Debug)]
-pub struct Pass(&'static Process);
+pub struct Pass {
+    process: &'static Process,
+    open: Option<u64>,
+}
+
+impl Pass {
+    /// Says that it is for a transaction that a thread has open.
+    pub fn opened_by(mut self, thread: u64) -> Self {
+        self.open = Some(thread);
+        let mut gate = self
+            .process
+            .gate
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        gate.open.push(thread);
+        drop(gate);
+        self
+    }
+}
+
+/// The thread that runs, as Python's `threading.get_ident()` has it.
+pub fn this_thread() -> u64 {
+    // SAFETY: it has no conditions.
+    let thread = unsafe { libc::pthread_self() };
+    thread as u64
+}
 
 impl Process {
     /// This process's state; a new one after a fork, even if nobody announced it.
@@ -116,25 +148,31 @@ impl Process {
 
     /// When the interpreter exits: lets every write finish and closes every file.
     pub fn close_all(&self) {
-        let engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
-        let live: Vec<_> = engines.values().filter_map(Weak::upgrade).collect();
-        drop(engines);
-        for engine in live {
+        for engine in self.live() {
             engine.close();
         }
+    }
+
+    fn live(&self) -> Vec<Arc<Engine>> {
+        let engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        engines.values().filter_map(Weak::upgrade).collect()
     }
 
     /// Waits while a fork is under way.
     pub fn enter(&'static self) -> Pass {
         let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        while gate.closed > 0 {
+        while gate.closed > 0 && !gate.open.contains(&this_thread()) {
             gate = self
                 .changed
                 .wait(gate)
                 .unwrap_or_else(PoisonError::into_inner);
         }
         gate.inside += 1;
-        Pass(self)
+        drop(gate);
+        Pass {
+            process: self,
+            open: None,
+        }
     }
 
     /// Before a fork: lets every operation finish, then closes every connection.
@@ -142,14 +180,19 @@ impl Process {
         let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         gate.closed += 1;
         while gate.inside > 0 {
-            gate = self
-                .changed
-                .wait(gate)
-                .unwrap_or_else(PoisonError::into_inner);
+            drop(gate);
+            // A transaction that this thread has open would never end.
+            for engine in self.live() {
+                engine.before_fork();
+            }
+            gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+            if gate.inside > 0 {
+                let waited = self.changed.wait_timeout(gate, FORK_WAIT);
+                gate = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
         }
         drop(gate);
-        let engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
-        for engine in engines.values().filter_map(Weak::upgrade) {
+        for engine in self.live() {
             engine.disconnect();
         }
     }
@@ -185,10 +228,18 @@ pub fn after_fork_in_child() {
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        let mut gate = self.0.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gate = self
+            .process
+            .gate
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         gate.inside -= 1;
+        if let Some(thread) = self.open {
+            let place = gate.open.iter().position(|other| *other == thread);
+            place.map(|place| gate.open.swap_remove(place));
+        }
         if gate.closed > 0 {
-            self.0.changed.notify_all();
+            self.process.changed.notify_all();
         }
     }
 }

@@ -7,6 +7,7 @@ mod flow;
 mod handle;
 mod lock;
 mod replay;
+mod watch;
 
 use pyo3::prelude::*;
 
@@ -25,7 +26,7 @@ mod _native {
     #[pymodule_export]
     use super::checkpoint::CheckpointStore;
     #[pymodule_export]
-    use super::database::Database;
+    use super::database::{Database, Transaction};
     #[pymodule_export]
     use super::error::{DamagedDatabaseError, DatabaseError, NewerFormatError};
     #[pymodule_export]
@@ -34,6 +35,8 @@ mod _native {
     use super::lock::FileLock;
     #[pymodule_export]
     use super::replay::ReplayStore;
+    #[pymodule_export]
+    use super::watch::{Look, Watch, live_fields};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -249,18 +249,19 @@ class TestAgainstStock:
         executor = crew.agents[0].agent_executor
         state = RuntimeState(root=[crew, executor])
         dumped = []
-        original = recorder._prepare_entities
+        original = recorder._sync_checkpoint_fields
         monkeypatch.setattr(
             recorder,
-            "_prepare_entities",
-            lambda entities: (dumped.append(executor in entities), original(entities)),
+            "_sync_checkpoint_fields",
+            lambda entity: (dumped.append(entity is executor), original(entity)),
         )
         taker = recorder.Recorder()
 
         def check():
             taken = taker.snapshot(state)
             note = json.dumps({"parent_id": None, "branch": "main", "trigger": None})
-            ours = assemble(taken.segments[: taken.count], taken.document, note)
+            texts = {number: part.text for number, part in taken.parts.items()}
+            ours = assemble(taken.segments[: taken.count], texts, note)
             assert json.loads(ours) == state.model_dump(mode="json")
 
         check()
@@ -272,7 +273,8 @@ class TestAgainstStock:
         executor.human_feedback_history.append(None)
         check()
         check()
-        assert dumped == [True, False, True, True, True, False]
+        # The crew each time, and it.
+        assert dumped == [False, True, False, *[False, True] * 3, False]
 
     @PROVIDERS
     def test_the_commands_show_what_they_show_of_whole_ones(

@@ -101,18 +101,154 @@ class TestTransactions:
     def test_all_or_nothing(self, database):
         with database.transaction() as work:
             work.execute("INSERT INTO items VALUES (1)")
-            work.executemany("INSERT INTO items VALUES (?)", [[2], [3]])
+            assert work.executemany("INSERT INTO items VALUES (?)", [[2], [3]]) == 2
             assert values(database) == []
         assert values(database) == [1, 2, 3]
-        half = database.transaction()
-        half.execute("DELETE FROM items")
-        half.execute("INSERT INTO absent VALUES (1)")
-        with pytest.raises(DatabaseError, match="absent"), half:
-            pass
         with contextlib.suppress(KeyError), database.transaction() as work:
             work.execute("DELETE FROM items")
             raise KeyError
         assert values(database) == [1, 2, 3]
+
+    def test_it_sees_what_it_has_done(self, database):
+        with database.transaction() as work:
+            work.execute("INSERT INTO items VALUES (1)")
+            (row,) = work.query("SELECT value FROM items")
+            work.execute("UPDATE items SET value = ?", [row["value"] + 1])
+            assert values(work) == [2]
+        assert values(database) == [2]
+
+    def test_a_statement_that_fails_is_taken_back_alone(self, database):
+        with database.transaction() as work:
+            work.execute("INSERT INTO items VALUES (1)")
+            with pytest.raises(ValueError, match="parameters"):
+                work.executemany("INSERT INTO items VALUES (?)", [[2], [3, 4]])
+            with pytest.raises(DatabaseError, match="absent"):
+                work.execute("INSERT INTO absent VALUES (1)")
+            assert values(work) == [1]
+        assert values(database) == [1]
+
+    def test_it_is_of_its_block_and_its_thread(self, database):
+        half = database.transaction()
+        with pytest.raises(RuntimeError, match="use it in its block"):
+            half.execute("DELETE FROM items")
+        refused = []
+
+        def elsewhere():
+            with pytest.raises(RuntimeError, match="belongs to the thread"):
+                half.query("SELECT 1")
+            refused.append(True)
+
+        with half:
+            thread = threading.Thread(target=elsewhere)
+            thread.start()
+            thread.join()
+            with pytest.raises(RuntimeError, match="open already"), half:
+                pass
+            # It would wait for itself.
+            with pytest.raises(ValueError, match="transaction open"):
+                database.execute("INSERT INTO items VALUES (1)")
+            with pytest.raises(ValueError, match="transaction open"):
+                Database(database._file.path).transaction().__enter__()
+        assert refused == [True]
+        database.execute("INSERT INTO items VALUES (1)")
+        assert values(database) == [1]
+
+    def test_others_write_when_it_has_ended(self, database):
+        written = threading.Event()
+
+        def other():
+            database.execute("INSERT INTO items VALUES (2)")
+            written.set()
+
+        with database.transaction() as work:
+            threads = [threading.Thread(target=other) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            work.execute("INSERT INTO items VALUES (1)")
+            assert not written.is_set()
+            assert values(work) == [1]
+        for thread in threads:
+            thread.join()
+        assert values(database) == [1, 2, 2, 2]
+
+    def test_one_that_is_open_too_long_does_not_hold_others_up(self, database):
+        with pytest.raises(TimeoutError, match="rolled back"):  # noqa: PT012, SIM117 - the block's own
+            with database.transaction(timeout=0.05) as work:
+                work.execute("INSERT INTO items VALUES (1)")
+                other = threading.Thread(
+                    target=database.execute, args=("INSERT INTO items VALUES (2)",)
+                )
+                other.start()
+                other.join()
+                assert values(database) == [2]
+                work.execute("INSERT INTO items VALUES (3)")
+        with database.transaction() as work:
+            work.execute("INSERT INTO items VALUES (4)")
+        assert values(database) == [2, 4]
+
+    def test_who_waits_too_long_for_one_is_told(self, database):
+        told = []
+
+        def other():
+            try:
+                with database.transaction(timeout=0.05):
+                    pass
+            except TimeoutError as error:
+                told.append(str(error))
+
+        with database.transaction() as work:
+            work.execute("INSERT INTO items VALUES (1)")
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+        assert "data.db" in told[0]
+        assert values(database) == [1]
+
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+    def test_a_fork_in_its_middle(self, database):
+        """Another thread's is waited for; the forking thread's own is over, in both processes."""
+        begun, go = threading.Event(), threading.Event()
+
+        def other():
+            with database.transaction() as work:
+                work.execute("INSERT INTO items VALUES (1)")
+                begun.set()
+                go.wait()
+                # While the fork waits.
+                assert values(database) == []
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        begun.wait()
+        threading.Timer(0.05, go.set).start()
+        child = os.fork()
+        if child == 0:
+            os._exit(len(values(database)))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+        thread.join()
+        with (  # noqa: PT012 - the block's own
+            pytest.raises(TimeoutError, match="fork"),
+            database.transaction() as work,
+        ):
+            work.execute("INSERT INTO items VALUES (2)")
+            child = os.fork()
+            if child == 0:
+                database.execute("INSERT INTO items VALUES (3)")
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            work.execute("INSERT INTO items VALUES (4)")
+        assert values(database) == [1, 3]
+
+    def test_an_exit_in_its_middle_takes_it_back(self, database, start):
+        code = """
+import sys
+from crewai_native_db import Database
+work = Database(sys.argv[1]).transaction().__enter__()
+work.execute("INSERT INTO items VALUES (1)")
+"""
+        assert start(code, database._file.path).wait() == 0
+        assert values(database) == []
+        database.execute("INSERT INTO items VALUES (2)")
 
     def test_a_failing_one_takes_nobody_with_it(self, database):
         """Threads share commits; what fails is taken back alone."""
@@ -139,7 +275,7 @@ class TestTransactions:
         assert sorted(values(database)) == [n * 100 + t for n in (0, 2, 4, 6) for t in range(20)]
         counts = database.statistics()
         assert counts["failures"] == 80
-        assert counts["commits"] <= counts["writes"] + counts["failures"]
+        assert database.check() == []
 
 
 class TestMemories:
@@ -183,6 +319,14 @@ class TestSharing:
             await database.aexecutemany("INSERT INTO items VALUES (?)", [[2]])
             async with database.transaction() as both:
                 both.execute("INSERT INTO items VALUES (3)")
+                others = [
+                    asyncio.create_task(database.aexecute("INSERT INTO items VALUES (4)"))
+                    for _ in range(64)
+                ]
+                await asyncio.sleep(0)
+                (count,) = both.query("SELECT count(*) AS n FROM items")
+                assert count["n"] == 3
+            await asyncio.gather(*others)
             await database.asave_memory("task", {}, "2026", 1)
             found = (
                 await database.aquery("SELECT count(*) AS n FROM items"),
@@ -193,7 +337,7 @@ class TestSharing:
             return found
 
         rows, loaded, searched = asyncio.run(work())
-        assert rows == [{"n": 3}]
+        assert rows == [{"n": 67}]
         assert loaded == searched
         assert len(loaded) == 1
 

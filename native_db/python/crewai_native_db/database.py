@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime as Datetime  # noqa: N812 - a parameter has CrewAI's name for it
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from crewai_native_db import _native
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from types import TracebackType
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     Value = str | bytes | float | None
 
@@ -80,15 +81,23 @@ class Database:
         """Return the rows that a statement gives, each as a dict by the names of its columns."""
         return self._file.query(sql, list(parameters))
 
-    def transaction(self) -> Transaction:
-        """Return a block whose statements run as one when it ends, or not at all.
+    def transaction(self, *, timeout: float = 60.0) -> Transaction:
+        """Return a block whose statements are kept together when it ends, or not at all.
+
+        Its queries see what it has done; everybody else sees that when it has ended. While it is
+        open nobody else writes to the file. It belongs to the thread that entered it.
+
+        Args:
+            timeout: Seconds to wait for others that write, and for which others wait for it. Then
+                the next of them rolls it back, and its own next call raises.
 
         Example:
             >>> with database.transaction() as work:
             ...     work.execute("UPDATE accounts SET sum = sum - 1 WHERE name = ?", ["a"])
+            ...     left = work.query("SELECT sum FROM accounts WHERE name = ?", ["a"])
             ...     work.execute("UPDATE accounts SET sum = sum + 1 WHERE name = ?", ["b"])
         """
-        return Transaction(self._file)
+        return Transaction(self._file, timeout)
 
     def save_memory(
         self,
@@ -177,45 +186,86 @@ class Database:
 
 
 class Transaction:
-    """Statements that run as one when the block ends; none of them, if it ends by an exception.
+    """Statements that are kept together when the block ends; none of them, if by an exception.
 
-    They are sent together: queries meanwhile show what was there before.
+    A statement that fails is taken back alone, and the block may go on. With ``async with`` it
+    begins and ends on a thread of its own, and statements run where they are called.
+
+    Raises:
+        TimeoutError: From every method, when others wrote for longer than the time-out, or when
+            the transaction was rolled back: when it was open for longer than that and somebody
+            waited, when its thread forked, or when the file was closed.
+        RuntimeError: From every method, when the block is not entered, or was by another thread.
+        ValueError: From a write to the file by the thread that is in the block, unless it is
+            through it: it would wait for itself.
     """
 
-    def __init__(self, file: _native.Database) -> None:
+    def __init__(self, file: _native.Database, timeout: float) -> None:
         self._file = file
-        self._works: list[tuple[str, list[list[Value]]]] = []
+        self._timeout = timeout
+        self._open: _native.Transaction | None = None
+        self._owner: int | None = None
 
-    def execute(self, sql: str, parameters: Sequence[Value] = ()) -> None:
-        """Add a statement."""
-        self._works.append((sql, [list(parameters)]))
+    def execute(self, sql: str, parameters: Sequence[Value] = ()) -> int:
+        """Run a statement that changes something; return how many rows it changed."""
+        (changed,) = self._own().execute([(sql, [list(parameters)])])
+        return changed
 
-    def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
-        """Add a statement that runs once for each row of values."""
-        self._works.append((sql, [list(row) for row in rows]))
+    def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> int:
+        """Run a statement once for each row of values, all or none; return the rows changed."""
+        (changed,) = self._own().execute([(sql, [list(row) for row in rows])])
+        return changed
+
+    def query(self, sql: str, parameters: Sequence[Value] = ()) -> list[dict[str, Any]]:
+        """Return the rows that a statement gives, by what the transaction has come to."""
+        return self._own().query(sql, list(parameters))
 
     def __enter__(self) -> Self:
+        self._enter(threading.get_ident())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None and self._works:
-            self._file.execute(self._works)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._leave(self._own(), keep=kind is None)
 
     async def __aenter__(self) -> Self:
+        owner = threading.get_ident()
+        await _on_a_thread(lambda: self._enter(owner))
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await asyncio.to_thread(self.__exit__, kind, error, trace)
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        opened = self._own()
+        await _on_a_thread(lambda: self._leave(opened, keep=kind is None))
+
+    def _enter(self, owner: int) -> None:
+        if self._open is not None:
+            raise RuntimeError("the transaction is open already")
+        self._open = self._file.begin(owner, self._timeout)
+        self._owner = owner
+
+    def _leave(self, opened: _native.Transaction, *, keep: bool) -> None:
+        self._open = None
+        if keep:
+            opened.commit()
+        else:
+            opened.rollback()
+
+    def _own(self) -> _native.Transaction:
+        if self._open is None:
+            raise RuntimeError(
+                "the transaction is not open: use it in its block, with database.transaction()"
+            )
+        if self._owner != threading.get_ident():
+            raise RuntimeError("the transaction belongs to the thread that entered its block")
+        return self._open
+
+
+async def _on_a_thread(work: Callable[[], None]) -> None:
+    # Not of the loop's pool: all of those may be waiting for this transaction to end.
+    pool = ThreadPoolExecutor(1, "crewai-native-transaction")
+    try:
+        await asyncio.get_running_loop().run_in_executor(pool, work)
+    finally:
+        pool.shutdown(wait=False)
 
 
 def _memories(rows: list[tuple[str, str, str, float]]) -> list[dict[str, Any]]:

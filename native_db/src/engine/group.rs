@@ -3,14 +3,21 @@
 //! There is no writer thread. Whoever finds nobody writing writes for everybody who waits by then;
 //! the others wait, and one of those who came meanwhile is the next. So there is nothing to start,
 //! to stop or to take through a fork, and a lone writer waits for nobody.
+//!
+//! A transaction that a thread keeps open for longer *holds* the turn meanwhile.
 
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
+use crate::process::this_thread;
+
 use super::Durability;
 use super::error::{DbError, Result};
+
+const SHORTEST_WAIT: Duration = Duration::from_millis(5);
 
 pub(super) type Work = Box<dyn FnOnce(&Connection) -> Result<()> + Send>;
 
@@ -33,6 +40,14 @@ pub(super) struct Group {
 struct State {
     waiting: Vec<Job>,
     writing: bool,
+    holder: Option<Holder>,
+}
+
+/// Who keeps a transaction open.
+#[derive(Debug, Clone, Copy)]
+struct Holder {
+    thread: u64,
+    until: Instant,
 }
 
 impl Job {
@@ -50,14 +65,18 @@ impl Job {
 impl Group {
     /// Has `work` done in a transaction, which `write` runs for a batch of jobs. When this
     /// returns, that transaction is over, and the result says how it ended for this work.
+    ///
+    /// Whoever holds the turn for longer than agreed is made to let go by `expire`.
     pub(super) fn run(
         &self,
         work: Work,
         durability: Durability,
         write: impl Fn(Vec<Job>),
+        expire: impl Fn(),
     ) -> Result<()> {
         let ticket = Arc::new(Ticket::default());
         let mut state = self.lock();
+        state.refuse(this_thread())?;
         state.waiting.push(Job {
             work,
             durability,
@@ -68,10 +87,7 @@ impl Group {
                 return outcome;
             }
             if state.writing {
-                state = self
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                state = self.wait(state, None, &expire);
                 continue;
             }
             state.writing = true;
@@ -87,8 +103,91 @@ impl Group {
         }
     }
 
+    /// Waits until nobody writes, and has nobody write until [`release`](Self::release). `None` if
+    /// that takes longer than `limit`, which is also how long the turn may be held.
+    pub(super) fn hold(
+        &self,
+        thread: u64,
+        limit: Duration,
+        expire: impl Fn(),
+    ) -> Result<Option<()>> {
+        let end = Instant::now() + limit;
+        let mut state = self.lock();
+        state.refuse(thread)?;
+        while state.writing {
+            if Instant::now() >= end {
+                return Ok(None);
+            }
+            state = self.wait(state, Some(end), &expire);
+        }
+        state.writing = true;
+        state.holder = Some(Holder {
+            thread,
+            until: Instant::now() + limit,
+        });
+        Ok(Some(()))
+    }
+
+    /// Ends what [`hold`](Self::hold) began.
+    pub(super) fn release(&self) {
+        let mut state = self.lock();
+        state.writing = false;
+        state.holder = None;
+        self.changed.notify_all();
+    }
+
+    /// Whether the turn is held by a thread, or for longer than agreed.
+    pub(super) fn is_held_in_vain(&self, thread: u64) -> bool {
+        let holder = self.lock().holder;
+        holder.is_some_and(|holder| holder.thread == thread || Instant::now() >= holder.until)
+    }
+
+    fn wait<'g>(
+        &'g self,
+        state: MutexGuard<'g, State>,
+        end: Option<Instant>,
+        expire: impl Fn(),
+    ) -> MutexGuard<'g, State> {
+        let until = state.holder.map(|holder| holder.until);
+        let Some(wake) = [until, end].into_iter().flatten().min() else {
+            return self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        };
+        // Whoever was made to let go may take a moment to do so.
+        let left = wake
+            .saturating_duration_since(Instant::now())
+            .max(SHORTEST_WAIT);
+        let (state, _) = self
+            .changed
+            .wait_timeout(state, left)
+            .unwrap_or_else(PoisonError::into_inner);
+        let overdue = |holder: Holder| Instant::now() >= holder.until;
+        if state.writing && state.holder.is_some_and(overdue) {
+            drop(state);
+            expire();
+            return self.lock();
+        }
+        state
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// A thread that waited for its own transaction would wait for ever.
+    fn refuse(&self, thread: u64) -> Result<()> {
+        match self.holder {
+            Some(holder) if holder.thread == thread => Err(DbError::InvalidArgument(
+                "this thread has a transaction open on the file: \
+                 write through it, or after it"
+                    .to_owned(),
+            )),
+            _ => Ok(()),
+        }
     }
 }
 

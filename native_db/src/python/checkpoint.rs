@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
-use crate::checkpoint::{self, Addition, Entry, Totals};
+use crate::checkpoint::{self, Addition, Entry, Part, Position, Totals};
 use crate::engine::{Durability, Engine};
 
 use super::flow::statistics;
@@ -26,11 +27,7 @@ impl CheckpointStore {
     fn new(path: PathBuf, durable: bool) -> Self {
         Self {
             handle: Handle::new(&path, &checkpoint::SCHEMA),
-            durability: if durable {
-                Durability::Full
-            } else {
-                Durability::Normal
-            },
+            durability: Durability::of(durable),
         }
     }
 
@@ -45,54 +42,63 @@ impl CheckpointStore {
         self.handle.close(py);
     }
 
-    /// Adds segments to a record, or to a new one, and checkpoints of (id, note, time) that
-    /// consist of all of them and of a document; gives the record, or `None` where it does not
-    /// have `first` segments any more. `tail` is the end of the text before `segments`.
+    /// Adds segments to a record, or to a new one, parts of (number, a number like it, text) that
+    /// have changed, and checkpoints of (id, note, time) that consist of all there is then. Takes
+    /// where the record has got to, and says where it gets to; `None` where it is not there any
+    /// more, or does not have `first` segments. `tail` is the end of the text before `segments`.
     #[expect(clippy::too_many_arguments, reason = "the parts of an addition")]
     fn add(
         &self,
         py: Python<'_>,
-        record: Option<i64>,
+        position: Option<(i64, i64)>,
         first: usize,
         tail: &[u8],
-        segments: Vec<Vec<u8>>,
-        document: &[u8],
+        segments: Vec<PyBackedBytes>,
+        parts: Vec<(i64, i64, PyBackedBytes)>,
         entries: Vec<(String, String, i64)>,
-    ) -> PyResult<Option<i64>> {
+    ) -> PyResult<Option<(i64, i64)>> {
         let addition = Addition {
-            record,
+            position: position.map(|(record, moment)| Position { record, moment }),
             first,
             tail: tail.to_vec(),
-            segments,
-            document: document.to_vec(),
+            segments: segments.iter().map(|text| text.to_vec()).collect(),
+            parts: parts
+                .iter()
+                .map(|(number, like, text)| Part {
+                    number: *number,
+                    like: *like,
+                    text: text.to_vec(),
+                })
+                .collect(),
             entries: entries
                 .into_iter()
                 .map(|(id, note, saved_at)| Entry { id, note, saved_at })
                 .collect(),
         };
-        self.handle.run(py, |engine| {
+        let position = self.handle.run(py, |engine| {
             engine.write(self.durability, move |db| checkpoint::add(db, &addition))
-        })
+        })?;
+        Ok(position.map(|at| (at.record, at.moment)))
     }
 
-    /// (segments, document, note) of a checkpoint.
+    /// (segments, parts by number, note) of a checkpoint.
     #[expect(clippy::type_complexity, reason = "the parts of a checkpoint")]
     fn load<'py>(
         &self,
         py: Python<'py>,
         name: &str,
-    ) -> PyResult<Option<(Bound<'py, PyList>, Bound<'py, PyBytes>, String)>> {
+    ) -> PyResult<Option<(Bound<'py, PyList>, Bound<'py, PyDict>, String)>> {
         let found = self.handle.run(py, |engine| {
             engine.read(None, |db| checkpoint::load(db, name))
         })?;
         found
             .map(|found| {
                 let segments = found.segments.iter().map(|text| PyBytes::new(py, text));
-                Ok((
-                    PyList::new(py, segments)?,
-                    PyBytes::new(py, &found.document),
-                    found.note,
-                ))
+                let parts = PyDict::new(py);
+                for (number, text) in &found.parts {
+                    parts.set_item(number, PyBytes::new(py, text))?;
+                }
+                Ok((PyList::new(py, segments)?, parts, found.note))
             })
             .transpose()
     }

@@ -1,15 +1,18 @@
 //! A database for a program's own tables, for Python.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
-use pyo3::exceptions::{PyOverflowError, PyTypeError};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyString};
 use rusqlite::types::Value;
 
 use crate::database::{self, Memory, Work};
-use crate::engine::{self, Durability};
+use crate::engine::{self, Durability, Engine};
 
+use super::error::raise;
 use super::flow::statistics;
 use super::handle::Handle;
 
@@ -32,11 +35,7 @@ impl Database {
     fn new(path: PathBuf, durable: bool, readers: usize) -> Self {
         Self {
             handle: Handle::new(&path, &database::SCHEMA),
-            durability: if durable {
-                Durability::Full
-            } else {
-                Durability::Normal
-            },
+            durability: Durability::of(durable),
             readers,
         }
     }
@@ -59,17 +58,24 @@ impl Database {
         py: Python<'_>,
         works: Vec<(String, Vec<Vec<Bound<'_, PyAny>>>)>,
     ) -> PyResult<Vec<usize>> {
-        let works = works
-            .into_iter()
-            .map(|(sql, rows)| {
-                let rows = rows
-                    .iter()
-                    .map(|row| values(row))
-                    .collect::<PyResult<_>>()?;
-                Ok(Work { sql, rows })
-            })
-            .collect::<PyResult<Vec<_>>>()?;
+        let works = statements(works)?;
         self.write(py, move |db| database::execute(db, &works))
+    }
+
+    /// Begins a transaction of a thread (`threading.get_ident()`), which then has the writing
+    /// connection for itself; for so many seconds at most, if others wait.
+    fn begin(&self, py: Python<'_>, thread: u64, limit: f64) -> PyResult<Transaction> {
+        let limit = Duration::try_from_secs_f64(limit)
+            .map_err(|error| PyValueError::new_err(format!("timeout: {error}")))?;
+        let engine = self.handle.engine();
+        let number = self
+            .handle
+            .run(py, |engine| engine.begin(thread, self.durability, limit))?;
+        Ok(Transaction {
+            engine,
+            number,
+            pid: std::process::id(),
+        })
     }
 
     /// The rows that a statement gives, as dicts by the names of its columns.
@@ -81,21 +87,7 @@ impl Database {
     ) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let parameters = values(&parameters)?;
         let (columns, rows) = self.read(py, |db| database::query(db, sql, &parameters))?;
-        rows.into_iter()
-            .map(|row| {
-                let found = PyDict::new(py);
-                for (name, value) in columns.iter().zip(row) {
-                    match value {
-                        Value::Null => found.set_item(name, py.None())?,
-                        Value::Integer(number) => found.set_item(name, number)?,
-                        Value::Real(number) => found.set_item(name, number)?,
-                        Value::Text(text) => found.set_item(name, text)?,
-                        Value::Blob(bytes) => found.set_item(name, PyBytes::new(py, &bytes))?,
-                    }
-                }
-                Ok(found)
-            })
-            .collect()
+        dicts(py, &columns, rows)
     }
 
     /// Adds a memory; gives its number.
@@ -139,6 +131,75 @@ impl Database {
     }
 }
 
+/// A transaction that stays open until it is committed, rolled back or let go of.
+#[pyclass(frozen, module = "crewai_native_db._native")]
+pub(super) struct Transaction {
+    engine: Arc<Engine>,
+    number: u64,
+    pid: u32,
+}
+
+#[pymethods]
+impl Transaction {
+    /// As `Database.execute`, in the transaction.
+    fn execute(
+        &self,
+        py: Python<'_>,
+        works: Vec<(String, Vec<Vec<Bound<'_, PyAny>>>)>,
+    ) -> PyResult<Vec<usize>> {
+        let works = statements(works)?;
+        self.run(py, |engine| {
+            engine.within(self.number, |db| database::execute(db, &works))
+        })
+    }
+
+    /// As `Database.query`, of what the transaction has come to.
+    fn query<'py>(
+        &self,
+        py: Python<'py>,
+        sql: &str,
+        parameters: Vec<Bound<'py, PyAny>>,
+    ) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let parameters = values(&parameters)?;
+        let (columns, rows) = self.run(py, |engine| {
+            engine.within(self.number, |db| database::query(db, sql, &parameters))
+        })?;
+        dicts(py, &columns, rows)
+    }
+
+    /// Keeps what was done.
+    fn commit(&self, py: Python<'_>) -> PyResult<()> {
+        self.run(py, |engine| engine.commit(self.number))
+    }
+
+    /// Takes back what was done; nothing if it is over.
+    fn rollback(&self, py: Python<'_>) -> PyResult<()> {
+        self.run(py, |engine| {
+            engine.abandon(Some(self.number));
+            Ok(())
+        })
+    }
+}
+
+impl Transaction {
+    fn run<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&Engine) -> engine::Result<T> + Send,
+    ) -> PyResult<T> {
+        py.detach(|| work(&self.engine)).map_err(raise)
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        // In a forked child it is its parent's, and over: see `Process::before_fork`.
+        if self.pid == std::process::id() {
+            self.engine.abandon(Some(self.number));
+        }
+    }
+}
+
 impl Database {
     fn write<T: Send + 'static>(
         &self,
@@ -165,6 +226,41 @@ impl Database {
             }
         })
     }
+}
+
+fn statements(works: Vec<(String, Vec<Vec<Bound<'_, PyAny>>>)>) -> PyResult<Vec<Work>> {
+    works
+        .into_iter()
+        .map(|(sql, rows)| {
+            let rows = rows
+                .iter()
+                .map(|row| values(row))
+                .collect::<PyResult<_>>()?;
+            Ok(Work { sql, rows })
+        })
+        .collect()
+}
+
+fn dicts<'py>(
+    py: Python<'py>,
+    columns: &[String],
+    rows: Vec<Vec<Value>>,
+) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    rows.into_iter()
+        .map(|row| {
+            let found = PyDict::new(py);
+            for (name, value) in columns.iter().zip(row) {
+                match value {
+                    Value::Null => found.set_item(name, py.None())?,
+                    Value::Integer(number) => found.set_item(name, number)?,
+                    Value::Real(number) => found.set_item(name, number)?,
+                    Value::Text(text) => found.set_item(name, text)?,
+                    Value::Blob(bytes) => found.set_item(name, PyBytes::new(py, &bytes))?,
+                }
+            }
+            Ok(found)
+        })
+        .collect()
 }
 
 fn row(memory: Memory) -> Row {

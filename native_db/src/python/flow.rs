@@ -59,11 +59,7 @@ impl FlowStore {
     fn new(path: PathBuf, durable: bool) -> Self {
         Self {
             handle: Handle::new(&path, &flow::SCHEMA),
-            durability: if durable {
-                Durability::Full
-            } else {
-                Durability::Normal
-            },
+            durability: Durability::of(durable),
             bases: Mutex::default(),
         }
     }

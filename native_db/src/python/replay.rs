@@ -38,11 +38,7 @@ impl ReplayStore {
     fn new(path: PathBuf, durable: bool) -> Self {
         Self {
             handle: Handle::new(&path, &replay::SCHEMA),
-            durability: if durable {
-                Durability::Full
-            } else {
-                Durability::Normal
-            },
+            durability: Durability::of(durable),
         }
     }
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from crewai_native_db import _native
+
+# The number of what is said of a checkpoint as a whole.
+HEAD: Final = -1
 
 
 def whole(store: _native.CheckpointStore, checkpoint_id: str, location: str) -> str:
@@ -24,20 +27,20 @@ def whole(store: _native.CheckpointStore, checkpoint_id: str, location: str) -> 
     return assemble(*stored)
 
 
-def assemble(segments: list[bytes], document: bytes, note: str) -> str:
+def assemble(segments: list[bytes], texts: dict[int, bytes], note: str) -> str:
     """Return the JSON text that CrewAI would have written.
 
     Args:
         segments: Each ``{"nodes": [[id, event, parts by field, edges], …], "edges": [[id, type,
             start, ids from there on], …]}``: what was added to the record of events.
-        document: ``{"crewai_version": …, "entities": [part, …], "parts": {number: [body, parts by
-            field], …}}``: what does change. Wherever a part is due there is its number, or a list
-            of such.
+        texts: ``[part, parts by field]`` by number: what does change. Wherever a part is due there
+            is its number, or a list of such. Under ``HEAD`` is ``{"crewai_version": …,
+            "entities": [number, …]}``.
         note: ``{"parent_id": …, "branch": …, "trigger": …}``: the place in the lineage.
     """
     said = json.loads(note)
-    state = json.loads(document)
-    parts = Parts({int(number): part for number, part in state["parts"].items()})
+    parts = Parts({number: json.loads(text) for number, text in texts.items()})
+    state = parts.expand(HEAD)
     nodes: dict[str, Any] = {}
     for segment in segments:
         added = json.loads(segment)
@@ -49,7 +52,7 @@ def assemble(segments: list[bytes], document: bytes, note: str) -> str:
         "crewai_version": state["crewai_version"],
         "parent_id": said["parent_id"],
         "branch": said["branch"],
-        "entities": [parts.expand(number) for number in state["entities"]],
+        "entities": parts.expand(state["entities"]),
         "event_record": {"nodes": nodes},
     }
     if said["trigger"] is not None:

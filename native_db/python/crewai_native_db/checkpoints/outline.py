@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 from crewai_native_db.checkpoints.placeholders import MARK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-    from crewai_native_db.checkpoints.recorder import Snapshot
+    from crewai_native_db.checkpoints.recorder import Part, Snapshot
 
 _FORMAT: Final = 1
 _PREFIX: Final = f'{{"{MARK}":'
@@ -32,16 +32,69 @@ _ITEMS: Final = 5
 _CHARACTERS: Final = 80
 
 
-def write(snapshot: Snapshot, checkpoint_id: str, data: str, said: dict[str, Any]) -> str:
+class Summaries:
+    """What the commands show of the entities of a run, made anew only of what has changed."""
+
+    def __init__(self) -> None:
+        # Texts by what they are of: a part, as a task or an agent, and the parts that it shows.
+        self._texts: dict[tuple[str, int], tuple[tuple[Part, ...], str]] = {}
+
+    def of(self, snapshot: Snapshot) -> str:
+        """Return the entities as JSON."""
+        return _list(self._entity(snapshot, number) for number in snapshot.entities)
+
+    def _entity(self, snapshot: Snapshot, number: int) -> str:
+        part = snapshot.parts[number]
+        if part.body.get("entity_type") != "crew":
+            return self._text("entity", number, (part,), _entity)
+        fields = {
+            "tasks": self._all(snapshot, part, "tasks", self._task),
+            "agents": self._all(snapshot, part, "agents", self._agent),
+        }
+        said = self._text("entity", number, (part,), _entity)
+        return said[:-1] + "".join(f',"{name}":{text}' for name, text in fields.items()) + "}"
+
+    def _all(
+        self, snapshot: Snapshot, part: Part, field: str, text: Callable[[Snapshot, int], str]
+    ) -> str:
+        if field in part.refs:
+            return _list(text(snapshot, number) for number in part.refs[field])
+        # Dumped where they are: there is nothing to tell whether they have changed.
+        summary = _task if field == "tasks" else _agent
+        items = part.body.get(field) or ()
+        return compact([summary(item, item.get("agent")) for item in items])
+
+    def _task(self, snapshot: Snapshot, number: int) -> str:
+        part = snapshot.parts[number]
+        agent = part.refs.get("agent")
+        if not isinstance(agent, int):
+            return self._text("task", number, (part,), lambda body: _task(body, body.get("agent")))
+        return self._text("task", number, (part, snapshot.parts[agent]), _task)
+
+    def _agent(self, snapshot: Snapshot, number: int) -> str:
+        return self._text("agent", number, (snapshot.parts[number],), _agent)
+
+    def _text(
+        self, kind: str, number: int, parts: tuple[Part, ...], summary: Callable[..., Any]
+    ) -> str:
+        known = self._texts.get((kind, number))
+        if known is None or any(a is not b for a, b in zip(known[0], parts, strict=False)):
+            known = parts, compact(summary(*(part.body for part in parts)))
+            self._texts[kind, number] = known
+        return known[1]
+
+
+def write(snapshot: Snapshot, entities: str, checkpoint_id: str, data: str, said: Any) -> str:
     """Return the text of an outline.
 
     Args:
         snapshot: What the checkpoint consists of.
+        entities: What the commands show of the entities, as JSON.
         checkpoint_id: Its id.
         data: The path of the store, from the directory of the outline on.
         said: ``parent_id``, ``branch`` and ``trigger``.
     """
-    return compact(
+    text = compact(
         {
             MARK: {
                 "format": _FORMAT,
@@ -56,11 +109,11 @@ def write(snapshot: Snapshot, checkpoint_id: str, data: str, said: dict[str, Any
                 "crewai-native db export --checkpoints"
             ),
             **said,
-            "entities": [_entity(snapshot, number) for number in snapshot.entities],
             # The commands count the events; here is one character for each.
             "event_record": {"nodes": "." * snapshot.events},
         }
     )
+    return f'{text[:-1]},"entities":{entities}}}'
 
 
 def compact(value: Any) -> str:
@@ -85,8 +138,7 @@ def read(text: str) -> tuple[str, str] | None:
     return said["data"], said["id"]
 
 
-def _entity(snapshot: Snapshot, number: int) -> dict[str, Any]:
-    body, refs = snapshot.parts[number]
+def _entity(body: dict[str, Any]) -> dict[str, Any]:
     kept = _pick(body, _ENTITY)
     if kept.get("entity_type") == "flow":
         kept["checkpoint_completed_methods"] = body.get("checkpoint_completed_methods")
@@ -96,34 +148,24 @@ def _entity(snapshot: Snapshot, number: int) -> dict[str, Any]:
             kept["checkpoint_state"] = {key: _short(value) for key, value in items}
     if kept.get("entity_type") == "crew":
         kept["checkpoint_inputs"] = body.get("checkpoint_inputs")
-        kept["tasks"] = [
-            _task(snapshot, task, more) for task, more in _field(snapshot, body, refs, "tasks")
-        ]
-        kept["agents"] = [
-            _pick(agent, _AGENT) for agent, _ in _field(snapshot, body, refs, "agents")
-        ]
     return kept
 
 
-def _task(snapshot: Snapshot, body: dict[str, Any], refs: dict[str, Any]) -> dict[str, Any]:
+def _task(body: dict[str, Any], agent: dict[str, Any] | None) -> dict[str, Any]:
     kept = _pick(body, _TASK)
-    for agent, _ in _field(snapshot, body, refs, "agent"):
+    if agent is not None:
         kept["agent"] = _pick(agent, ("id", "role"))
     if body.get("output") is not None:
         kept["output"] = _pick(body["output"], ("raw",))
     return kept
 
 
-def _field(
-    snapshot: Snapshot, body: dict[str, Any], refs: dict[str, Any], name: str
-) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
-    """The dumps in a field, be they parts or not, each with its own parts."""
-    if name in refs:
-        ref = refs[name]
-        return [snapshot.parts[number] for number in (ref if isinstance(ref, list) else [ref])]
-    value = body.get(name)
-    items = value if isinstance(value, list) else [value]
-    return [(item, {}) for item in items if isinstance(item, dict)]
+def _agent(body: dict[str, Any], *_: Any) -> dict[str, Any]:
+    return _pick(body, _AGENT)
+
+
+def _list(texts: Iterable[str]) -> str:
+    return f"[{','.join(texts)}]"
 
 
 def _pick(body: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

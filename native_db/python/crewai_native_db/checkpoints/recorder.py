@@ -1,8 +1,9 @@
-"""The live objects of a run as texts: events once each, and what does change anew each time.
+"""The live objects of a run as texts: events once each, other objects when they have changed.
 
 An event refers to live objects (the agent, the task), and CrewAI dumps them within every event
-that does, as they are by then. Here each object is dumped once for a checkpoint, as a *part* with a
-number, and whatever it is a field of has the number. So an event's own text never changes.
+that does, as they are by then. Here each object is dumped as a *part* with a number, once and then
+when it has changed, and whatever it is a field of has the number. So an event's own text never
+changes, and a checkpoint costs what has changed since the one before it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import enum
+import functools
 import json
 import operator
 import types
@@ -18,17 +20,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from crewai.agents.agent_builder.base_agent import BaseAgent
 from crewai.agents.agent_executor import AgentExecutor
-from crewai.context import capture_execution_context
+from crewai.context import ExecutionContext, capture_execution_context
 from crewai.crew import Crew
-from crewai.state.runtime import _prepare_entities
+from crewai.state.runtime import _sync_checkpoint_fields
 from crewai.task import Task
 from crewai.tools.base_tool import BaseTool
 from crewai_core.version import get_crewai_version
 from pydantic import BaseModel
 
-from crewai_native_db.checkpoints.assembly import Parts
+from crewai_native_db import _native
+from crewai_native_db.checkpoints.assembly import HEAD, Parts
 from crewai_native_db.checkpoints.placeholders import Placeholders
-from crewai_native_db.checkpoints.settled import freeze, is_settled
+from crewai_native_db.checkpoints.settled import REFERRED, classify, fields_of, is_transparent
 
 if TYPE_CHECKING:
     from crewai.state.event_record import EventNode
@@ -42,6 +45,15 @@ _NESTED: Final[dict[type, dict[str, type[BaseModel] | None]]] = {
     Task: {"agent": BaseAgent, "context": Task, "tools": None},
     BaseAgent: {"agent_executor": None, "tools": None},
 }
+# Never the same object for two checkpoints, and one for all entities of one.
+_CONTEXT: Final = "execution_context"
+# Where CrewAI takes the fields of executors from that exist for checkpoints only.
+_PRIVATE: Final = (
+    "_completed_methods",
+    "_method_outputs",
+    "_method_execution_counts",
+    "_state",
+)
 _PLAIN: Final = (
     str,
     int,
@@ -64,6 +76,23 @@ _SCHEMAS: Final = ("args_schema", "result_schema")
 _proofs: dict[tuple[Any, ...], bool | int] = {}
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """The dump of an object. Another one is made when the object has changed.
+
+    Attributes:
+        body: The dump, without the fields in ``refs``.
+        refs: The number, or list of numbers, of the parts that belong there, by field.
+        like: The number of the first part of its class.
+        text: Both as JSON.
+    """
+
+    body: Any
+    refs: dict[str, Any]
+    like: int
+    text: bytes
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Snapshot:
     """A run at a moment.
@@ -72,10 +101,9 @@ class Snapshot:
         segments: What was ever added to its record, oldest first. It grows; the snapshot has the
             first ``count``.
         count: See ``segments``.
-        document: What does change.
         version: CrewAI's.
         entities: The numbers of the parts that are the run's entities.
-        parts: (dump, parts by field) by number.
+        parts: What does change, by number, in ``HEAD`` what is said of the checkpoint as a whole.
         events: The number of events.
         named: Paths of objects without a JSON form that can be imported.
         lost: Names of those that cannot.
@@ -83,13 +111,21 @@ class Snapshot:
 
     segments: list[bytes]
     count: int
-    document: bytes
     version: str
     entities: list[int]
-    parts: dict[int, Any]
+    parts: dict[int, Part]
     events: int
     named: frozenset[str]
     lost: frozenset[str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Source:
+    """What a part is a dump of: an object as one of a class, or only a field of it."""
+
+    view: type[BaseModel]
+    value: Any
+    field: str | None = None
 
 
 class Recorder:
@@ -107,17 +143,22 @@ class Recorder:
         # Numbers by what they stand for, which is kept alive: an id is unique only as long.
         self._numbers: dict[tuple[Any, ...], int] = {}
         self._alive: list[Any] = []
-        # Parts that events refer to, for ever: (class or None, object, field).
-        self._lasting: dict[int, tuple[type[BaseModel], Any, str | None]] = {}
-        self._parts: dict[int, Any] = {}
-        # Of executors: their last dump, and what they were like before it; which are the same.
-        self._executors: dict[int, tuple[dict[str, Any] | None, dict[str, Any] | None]] = {}
-        self._settled: dict[int, dict[str, Any]] = {}
+        self._sources: dict[int, _Source] = {}
+        # None while the part is being dumped.
+        self._parts: dict[int, Part | None] = {}
+        self._likes: dict[Any, int] = {}
+        self._watch = _native.Watch(classify)
+        # Those of which it cannot be told whether they have changed.
+        self._doubtful: set[int] = set()
+        # What was taken of executors before they were prepared.
+        self._executors = _native.Watch(classify)
+        self._context: ExecutionContext | None = None
+        self._contextual: set[int] = set()
         # Dumps of the schemas of tools, by the classes of both.
         self._schemas: dict[tuple[Any, ...], dict[str, Any]] = {}
 
     def snapshot(self, state: RuntimeState) -> Snapshot:
-        """Dump a run.
+        """Dump of a run what has changed.
 
         Raises:
             PydanticSerializationError: A value cannot be dumped.
@@ -125,24 +166,21 @@ class Recorder:
         """
         if not self._continues(state):
             self._begin()
-        self._parts = {}
-        self._prepare(list(state.root))
-        entities = [self._view(type(entity), entity) for entity in list(state.root)]
+        root = list(state.root)
+        self._prepare(root)
+        # What an object refers to has a higher number than it, unless it was known before.
+        for number in sorted(self._changed(), reverse=True):
+            self._renew(number)
+        entities = [self._view(type(entity), entity) for entity in root]
         self._record(state)
-        for view, value, field in list(self._lasting.values()):
-            if field is None:
-                self._view(view, value)
-            else:
-                self._field_part(view, value, field)
         version = get_crewai_version()
-        document = {"crewai_version": version, "entities": entities, "parts": self._parts}
+        self._put(HEAD, {"crewai_version": version, "entities": entities}, {}, HEAD)
         return Snapshot(
             segments=self._segments,
             count=len(self._segments),
-            document=_json(document),
             version=version,
             entities=entities,
-            parts=self._parts,
+            parts={number: part for number, part in self._parts.items() if part is not None},
             events=len(self._known),
             named=frozenset(self._placeholders.named),
             lost=frozenset(self._placeholders.lost),
@@ -153,24 +191,42 @@ class Recorder:
         nodes = state.event_record.all_nodes()
         return len(nodes) >= len(self._known) and all(map(operator.is_, self._known, nodes))
 
+    def _changed(self) -> set[int]:
+        moved = (number for number in self._contextual if not self._is_in_context(number))
+        return {*self._watch.changed(), *self._doubtful, *moved}
+
+    def _is_in_context(self, number: int) -> bool:
+        part = self._parts[number]
+        current = vars(self._sources[number].value).get(_CONTEXT) is self._context
+        return part is not None and current == (_CONTEXT in part.refs)
+
     def _prepare(self, entities: list[Any]) -> None:
-        """Have CrewAI copy what is private into what is dumped, where there is anything new.
+        """Copy what is private into what is dumped, as CrewAI does, where there is anything new.
 
         The executors of agents are entities, each with its conversation, and remain so when
         their tasks are done.
         """
-        self._settled = {}
-        moved = []
+        changed = set(self._executors.changed())
+        context = capture_execution_context()
+        self._put(
+            self._number((ExecutionContext, _CONTEXT)), self._dump(ExecutionContext, context), {}
+        )
+        self._context = context
         for entity in entities:
-            body, frozen = self._executors.get(id(entity), (None, None))
-            if body is not None and frozen is not None and is_settled(entity, frozen):
-                entity.execution_context = capture_execution_context()
-                self._settled[id(entity)] = body
+            entity.execution_context = context
+            if type(entity) is not AgentExecutor:
+                _sync_checkpoint_fields(entity)
                 continue
-            moved.append(entity)
-            if type(entity) is AgentExecutor:
-                self._executors[id(entity)] = (None, freeze(entity))
-        _prepare_entities(moved)
+            number = self._number((entity, AgentExecutor))
+            if number in changed or number not in self._parts:
+                look = self._executors.look(
+                    [
+                        (entity, "__dict__", _lasting_fields_of(AgentExecutor), True),
+                        (entity, "__pydantic_private__", _PRIVATE, True),
+                    ]
+                )
+                _sync_checkpoint_fields(entity)
+                self._executors.keep(number, [look])
 
     def _record(self, state: RuntimeState) -> None:
         """Add a segment of the events that are new."""
@@ -184,9 +240,12 @@ class Recorder:
             return
         events = []
         for node in new:
+            name = node.event.event_id
             body, refs = self._event(node.event)
-            events.append([node.event.event_id, body, refs, wiring[node.event.event_id]])
-        self._segments.append(_json({"nodes": events, "edges": grown}))
+            texts = _json(name), body, _json(refs), _json(wiring[name])
+            events.append(b"[" + b",".join(texts) + b"]")
+        segment = b'{"nodes":[' + b",".join(events) + b'],"edges":' + _json(grown) + b"}"
+        self._segments.append(segment)
         self._known = nodes
         for name, edges in wiring.items():
             self._edges[name] = {kind: len(ends) for kind, ends in edges.items()}
@@ -207,63 +266,121 @@ class Recorder:
                     grown.append((name, str(kind), start, list(ends[start:])))
         return grown
 
-    def _event(self, event: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _event(self, event: Any) -> tuple[bytes, dict[str, Any]]:
         kind = type(event)
-        live = {field for field, value in vars(event).items() if not _is_plain(value)}
+        live, exact = _native.live_fields(vars(event), _PLAIN)
         refs = {}
         for field in live:
             declared = kind.model_fields[field].annotation if field in kind.model_fields else None
             view = declared if isinstance(declared, type) and _is_model(declared) else None
             ref = self._ref(kind, event, field, view)
             if ref is None:
-                number = self._number((event, field))
-                self._lasting[number] = (kind, event, field)
-                if not self._field_part(kind, event, field):
+                ref = self._number((event, field))
+                self._sources[ref] = _Source(kind, event, field)
+                if not self._renew(ref):
                     continue
-                ref = number
-            else:
-                self._keep(ref, vars(event)[field], view)
             refs[field] = ref
-        return self._dump(kind, event, exclude=live), refs
+        return self._text(kind, event, set(live), exact=exact), refs
 
-    def _keep(self, ref: Any, value: Any, view: type[BaseModel] | None) -> None:
-        numbers, values = (ref, value) if isinstance(ref, list) else ([ref], [value])
-        for number, one in zip(numbers, values, strict=True):
-            self._lasting[number] = (view or type(one), one, None)
-
-    def _field_part(self, view: type[BaseModel], value: Any, field: str) -> bool:
-        """Dump a field that has live objects somewhere inside; say whether it is dumped at all."""
-        dump = self._dump(view, value, include={field})
-        if field not in dump:
-            return False
-        self._parts[self._number((value, field))] = (dump[field], {})
-        return True
+    def _text(self, kind: type[BaseModel], event: Any, live: set[str], *, exact: bool) -> bytes:
+        """Dump an event's own fields as text."""
+        if exact:
+            try:
+                return kind.__pydantic_serializer__.to_json(
+                    event, exclude=live, fallback=self._placeholders, warnings=False
+                )
+            except (ValueError, UnicodeError):
+                # Text that is no Unicode, for one, which only Python writes.
+                pass
+        return _json(self._dump(kind, event, exclude=live))
 
     def _view(self, view: type[BaseModel], value: Any) -> int:
-        """Dump an object as one of a class; give the part's number."""
+        """Return the number of an object, seen as one of a class; dump it if it is new."""
         number = self._number((value, view))
         if number not in self._parts:
-            self._parts[number] = None
-            refs = {}
-            for field, nested in _nested(view).items():
-                ref = self._ref(view, value, field, nested)
-                if ref is not None:
-                    refs[field] = ref
-            if isinstance(value, Task):
-                self._leave_out_guardrails(value)
-            settled = self._settled.get(id(value))
-            if isinstance(value, BaseTool):
-                body = self._tool(view, value)
-            elif settled is not None and view is type(value):
-                body = settled | self._dump(view, value, include={"execution_context"})
-            else:
-                body = self._dump(view, value, exclude=set(refs))
-            self._parts[number] = (body, refs)
-            if view is AgentExecutor and id(value) in self._executors:
-                self._executors[id(value)] = (body, self._executors[id(value)][1])
+            self._sources[number] = _Source(view, value)
+            self._renew(number)
         elif self._parts[number] is None:
             raise ValueError(f"a {view.__name__} refers to itself and cannot be a checkpoint")
         return number
+
+    def _renew(self, number: int) -> bool:
+        """Dump what a number stands for; say whether it is dumped at all."""
+        source = self._sources[number]
+        before = self._parts.get(number)
+        self._parts[number] = None
+        try:
+            if source.field is None:
+                body, refs = self._object(number, source.view, source.value)
+            else:
+                fields = (source.field,)
+                look = self._watch.look([(source.value, "__dict__", fields, True)])
+                dump = self._dump(source.view, source.value, include={source.field})
+                body, refs = dump.get(source.field), {}
+                if source.field in dump:
+                    self._watch.keep(number, [look])
+            self._refuse_circles(number, refs)
+        except BaseException:
+            # It is changed still.
+            self._doubtful.add(number)
+            self._restore(number, before)
+            raise
+        self._restore(number, before)
+        if source.field is not None and source.field not in dump:
+            self._parts.pop(number, None)
+            return False
+        self._put(number, body, refs, self._likes.setdefault(_alike(source), number))
+        return True
+
+    def _restore(self, number: int, before: Part | None) -> None:
+        if before is None:
+            del self._parts[number]
+        else:
+            self._parts[number] = before
+
+    def _put(self, number: int, body: Any, refs: dict[str, Any], like: int | None = None) -> None:
+        text = _json([body, refs])
+        before = self._parts.get(number)
+        if before is None or before.text != text:
+            self._parts[number] = Part(body, refs, number if like is None else like, text)
+
+    def _object(self, number: int, view: type[BaseModel], value: Any) -> tuple[Any, dict[str, Any]]:
+        """Dump an object, and remember what it was like before that."""
+        nested = _nested(view)
+        look = self._watch.look([(value, "__dict__", (*nested, *REFERRED), False)])
+        refs = {}
+        for field, kind in nested.items():
+            ref = self._ref(view, value, field, kind)
+            if ref is not None:
+                refs[field] = ref
+        if _CONTEXT in view.model_fields:
+            self._contextual.add(number)
+            if vars(value).get(_CONTEXT) is self._context:
+                refs[_CONTEXT] = self._number((ExecutionContext, _CONTEXT))
+        names = tuple(name for name in fields_of(view) if name not in refs)
+        self._watch.keep(number, [look, self._watch.look([(value, "__dict__", names, True)])])
+        if is_transparent(view):
+            self._doubtful.discard(number)
+        else:
+            self._doubtful.add(number)
+        if isinstance(value, Task):
+            self._leave_out_guardrails(value)
+        if isinstance(value, BaseTool):
+            return self._tool(view, value), refs
+        return self._dump(view, value, exclude=set(refs)), refs
+
+    def _refuse_circles(self, number: int, refs: dict[str, Any]) -> None:
+        seen: set[int] = set()
+        ahead = [refs]
+        while ahead:
+            for ref in ahead.pop().values():
+                for other in ref if isinstance(ref, list) else [ref]:
+                    if other == number:
+                        raise ValueError("an object refers to itself and cannot be a checkpoint")
+                    part = self._parts.get(other)
+                    if other not in seen and part is not None:
+                        seen.add(other)
+                        ahead.append(part.refs)
 
     def _leave_out_guardrails(self, task: Task) -> None:
         found = (task.guardrail, task.guardrails)
@@ -308,11 +425,18 @@ class Recorder:
             except ValueError:
                 # CrewAI cannot dump it. A part of its own has placeholders.
                 return ref
-            if Parts(self._parts).expand(ref) != direct:
+            if Parts(self._bodies()).expand(ref) != direct:
                 _proofs[proof] = known + 1
                 return None
             _proofs[proof] = True
         return ref
+
+    def _bodies(self) -> dict[int, Any]:
+        return {
+            number: (part.body, part.refs)
+            for number, part in self._parts.items()
+            if part is not None
+        }
 
     def _number(self, key: tuple[Any, Any]) -> int:
         value, what = key
@@ -339,7 +463,8 @@ class Recorder:
         raise AssertionError
 
 
-def _nested(view: type) -> dict[str, type[BaseModel] | None]:
+@functools.cache
+def _nested(view: Any) -> dict[str, type[BaseModel] | None]:
     return next((_NESTED[base] for base in view.__mro__ if base in _NESTED), {})
 
 
@@ -347,13 +472,14 @@ def _is_model(kind: type) -> bool:
     return issubclass(kind, BaseModel)
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value has nothing inside that is known elsewhere and changes there."""
-    if isinstance(value, _PLAIN):
-        return True
-    if isinstance(value, list | tuple | set | frozenset):
-        return all(map(_is_plain, value))
-    return isinstance(value, dict) and all(map(_is_plain, value.values()))
+def _alike(source: _Source) -> Any:
+    return source.view, source.field, type(source.value)
+
+
+def _lasting_fields_of(view: type[BaseModel]) -> tuple[str, ...]:
+    """The fields that do not exist for checkpoints only."""
+    lasting = (name for name in fields_of(view) if not name.startswith("checkpoint_"))
+    return tuple(name for name in lasting if name != _CONTEXT)
 
 
 def _copied(edges: Any) -> dict[str, list[str]]:

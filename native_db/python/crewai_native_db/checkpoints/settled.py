@@ -1,82 +1,97 @@
-"""Whether an agent's executor is still as it was when it was dumped.
+"""What the objects of a class are made of, so that it can be told whether they are as they were.
 
-To compare takes a small part of the time of copying its state and dumping it. In doubt it is not.
+What is dumped of an object follows from its fields and from theirs, unless its class says how: then
+it is known for CrewAI's own classes only. In doubt an object is taken for another one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
+import decimal
+import enum
 import functools
-from typing import Any, Final
+import pathlib
+import types
+import uuid
+from typing import TYPE_CHECKING, Any, Final
 
+from crewai.utilities.constants import NOT_SPECIFIED
 from pydantic import BaseModel
 
-_SCALARS: Final = (str, int, float, bool, type(None))
-# Where CrewAI takes the fields from that exist for checkpoints only.
-_PRIVATE: Final = (
-    "_completed_methods",
-    "_method_outputs",
-    "_method_execution_counts",
-    "_state",
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# The field of which only the name or the id is dumped; the inside is large, and leads back.
+REFERRED: Final = ("crew",)
+_CONSTANT: Final = (
+    str,
+    int,
+    float,
+    bytes,
+    enum.Enum,
+    type,
+    types.GenericAlias,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    dt.date,
+    dt.time,
+    dt.timedelta,
+    decimal.Decimal,
+    uuid.UUID,
+    pathlib.PurePath,
+    type(NOT_SPECIFIED),
 )
-# Its own value for every checkpoint.
-_PASSING: Final = "execution_context"
 
 
-class _Unknown:
-    """Stands for a value of which it cannot be said whether it has changed."""
+def classify(kind: type) -> tuple[tuple[str, ...], bool] | bool | None:
+    """Return what the objects of a class are made of, as ``_native.Watch`` has it.
 
-
-_UNKNOWN: Final = _Unknown()
-
-
-def freeze(executor: Any) -> dict[str, Any]:
-    """Return a copy of everything that is dumped of an executor; taken before it is dumped."""
-    return {name: _freeze(getattr(executor, name)) for name in _names(executor.__class__)}
-
-
-def is_settled(executor: Any, frozen: dict[str, Any]) -> bool:
-    """Whether an executor is as it was when it was frozen."""
-    return all(_is_same(getattr(executor, name), then) for name, then in frozen.items())
+    Returns:
+        Their fields, and whether they may have more than the class; True if they never change; or
+        None if it cannot be told.
+    """
+    if issubclass(kind, _CONSTANT):
+        return True
+    if issubclass(kind, BaseModel):
+        if not is_transparent(kind):
+            return None
+        return fields_of(kind), kind.model_config.get("extra") == "allow"
+    # One with slots has nothing in a dict.
+    if dataclasses.is_dataclass(kind) and not any("__slots__" in vars(c) for c in kind.__mro__):
+        return tuple(field.name for field in dataclasses.fields(kind)), False
+    return None
 
 
 @functools.cache
-def _names(kind: type[BaseModel]) -> tuple[str, ...]:
-    dumped = (name for name, field in kind.model_fields.items() if not field.exclude)
-    return (*(n for n in dumped if n != _PASSING and not n.startswith("checkpoint_")), *_PRIVATE)
+def fields_of(kind: type[BaseModel]) -> tuple[str, ...]:
+    """The fields of a model that are dumped and that it takes a look inside to compare."""
+    fields = kind.model_fields.items()
+    return tuple(name for name, field in fields if not field.exclude and name not in REFERRED)
 
 
-def _freeze(value: Any) -> Any:
-    kind = type(value)
-    if kind in _SCALARS:
-        return value
-    if kind is list or kind is tuple:
-        return [_freeze(item) for item in value]
-    if kind is dict:
-        return {name: _freeze(item) for name, item in value.items()}
-    if kind is set:
-        return frozenset(value) if all(isinstance(item, str) for item in value) else _UNKNOWN
-    if isinstance(value, BaseModel) or dataclasses.is_dataclass(value):
-        return {name: _freeze(item) for name, item in vars(value).items()}
-    return _UNKNOWN
-
-
-def _is_same(value: Any, then: Any) -> bool:
-    kind = type(value)
-    if kind in _SCALARS:
-        return kind is type(then) and bool(value == then)
-    if kind is list or kind is tuple:
-        return type(then) is list and len(then) == len(value) and all(map(_is_same, value, then))
-    if kind is set:
-        return bool(value == then)
-    if kind is dict:
-        fields = value
-    elif isinstance(value, BaseModel) or dataclasses.is_dataclass(value):
-        fields = vars(value)
-    else:
-        return False
-    return (
-        type(then) is dict
-        and fields.keys() == then.keys()
-        and all(_is_same(inside, then[name]) for name, inside in fields.items())
+@functools.cache
+def is_transparent(kind: type[BaseModel]) -> bool:
+    """Whether what is dumped of a model follows from its fields."""
+    return all(
+        getattr(function, "__module__", "").partition(".")[0] == "crewai"
+        for function in _serializers(kind)
     )
+
+
+def _serializers(kind: type[BaseModel]) -> Iterator[Any]:
+    decorators = kind.__pydantic_decorators__
+    for found in (
+        decorators.field_serializers,
+        decorators.model_serializers,
+        decorators.computed_fields,
+    ):
+        for decorator in found.values():
+            wrapped = decorator.func
+            yield getattr(wrapped, "fget", None) or getattr(wrapped, "__func__", wrapped)
+    for field in kind.model_fields.values():
+        for said in field.metadata:
+            function = getattr(said, "func", None)
+            # A serializer of an annotation; a validator changes nothing any more.
+            if function is not None and "Serializer" in type(said).__name__:
+                yield getattr(function, "__func__", function)

@@ -32,7 +32,7 @@ from crewai.state.provider.json_provider import JsonProvider
 
 from crewai_native_db import _native
 from crewai_native_db.checkpoints import assembly, outline, places
-from crewai_native_db.checkpoints.recorder import Recorder, Snapshot
+from crewai_native_db.checkpoints.recorder import Part, Recorder, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -89,9 +89,10 @@ class _Trail:
 
     place: places.Place
     store: _native.CheckpointStore
-    record: int | None = None
+    position: tuple[int, int] | None = None
     segments: list[bytes] | None = None
     count: int = 0
+    parts: dict[int, Part] = dataclasses.field(default_factory=dict)
 
 
 class _Run:
@@ -99,6 +100,7 @@ class _Run:
 
     def __init__(self) -> None:
         self.recorder = Recorder()
+        self.summaries = outline.Summaries()
         self.changed = threading.Condition()
         # Checkpoints for which no snapshot was begun, and whether one is being taken.
         self.waiting: list[_Due] = []
@@ -302,11 +304,11 @@ class CheckpointWriter:
                 self._fail(run, due, error)
             return
         self._report(run, snapshot, batch[0])
+        entities = run.summaries.of(snapshot)
         for due, fields in zip(batch, said, strict=True):
             try:
-                text = outline.write(
-                    snapshot, due.checkpoint_id, due.place.data(due.branch), fields
-                )
+                data = due.place.data(due.branch)
+                text = outline.write(snapshot, entities, due.checkpoint_id, data, fields)
                 due.place.publish(due.checkpoint_id, fields["parent_id"], due.branch, text)
             except Exception as error:  # noqa: BLE001 - as above
                 trail.store.forget([due.checkpoint_id])
@@ -403,17 +405,30 @@ def _extend(
         for due, fields in zip(batch, said, strict=True)
     ]
     segments = snapshot.segments
-    record, count = trail.record, trail.count
     if trail.segments is not segments:
-        record, count = None, 0
-    new = segments[count : snapshot.count]
-    added = trail.store.add(record, count, _tail(segments, count), new, snapshot.document, entries)
+        trail.position, trail.count, trail.parts = None, 0, {}
+    added = trail.store.add(
+        trail.position,
+        trail.count,
+        _tail(segments, trail.count),
+        segments[trail.count : snapshot.count],
+        _news(snapshot.parts, trail.parts),
+        entries,
+    )
     if added is None:
         # The record was pruned away, or a fork of this process went on with it.
-        added = trail.store.add(
-            None, 0, b"", segments[: snapshot.count], snapshot.document, entries
-        )
-    trail.record, trail.segments, trail.count = added, segments, snapshot.count
+        whole = _news(snapshot.parts, {})
+        added = trail.store.add(None, 0, b"", segments[: snapshot.count], whole, entries)
+    trail.position, trail.segments, trail.count = added, segments, snapshot.count
+    trail.parts = snapshot.parts
+
+
+def _news(parts: dict[int, Part], known: dict[int, Part]) -> list[tuple[int, int, bytes]]:
+    return [
+        (number, part.like, part.text)
+        for number, part in parts.items()
+        if known.get(number) is not part
+    ]
 
 
 def _tail(segments: list[bytes], count: int) -> bytes:
