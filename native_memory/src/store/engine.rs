@@ -473,7 +473,13 @@ impl Engine {
             mirror
                 .search(connection, request, trust, scan.may_spread(), &groups)?
                 .into_iter()
-                .map(|(score, record)| Ok((read::by_row(connection, record)?, score)))
+                .map(|found| {
+                    let record = match found.vector {
+                        Some(vector) => read::by_row_with(connection, found.record, vector),
+                        None => read::by_row(connection, found.record),
+                    }?;
+                    Ok((record, found.score))
+                })
                 .collect::<Result<Vec<_>>>()
         };
         let found = search(true)?;

@@ -34,6 +34,8 @@ const NONE: u32 = u32::MAX;
 /// Rows in memory from which sealing them pays; reading so many takes some 20 ms when a store is
 /// opened.
 const SEAL_ROWS: usize = 2048;
+/// Vectors, for each record that is wanted, that a search keeps of those it reads.
+const KEPT_PER_HIT: usize = 4;
 
 /// Threads that share a large search.
 static SCANNERS: Pool = Pool::new("crewai-native-scan");
@@ -51,6 +53,16 @@ pub struct Request<'a> {
     pub min_score: Option<f64>,
     /// The number of rows from which on the search may be approximate.
     pub approximate_from: Option<usize>,
+}
+
+/// A record that a search found.
+pub struct Match {
+    /// Its score.
+    pub score: f64,
+    /// Its row in `records`.
+    pub record: i64,
+    /// Its vector, if it is at hand.
+    pub vector: Option<Box<[f32]>>,
 }
 
 /// The searchable part of a store at `seq`.
@@ -475,7 +487,7 @@ impl Mirror {
         })
     }
 
-    /// The best records that match, as (score, row in `records`), best first; equal scores by id.
+    /// The best records that match, best first; equal scores by id.
     /// `connection` must see the mirror's state. With `trust`, a hash stands for metadata:
     /// whoever asks so looks at what the records have. With `spread` it may use every
     /// processor. Where it may be approximate, `groups` gives those of a segment, if they are there.
@@ -486,7 +498,7 @@ impl Mirror {
         trust: bool,
         spread: bool,
         groups: &dyn Fn(&Segment, &Bitmap) -> Option<Arc<Partitions>>,
-    ) -> Result<Vec<(f64, i64)>> {
+    ) -> Result<Vec<Match>> {
         let &Request {
             query,
             filter,
@@ -534,17 +546,31 @@ impl Mirror {
             other => StoreError::InvalidArgument(other.to_string()),
         })?;
         let mut vectors = Vectors::new(connection)?;
+        // Most of those that are read belong to the result. Not all are kept: where many rows are
+        // alike, many more are read than are wanted.
+        let mut kept: HashMap<i64, Box<[f32]>> = HashMap::new();
         let ids = Ids::new(connection)?;
         let found = search.finish(
             scan(&search, spread && search.is_large()),
-            |_, id, into: &mut [f32]| vectors.copy(id, into),
+            |_, id, into: &mut [f32]| {
+                let vector = vectors.of_length(id, into.len())?;
+                into.copy_from_slice(&vector);
+                if kept.len() < k.saturating_mul(KEPT_PER_HIT) {
+                    kept.insert(id, vector);
+                }
+                Ok::<_, StoreError>(())
+            },
             |a: &Hit, b: &Hit| ids.compare(record(a.at), record(b.at)),
         )?;
         ids.finish()?;
         Ok(found
             .hits
             .iter()
-            .map(|hit| (hit.score, record(hit.at)))
+            .map(|hit| Match {
+                score: hit.score,
+                record: record(hit.at),
+                vector: kept.remove(&hit.id),
+            })
             .collect())
     }
 
@@ -817,16 +843,15 @@ impl<'c> Vectors<'c> {
             .ok_or_else(|| damaged(format!("vector {id} is missing or fails its checksum")))
     }
 
-    fn copy(&mut self, id: i64, into: &mut [f32]) -> Result<()> {
+    fn of_length(&mut self, id: i64, length: usize) -> Result<Box<[f32]>> {
         let vector = self.get(id)?;
-        if vector.len() != into.len() {
-            return Err(damaged(format!(
-                "vector {id} has {} dimensions",
-                vector.len()
-            )));
+        if vector.len() == length {
+            return Ok(vector);
         }
-        into.copy_from_slice(&vector);
-        Ok(())
+        Err(damaged(format!(
+            "vector {id} has {} dimensions",
+            vector.len()
+        )))
     }
 }
 

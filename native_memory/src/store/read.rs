@@ -37,6 +37,12 @@ const COLUMNS: &str = "SELECT r.id, s.path, c.names, r.content, r.metadata, r.im
      FROM records r JOIN scopes s ON s.id = r.scope
      JOIN category_sets c ON c.id = r.categories
      LEFT JOIN vectors v ON v.id = r.vector";
+/// The same without the bytes of the vector.
+const COLUMNS_BUT_VECTOR: &str =
+    "SELECT r.id, s.path, c.names, r.content, r.metadata, r.importance,
+        r.created_at, r.last_accessed, r.source, r.private, r.vector, r.checksum, NULL, NULL
+     FROM records r JOIN scopes s ON s.id = r.scope
+     JOIN category_sets c ON c.id = r.categories";
 
 /// The record with this id.
 pub fn by_id(connection: &Connection, id: &str) -> Result<Option<Record>> {
@@ -53,6 +59,16 @@ pub fn by_row(connection: &Connection, record: i64) -> Result<Record> {
         .prepare_cached(&format!("{COLUMNS} WHERE r.record = ?1"))?
         .query_row([record], stored)?;
     checked(stored)
+}
+
+/// The record in this row, whose vector was read before, as [`super::mirror`] does.
+pub fn by_row_with(connection: &Connection, record: i64, vector: Box<[f32]>) -> Result<Record> {
+    let stored = connection
+        .prepare_cached(&format!("{COLUMNS_BUT_VECTOR} WHERE r.record = ?1"))?
+        .query_row([record], stored)?;
+    let mut record = whole(stored.record, stored.vector, stored.checksum)?;
+    record.embedding = Some(vector);
+    Ok(record)
 }
 
 /// Records of a scope, newest first; of the same age, last saved first.
@@ -164,14 +180,19 @@ fn stored(row: &SqlRow<'_>) -> rusqlite::Result<Stored> {
     })
 }
 
-fn checked(stored: Stored) -> Result<Record> {
-    let mut record = stored.record;
-    if record.checksum(stored.vector) != stored.checksum {
-        return Err(damaged(format!(
-            "record {:?} does not match its checksum",
-            record.id
-        )));
+/// A record whose fields are the ones that were stored.
+fn whole(record: Record, vector: Option<i64>, checksum: u32) -> Result<Record> {
+    if record.checksum(vector) == checksum {
+        return Ok(record);
     }
+    Err(damaged(format!(
+        "record {:?} does not match its checksum",
+        record.id
+    )))
+}
+
+fn checked(stored: Stored) -> Result<Record> {
+    let mut record = whole(stored.record, stored.vector, stored.checksum)?;
     if stored.vector.is_some() {
         let vector = stored
             .bytes

@@ -27,7 +27,7 @@ pub(crate) const QUERY_MAX: i16 = 127 * 128;
 
 /// What rounding may take from a sum of [`MAX_DIMENSION`] products, relative to the product of
 /// the norms: 2^-38, thirty times the worst case of the lane-wise f64 sums in `kernels`.
-const EPSILON: f64 = 1.0 / (1_u64 << 38) as f64;
+pub(crate) const EPSILON: f64 = 1.0 / (1_u64 << 38) as f64;
 
 /// Two scores `1 / (1 + d²)` can round to the same f64 unless the values of `1 + d²` differ by
 /// more than this, relatively.

@@ -3,7 +3,8 @@
 //! [`Search::scan`] goes over the codes of the rows that a filter allows. It keeps the `k`-th best
 //! *lower* bound seen so far, and every row whose *upper* bound reaches it. [`Search::finish`]
 //! computes the true scores of those, best upper bound first, until the next upper bound cannot
-//! reach the `k`-th best true score. The result is that of computing every score.
+//! reach the `k`-th best true score. The result is that of computing every score. Where a part of
+//! a row's codes proves that its upper bound cannot reach, the others are not read ([`super::cut`]).
 //!
 //! One thread calls [`Search::run`]. Several divide [`Search::chunks`] among them in any way, each
 //! with [`Candidates`] of its own; a bound that one finds helps the others at once.
@@ -14,7 +15,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering as Memory};
 
 use super::bitmap::{WORD, eligible};
-use super::kernels::kernels;
+use super::cut::{Cut, Shortcut};
+use super::kernels::{Partial, kernels};
 use super::quantize::{Bounds, Query, RowCode, VectorError};
 use super::segment::CodeBlock;
 
@@ -113,6 +115,7 @@ impl Candidate {
 struct Batch {
     len: usize,
     rows: [u32; BATCH],
+    firsts: [Partial; BATCH],
     products: [f64; BATCH],
     codes: [RowCode; BATCH],
     upper: [f64; BATCH],
@@ -128,6 +131,7 @@ impl Batch {
         Self {
             len: 0,
             rows: [0; BATCH],
+            firsts: [Partial::default(); BATCH],
             products: [0.0; BATCH],
             codes: [code; BATCH],
             upper: [0.0; BATCH],
@@ -141,6 +145,7 @@ pub struct Candidates {
     rows: Vec<Candidate>,
     compact_at: usize,
     lower: Best,
+    shortcut: Shortcut,
 }
 
 /// The largest numbers pushed so far, at most `k` of them.
@@ -265,6 +270,13 @@ impl<'a> Search<'a> {
     /// Adds those of a batch's rows whose upper bounds reach the limit, and raises the limit.
     fn keep(&self, number: usize, batch: &mut Batch, found: &mut Candidates) {
         let block = &self.blocks[number].block;
+        let known = self.limit();
+        let cut = found.shortcut.next();
+        if let Some(cut) = cut {
+            let before = batch.len;
+            self.leave_out(block, cut, batch, known);
+            found.shortcut.left(before, batch.len);
+        }
         let rows = &batch.rows[..batch.len];
         let (products, codes) = (
             &mut batch.products[..rows.len()],
@@ -278,7 +290,6 @@ impl<'a> Search<'a> {
         }
         self.query.upper_bounds(products, codes, upper);
 
-        let known = self.limit();
         let mut limit = known;
         for (i, &upper) in upper.iter().enumerate() {
             // NaN out of damaged columns does not count as below: then the true score decides.
@@ -301,9 +312,38 @@ impl<'a> Search<'a> {
         if limit > known {
             self.raise_limit(limit);
         }
+        if cut.is_none() {
+            let shortcut = &mut found.shortcut;
+            shortcut.choose(self.query, products, codes, limit, upper);
+        }
         if found.rows.len() >= found.compact_at.max(COMPACT_AT) {
             found.rows.retain(|candidate| !candidate.is_below(limit));
             found.compact_at = 2 * found.rows.len();
+        }
+    }
+
+    /// Takes those rows out of a batch whose first codes prove that they cannot reach the limit.
+    fn leave_out(&self, block: &CodeBlock<'_>, cut: Cut, batch: &mut Batch, limit: f64) {
+        let count = batch.len;
+        let (firsts, products) = (&mut batch.firsts[..count], &mut batch.products[..count]);
+        let (codes, upper) = (&mut batch.codes[..count], &mut batch.upper[..count]);
+        let rows = &batch.rows[..count];
+        (kernels().partial)(self.query.codes(), block.codes, rows, cut.columns, firsts);
+        for (code, &row) in codes.iter_mut().zip(rows) {
+            *code = block.row_code(row as usize);
+        }
+        for (product, (&first, &code)) in products.iter_mut().zip(firsts.iter().zip(&*codes)) {
+            *product = cut.most(first, code);
+        }
+        self.query.upper_bounds(products, codes, upper);
+        batch.len = 0;
+        for at in 0..count {
+            // NaN does not count as below; see `keep`.
+            let below = batch.upper[at] < limit;
+            if !below {
+                batch.rows[batch.len] = batch.rows[at];
+                batch.len += 1;
+            }
         }
     }
 

@@ -22,6 +22,7 @@ static NEON_DOTPROD: Kernels = Kernels {
         // SAFETY: `available` hands this table out only where NEON and dotprod were found.
         unsafe { products(query, codes, rows, out) }
     },
+    partial: scalar::partial,
     dot: |a, b| {
         // SAFETY: as above.
         unsafe { dot(a, b) }

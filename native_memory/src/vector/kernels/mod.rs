@@ -24,10 +24,21 @@ pub struct Kernels {
     /// The exact products of the query with the given rows of `codes`: `out[i]` is that of row
     /// `rows[i]`, an integer below 2^53. Each row has [`QueryCodes::stride`] codes.
     pub(crate) products: fn(&QueryCodes, &[i8], &[u32], &mut [f64]),
+    /// The same of the first codes of each row only, as many as given, a multiple of [`LINE`].
+    pub(crate) partial: fn(&QueryCodes, &[i8], &[u32], usize, &mut [Partial]),
     /// The inner product, in f64. The products of two f32 are exact in it.
     pub dot: fn(&[f32], &[f32]) -> f64,
     /// The squared Euclidean distance, in f64.
     pub distance_sq: fn(&[f32], &[f32]) -> f64,
+}
+
+/// What the first codes of a row give: exact integers below 2^53.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Partial {
+    /// Their product with those of the query.
+    pub(crate) product: f64,
+    /// The sum of their squares.
+    pub(crate) squares: f64,
 }
 
 /// The fastest implementation for this CPU.
@@ -55,13 +66,13 @@ const AHEAD: usize = 8 * 1024;
 /// also gets the rows that will be read soon, to have them fetched. Slicing checks here, once,
 /// that each row has all its codes.
 #[inline]
-fn for_rows(
+fn for_rows<T: Copy>(
     query: &QueryCodes,
     codes: &[i8],
     rows: &[u32],
-    out: &mut [f64],
-    mut four: impl FnMut([&[i8]; 4], [&[i8]; 4]) -> [f64; 4],
-    mut one: impl FnMut(&[i8]) -> f64,
+    out: &mut [T],
+    mut four: impl FnMut([&[i8]; 4], [&[i8]; 4]) -> [T; 4],
+    mut one: impl FnMut(&[i8]) -> T,
 ) {
     let stride = query.stride();
     let row = |at: u32| &codes[at as usize * stride..][..stride];

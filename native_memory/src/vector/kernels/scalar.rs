@@ -1,6 +1,6 @@
 //! The reference: plain loops, for every CPU, whose results all others are tested against.
 
-use super::{Kernels, LANES, QueryCodes, fold, for_rows};
+use super::{Kernels, LANES, Partial, QueryCodes, fold, for_rows};
 
 pub(super) static KERNELS: Kernels = Kernels {
     name: "scalar",
@@ -14,11 +14,32 @@ pub(super) static KERNELS: Kernels = Kernels {
             |row| product(query, row),
         );
     },
+    partial,
     dot,
     distance_sq,
 };
 
-/// One exact product of codes.
+pub(super) fn partial(
+    query: &QueryCodes,
+    codes: &[i8],
+    rows: &[u32],
+    columns: usize,
+    out: &mut [Partial],
+) {
+    let stride = query.stride();
+    for (out, &row) in out.iter_mut().zip(rows) {
+        let row = &codes[row as usize * stride..][..columns];
+        *out = Partial {
+            product: product(query, row),
+            squares: row
+                .iter()
+                .map(|&code| i64::from(code) * i64::from(code))
+                .sum::<i64>() as f64,
+        };
+    }
+}
+
+/// The exact product of the query with as many codes as there are.
 fn product(query: &QueryCodes, row: &[i8]) -> f64 {
     let pairs = query.wide.iter().zip(row);
     pairs

@@ -22,6 +22,15 @@ fn assert_products_agree(query: &[i16], codes: &[i8], rows: &[u32]) {
             query.stride()
         );
     }
+    for columns in [64, query.stride() / 2 / 64 * 64, query.stride()] {
+        let mut expected = vec![Partial::default(); rows.len()];
+        (scalar::KERNELS.partial)(&query, codes, rows, columns, &mut expected);
+        for kernels in available() {
+            let mut found = vec![Partial::default(); rows.len()];
+            (kernels.partial)(&query, codes, rows, columns, &mut found);
+            assert_eq!(found, expected, "{}, {columns} columns", kernels.name);
+        }
+    }
 }
 
 /// Numbers of all sizes that f32 has: ordinary, denormal, huge, zero of both signs.
@@ -46,6 +55,10 @@ fn the_scalar_product_is_the_definition() {
         out.map(|x| x as i64),
         [-381 + 127 * 16256, 3 - 10 + 3 * 16256]
     );
+    let mut partial = [Partial::default()];
+    (scalar::KERNELS.partial)(&query, &codes, &[0], 64, &mut partial);
+    assert_eq!(partial[0].product.to_bits(), out[1].to_bits());
+    assert_eq!(partial[0].squares.to_bits(), 14.0_f64.to_bits());
 }
 
 #[test]

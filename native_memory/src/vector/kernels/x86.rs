@@ -7,13 +7,14 @@
 use std::arch::x86_64::*;
 
 use super::super::aligned::LINE;
-use super::{Kernels, LANES, QueryCodes, fold, for_rows, scalar};
+use super::{Kernels, LANES, Partial, QueryCodes, fold, for_rows, scalar};
 
 /// The implementations that this CPU can run, the fastest first. The functions in these tables
 /// are reached only through here, after their features were found.
 pub(super) fn available() -> impl Iterator<Item = &'static Kernels> {
-    let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni");
     let avx2 = is_x86_feature_detected!("avx2");
+    let avx512 =
+        avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni");
     let avx_vnni = avx2 && is_x86_feature_detected!("avxvnni");
     [(avx512, &AVX512_VNNI), (avx_vnni, &AVX_VNNI), (avx2, &AVX2)]
         .into_iter()
@@ -25,6 +26,10 @@ static AVX512_VNNI: Kernels = Kernels {
     products: |query, codes, rows, out| {
         // SAFETY: `available` hands this table out only where AVX-512 F and VNNI were found.
         unsafe { products_avx512(query, codes, rows, out) }
+    },
+    partial: |query, codes, rows, columns, out| {
+        // SAFETY: as above; `available` looks for AVX2 as well.
+        unsafe { partial_avx2(query, codes, rows, columns, out) }
     },
     dot: |a, b| {
         // SAFETY: as above.
@@ -42,6 +47,10 @@ static AVX_VNNI: Kernels = Kernels {
         // SAFETY: `available` hands this table out only where AVX2 and AVX-VNNI were found.
         unsafe { products_avx_vnni(query, codes, rows, out) }
     },
+    partial: |query, codes, rows, columns, out| {
+        // SAFETY: as above; `available` looks for AVX2 as well.
+        unsafe { partial_avx2(query, codes, rows, columns, out) }
+    },
     dot: |a, b| {
         // SAFETY: as above.
         unsafe { dot_avx2(a, b) }
@@ -57,6 +66,10 @@ static AVX2: Kernels = Kernels {
     products: |query, codes, rows, out| {
         // SAFETY: `available` hands this table out only where AVX2 was found.
         unsafe { products_avx2(query, codes, rows, out) }
+    },
+    partial: |query, codes, rows, columns, out| {
+        // SAFETY: as above; `available` looks for AVX2 as well.
+        unsafe { partial_avx2(query, codes, rows, columns, out) }
     },
     dot: |a, b| {
         // SAFETY: as above.
@@ -220,6 +233,72 @@ fn products_avx2(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f64]
         out,
         |rows, soon| products(query, rows, soon),
         |row| products(query, [row], [row])[0],
+    );
+}
+
+/// Few rows get past their first codes, so that reading those is all that counts: for every CPU
+/// that has them, these instructions are as fast as memory.
+#[target_feature(enable = "avx2")]
+fn partial_avx2(
+    query: &QueryCodes,
+    codes: &[i8],
+    rows: &[u32],
+    columns: usize,
+    out: &mut [Partial],
+) {
+    /// The first codes of `N` rows.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn partial<const N: usize>(
+        query: &QueryCodes,
+        columns: usize,
+        rows: [&[i8]; N],
+        soon: [&[i8]; N],
+    ) -> [Partial; N] {
+        const STEP: usize = 16;
+        /// As in [`products_avx2`]; squares are smaller.
+        const BLOCK: usize = 8 * 1024;
+        assert!(query.wide.len() >= columns && columns.is_multiple_of(LINE));
+        assert!(rows.iter().chain(&soon).all(|row| row.len() >= columns));
+        let mut totals = [(0_i64, 0_i64); N];
+        for block in (0..columns).step_by(BLOCK) {
+            let mut products = [_mm256_setzero_si256(); N];
+            let mut squares = [_mm256_setzero_si256(); N];
+            for line in (block..columns.min(block + BLOCK)).step_by(LINE) {
+                for row in soon {
+                    // SAFETY: `line < columns`, and each row has as many codes.
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().add(line)) };
+                }
+                for at in (line..line + LINE).step_by(STEP) {
+                    // SAFETY: `columns` is a multiple of `LINE`, so that `at + STEP <= columns`;
+                    // the query and each row have as many codes.
+                    let wide = unsafe { _mm256_loadu_si256(query.wide.as_ptr().add(at).cast()) };
+                    for i in 0..N {
+                        // SAFETY: as above.
+                        let row = unsafe { _mm_loadu_si128(rows[i].as_ptr().add(at).cast()) };
+                        let row = _mm256_cvtepi8_epi16(row);
+                        products[i] = _mm256_add_epi32(products[i], _mm256_madd_epi16(row, wide));
+                        squares[i] = _mm256_add_epi32(squares[i], _mm256_madd_epi16(row, row));
+                    }
+                }
+            }
+            for (i, (product, square)) in totals.iter_mut().enumerate() {
+                *product += sum_i32(products[i]);
+                *square += sum_i32(squares[i]);
+            }
+        }
+        totals.map(|(product, squares)| Partial {
+            product: product as f64,
+            squares: squares as f64,
+        })
+    }
+    for_rows(
+        query,
+        codes,
+        rows,
+        out,
+        |rows, soon| partial(query, columns, rows, soon),
+        |row| partial(query, columns, [row], [row])[0],
     );
 }
 

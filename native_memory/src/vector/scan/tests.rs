@@ -230,6 +230,56 @@ fn rescores_few_of_many() {
 }
 
 #[test]
+fn rows_that_are_left_out_by_their_first_codes_are_not_missed() {
+    const DIMENSION: usize = 192;
+    // Fewer than what would have the shortcut considered anew after the last row.
+    const ROWS: u64 = 7000;
+    // Each row is near one of some centres; with one centre at the origin, near nothing.
+    let row = |centres: u64, id: u64| -> Vec<f32> {
+        let centre = noise(100_000 + id % centres, DIMENSION);
+        let pull = if centres == 1 { 0.0 } else { 1.0 };
+        let rest = noise(id, DIMENSION);
+        let pairs = centre.iter().zip(&rest);
+        pairs.map(|(c, x)| pull * c + x / 2.0).collect()
+    };
+    let some: Bitmap = (0..ROWS as usize).filter(|id| id / 40 % 2 == 0).collect();
+    for (centres, left_out) in [(1, false), (40, true)] {
+        let vectors: Vec<_> = (0..ROWS).map(|id| row(centres, id)).collect();
+        let tail = tail(vectors.iter().cloned(), DIMENSION);
+        for (metric, filter) in [
+            (Metric::L2, None),
+            (Metric::Cosine, Some(some.words())),
+            (Metric::Dot, None),
+        ] {
+            let blocks = [ScanBlock {
+                block: tail.block(),
+                filter,
+                deleted: None,
+            }];
+            for seed in 0..4 {
+                let query = Query::new(&row(centres, ROWS + seed), metric).unwrap();
+                let search = Search::new(&blocks, &query, 10, None).unwrap();
+                let mut found = Candidates::default();
+                for chunk in search.chunks() {
+                    search.scan(&chunk, &mut found);
+                }
+                assert_eq!(found.shortcut.next().is_some(), left_out, "{metric:?}");
+                let Ok(found) = search.finish([found], no_fetch, by_id);
+                let mut scores: Vec<(f64, i64)> = vectors
+                    .iter()
+                    .enumerate()
+                    .filter(|&(id, _)| filter.is_none() || some.contains(id))
+                    .map(|(id, vector)| (query.score(vector, norm(vector)), id as i64))
+                    .collect();
+                scores.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+                let hits = found.hits.iter().map(|hit| (hit.score, hit.id));
+                assert!(hits.eq(scores.into_iter().take(10)), "{metric:?}, {seed}");
+            }
+        }
+    }
+}
+
+#[test]
 fn rows_that_get_better_and_better_do_not_pile_up() {
     let n = 30_000_u16;
     let tail = tail((0..n).map(|i| vec![f32::from(n - i), 1.0]), 2);
