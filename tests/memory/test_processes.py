@@ -314,19 +314,24 @@ def test_a_child_outlives_the_handles_of_its_parent(store, place, audit):
 
 
 def pool_job(args):
-    place, number = args
-    storage = NativeStorage(place)
+    storage, number = args
     add(storage._store, f"job-{number}")
     return storage.count() > 0
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_preloaded_store_serves_a_pool_of_forked_workers(place, store):
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_preloaded_store_serves_a_pool_of_workers(place, store, method):
+    """Workers get the handle itself, open as it is: inherited, or pickled with the job."""
     add(store, "preloaded")
     assert found(store) == {"preloaded"}
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["crewai_native_memory.storage"])
+    handle = NativeStorage(place)
+    assert handle.count() == 1
     with context.Pool(3) as pool:
-        assert all(pool.map(pool_job, [(place, n) for n in range(12)]))
+        assert all(pool.map(pool_job, [(handle, n) for n in range(12)]))
     assert found(store) == {"preloaded", *(f"job-{n}" for n in range(12))}
 
 
