@@ -53,7 +53,7 @@ _FIELDS = frozenset(MemoryRecord.model_fields)
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 # `json.loads` without looking for white space around the value: the store holds what `_encode` and
 # the core wrote. That halves the time it takes to read the short texts of a record.
-_decode = json.JSONDecoder().scan_once
+_decode = json.JSONDecoder().raw_decode
 
 
 class StoredRecord(MemoryRecord):
@@ -116,8 +116,8 @@ def record_at(rows: Rows, at: int) -> tuple[StoredRecord, float]:
         "id": row[0],
         "content": row[1],
         "scope": row[2],
-        "categories": _decode(row[3], 0)[0],
-        "metadata": _decode(row[4], 0)[0],
+        "categories": _decode(row[3])[0],
+        "metadata": _decode(row[4])[0],
         "importance": row[5],
         "created_at": datetime_of(row[6]),
         "last_accessed": datetime_of(row[7]),
