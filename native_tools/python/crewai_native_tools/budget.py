@@ -56,8 +56,7 @@ class Purse:
             None; or, where something is spent already, what, and all that was spent. The call
             is not taken then.
         """
-        report = self.exceeds(budget)
-        if report is not None:
+        if not budget.only_tool_calls and (report := self.exceeds(budget)) is not None:
             return report
         limit = budget.tool_calls
         if not self._calls.claim(_UNLIMITED if limit is None else limit):
@@ -66,8 +65,6 @@ class Purse:
 
     def exceeds(self, budget: Budget) -> str | None:
         """Return what is spent already of a budget, leaving calls of tools aside, or None."""
-        if budget.only_tool_calls:
-            return None
         spent = self.spent()
         for name, limit in (
             ("llm_calls", budget.llm_calls),

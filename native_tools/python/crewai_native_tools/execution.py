@@ -165,6 +165,8 @@ class Plan:
         self.watches_loops = not (self.loop is self.loop_abort is self.loop_near is None)
         self.redact = tuple(name.lower() for name in values["redact"] or ())
         self.max_output: Size | None = values["max_output"]
+        # Four bytes of UTF-8 are the most that a character takes, and a token is no fewer than one.
+        self.surely_short = 0 if self.max_output is None else self.max_output.amount // 4
         self.retry: Retry | None = values["retry"]
         self.side_effects: bool = bool(values["side_effects"])
         self.isolated: bool = values["isolation"] == "process"

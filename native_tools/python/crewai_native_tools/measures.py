@@ -69,7 +69,10 @@ def run(
                 left=left,
                 wait=functools.partial(_wait, belongs_to),
             )
-    return result if plan.max_output is None else _cut(plan, result)
+    # Most results are short, and seen to be so at once.
+    if plan.max_output is None or (isinstance(result, str) and len(result) <= plan.surely_short):
+        return result
+    return _cut(plan, result)
 
 
 async def arun(

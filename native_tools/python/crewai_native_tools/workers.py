@@ -25,6 +25,8 @@ _PATIENCE: Final = 30.0
 _numbers = itertools.count(1)
 # Threads without a job, the latest last. Appending and popping are one step each.
 _idle: list[Thread] = []
+# How many forks lie between the first of its processes and this one.
+_forks = 0
 
 
 class Job(Protocol):
@@ -53,7 +55,7 @@ class Thread:
         self.ident = thread.ident or 0
 
     def _work(self) -> None:
-        process, finished = os.getpid(), None
+        forks, finished = _forks, None
         while True:
             job = self.desk.next(finished, _PATIENCE)
             if job is None:
@@ -67,7 +69,7 @@ class Thread:
             finished = job.work()
             del job
             # A tool that forks leaves its child on this thread, where nobody waits for anything.
-            if os.getpid() != process:
+            if _forks != forks:
                 return
             _idle.append(self)
 
@@ -102,6 +104,12 @@ def cancel_coroutines(ident: int) -> None:
         return
 
 
-if hasattr(os, "register_at_fork"):
+def _forked() -> None:
+    global _forks  # noqa: PLW0603 - of this process, as its threads are
+    _forks += 1
     # A child has none of its parent's threads.
-    os.register_at_fork(after_in_child=_idle.clear)
+    _idle.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
