@@ -623,6 +623,65 @@ class TestThreads:
         assert died.wait(FOREVER)
 
 
+class TestCollector:
+    """What was there before a batch is none of the collector's business until it is over."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_aside(self) -> Iterator[None]:
+        gc.collect()
+        assert not gc.get_freeze_count()
+        yield
+        gc.unfreeze()
+
+    def test_the_heap_is_set_aside_while_any_batch_runs(self) -> None:
+        def counting(n: int) -> bool:
+            return gc.get_freeze_count() > 0
+
+        with imap_crew(Doing(counting), numbers(3), concurrency=1) as outer:
+            assert next(outer).output
+            assert all(map_crew(Doing(counting), numbers(2)).outputs)
+            assert gc.get_freeze_count()
+            assert all(item.output for item in outer)
+        assert not gc.get_freeze_count()
+
+    def test_it_is_taken_back_where_a_batch_fails_is_left_or_is_forgotten(self) -> None:
+        def fail(n: int) -> None:
+            raise ValueError(n)
+
+        with pytest.raises(ValueError, match="0"):
+            map_crew(Doing(fail), numbers(1))
+        assert not gc.get_freeze_count()
+        with imap_crew(Doing(lambda n: n), numbers(3)) as left:
+            next(left)
+        assert not gc.get_freeze_count()
+        forgotten = imap_crew(Doing(lambda n: n), numbers(3))
+        next(forgotten)
+        del forgotten
+        gc.collect()
+        assert not gc.get_freeze_count()
+
+    def test_garbage_of_the_batch_itself_is_collected(self) -> None:
+        class Ring:
+            def __init__(self) -> None:
+                self.me = self
+
+        rings: list[weakref.ref[Ring]] = []
+
+        def make(n: int) -> int:
+            rings.append(weakref.ref(Ring()))
+            gc.collect()
+            return sum(ring() is not None for ring in rings)
+
+        assert map_crew(Doing(make), numbers(3), concurrency=1).outputs == [0, 0, 0]
+
+    def test_an_application_that_has_set_things_aside_keeps_them_there(self) -> None:
+        gc.freeze()
+        before = gc.get_freeze_count()
+        map_crew(Doing(lambda n: n), numbers(3))
+        # Objects that are freed leave by themselves; a batch's end gives nothing back.
+        assert gc.get_freeze_count() > before // 2
+
+
 class TestContexts:
     def test_events_of_a_hundred_crews_stay_with_their_runs(self) -> None:
         count = 100

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FOREVER = 60.0
 
 DOING = """
-import os, sys, threading, time
+import gc, os, sys, threading, time
 from crewai_native_tasks import imap_crew, map_crew
 
 class Doing:
@@ -69,7 +69,10 @@ def test_a_fork_before_and_after_first_use_and_in_the_middle_of_a_batch(tmp_path
         running = imap_crew(Doing, ({"n": n} for n in range(50)), concurrency=3, timeout=60)
         next(running)
 
+        assert gc.get_freeze_count()
+
         def go_on():
+            assert not gc.get_freeze_count()
             batch()
             try:
                 next(running)

@@ -8,6 +8,7 @@ when there is work, end after a while without, and do not keep the process from 
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import os
 import threading
@@ -53,6 +54,7 @@ class Hall:
         self._lock = threading.Lock()
         self._keeping = False
         self._timed = 0
+        self._heap_set_aside = False
 
     def admit(
         self, work: Work, *, priority: int, bounds: tuple[int, int], limit: float | None
@@ -61,6 +63,7 @@ class Hall:
         fewest, most = bounds
         number = self.floor.open(priority=priority, fewest=fewest, most=most, limit=limit)
         self._batches[number] = work
+        self._set_heap_aside()
         if limit is not None:
             with self._lock:
                 self._timed += 1
@@ -73,9 +76,32 @@ class Hall:
         """Close a batch."""
         self._batches.pop(number, None)
         self.start(self.floor.close(number))
+        if not self._batches:
+            self.take_heap_back()
         if limit is not None:
             with self._lock:
                 self._timed -= 1
+
+    def _set_heap_aside(self) -> None:
+        """Spare the collector what is there, which is most of the heap, while a batch runs.
+
+        Crews are made and dropped by the hundred, so that it would go through everything that was
+        imported again and again. What becomes garbage meanwhile of what was there before, and only
+        the collector can free, stays until no batch runs. An application that has set things aside
+        itself is left alone.
+
+        Without a lock, as a batch may be closed by the collector itself: a batch that is admitted
+        just when the last one ends may run without this, and nothing stays aside without a batch.
+        """
+        if not self._heap_set_aside and gc.isenabled() and not gc.get_freeze_count():
+            self._heap_set_aside = True
+            gc.freeze()
+
+    def take_heap_back(self) -> None:
+        """Let the collector have everything again."""
+        if self._heap_set_aside:
+            self._heap_set_aside = False
+            gc.unfreeze()
 
     def start(self, workers: int) -> None:
         """Start threads, as the floor has asked.
@@ -188,6 +214,7 @@ def _anew() -> None:
     global _hall, _lock  # noqa: PLW0603 - as above
     _lock = threading.Lock()  # type: ignore[misc] # another thread of the parent may have held it
     if _hall is not None:
+        _hall.take_heap_back()
         _ruins.append(_hall)
         _hall = None
 

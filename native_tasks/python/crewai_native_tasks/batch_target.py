@@ -6,6 +6,8 @@ import hashlib
 import sys
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from crewai_native_tasks.control import scope_of_run
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -87,6 +89,9 @@ class _Fresh:
         made = self._make()
         if not hasattr(made, "kickoff"):
             raise TypeError(f"a batch runs {ACCEPTED}; {self._name} returned {made!r}")
+        # Making one takes a while, in which the batch may have been cancelled.
+        if (scope := scope_of_run.get()) is not None:
+            scope.check()
         output = made.kickoff(inputs=dict(inputs), **self._kickoff)
         return output, made.usage_metrics
 
