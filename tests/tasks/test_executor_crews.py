@@ -286,3 +286,112 @@ def test_a_crew_does_what_it_does_on_stock(name, way, monkeypatch):
             side["lines"] = unordered(side["lines"])
     for part in stock:
         assert native[part] == stock[part], part
+
+
+# Made anew for each run: CrewAI notes on an error that it was logged.
+SCRIPTS = {
+    "whole": lambda: [add(1), add(2), last],
+    "failing": lambda: [add(1), KeyError("model")],
+}
+
+
+# --- streaming --------------------------------------------------------------------------------
+
+
+class Streaming(ScriptedLLM):
+    """Gives its answers out by the word."""
+
+    def _end(self, messages, tools, from_task, from_agent, response_model):
+        answer = super()._end(messages, tools, from_task, from_agent, response_model)
+        for word in str(answer).split():
+            self._emit_stream_chunk_event(chunk=word, from_task=from_task, from_agent=from_agent)
+        return answer
+
+
+def streaming(script, *, tasks=2, **options):
+    model = Streaming(script, native=True)
+    worker = Agent(role="worker", goal="work", backstory="works", llm=model, tools=[Adder()])
+    made = [
+        Task(description=f"task {number}", expected_output="words", agent=worker)
+        for number in range(tasks)
+    ]
+    return model, Crew(agents=[worker], tasks=made, stream=True, **options)
+
+
+def chunk(given):
+    return (given.chunk_type.value, given.content, given.agent_role, given.task_index)
+
+
+def streamed(script, *, way):
+    """What came of a streaming crew, in order."""
+    with recording() as recorded:
+        model, made = streaming(script)
+
+        async def all_of_it():
+            stream = await (made.akickoff() if way == "akickoff" else made.kickoff_async())
+            chunks = [chunk(given) async for given in stream]
+            return chunks, stream.result.raw
+
+        try:
+            if way == "kickoff":
+                stream = made.kickoff()
+                outcome = [chunk(given) for given in stream], stream.result.raw
+            else:
+                outcome = asyncio.run(all_of_it())
+        except Exception as error:  # noqa: BLE001 - compared
+            outcome = (type(error), str(error))
+    return {"outcome": outcome, "told": told(model), "lines": recorded.lines}
+
+
+@pytest.mark.parametrize("way", ["kickoff", "kickoff_async", "akickoff"])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_streaming_crew_does_what_it_does_on_stock(name, way):
+    before = served()
+    native = contextvars.Context().run(streamed, SCRIPTS[name](), way=way)
+    assert served() > before
+    with crewai_native.using({SLOT: "stock"}):
+        stock = contextvars.Context().run(streamed, SCRIPTS[name](), way=way)
+    assert native["outcome"] == stock["outcome"]
+    if name == "whole":
+        assert len(native["outcome"][0]) > 2 * 3  # words of three answers for each of two tasks
+    assert native["told"] == stock["told"]
+    assert native["lines"] == stock["lines"]
+
+
+# --- agents by themselves ---------------------------------------------------------------------
+
+
+def alone_did(script, *, native, way):
+    """What an agent did without a crew."""
+    with recording() as recorded:
+        model = ScriptedLLM(script, native=native)
+        worker = Agent(role="worker", goal="work", backstory="works", llm=model, tools=[Adder()])
+
+        async def awaited():
+            return await worker.kickoff_async("do it")
+
+        async def inside():
+            return await worker.kickoff("do it")
+
+        try:
+            if way == "kickoff":
+                output = worker.kickoff("do it")
+            else:
+                output = asyncio.run(awaited() if way == "kickoff_async" else inside())
+            outcome = output.raw, output.usage_metrics, output.agent_role
+        except Exception as error:  # noqa: BLE001 - compared
+            outcome = (type(error), str(error))
+    return {"outcome": outcome, "told": told(model), "lines": recorded.lines}
+
+
+@pytest.mark.parametrize("way", ["kickoff", "kickoff_async", "kickoff inside of a loop"])
+@pytest.mark.parametrize("native", [True, False], ids=["native", "react"])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_agent_by_itself_does_what_it_does_on_stock(name, native, way):
+    before = served()
+    mine = contextvars.Context().run(alone_did, SCRIPTS[name](), native=native, way=way)
+    assert served() > before
+    with crewai_native.using({SLOT: "stock"}):
+        stock = contextvars.Context().run(alone_did, SCRIPTS[name](), native=native, way=way)
+    for part in stock:
+        assert mine[part] == stock[part], part
