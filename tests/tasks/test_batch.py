@@ -506,6 +506,25 @@ class TestCancelling:
         foreign.go.set()
         assert calls == 0
 
+    def test_a_crew_that_has_only_just_been_made_is_not_kicked_off(self) -> None:
+        kicked: list[int] = []
+
+        def kick(n: int) -> None:
+            kicked.append(n)
+
+        def make() -> Doing:
+            canceller.start()
+            deadline = time.monotonic() + FOREVER
+            while not batch._run.scope.ended and time.monotonic() < deadline:
+                time.sleep(0.001)
+            return Doing(kick)
+
+        batch = imap_crew(make, numbers(1))
+        canceller = threading.Thread(target=batch.cancel)
+        assert [item.state for item in batch] == [CANCELLED]
+        canceller.join(FOREVER)
+        assert not kicked
+
     def test_a_scope_around_ends_it(self, foreign: Foreign) -> None:
         scope = cancel_scope()
 
