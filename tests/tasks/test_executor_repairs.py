@@ -224,6 +224,21 @@ def test_what_streams_is_handled_as_ever(monkeypatch):
     assert chunks == ["c"]
 
 
+def test_signals_keep_their_thread(monkeypatch):
+    from crewai.events.event_listener import event_listener
+    from crewai.events.types.system_events import SigTermEvent
+
+    def handler(source, event):
+        threads.append(threading.current_thread())
+
+    handler.__module__ = event_listener.__module__
+    threads = []
+    monkeypatch.setitem(crewai_event_bus._sync_handlers, SigTermEvent, frozenset({handler}))
+    emitted(SigTermEvent).result(60)
+    assert len(threads) == 1
+    assert threads != [threading.current_thread()]
+
+
 def test_outside_of_a_kickoff_events_go_through_the_pool():
     future = contextvars.Context().run(
         crewai_event_bus.emit, None, ToolUsageStartedEvent(tool_name="t", tool_args={})

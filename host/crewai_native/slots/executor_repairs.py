@@ -101,9 +101,22 @@ _OWN_HANDLERS: Final = frozenset(
 
 
 def _own_handlers_at_once(binding: Binding, _provider: Provider) -> None:
+    from crewai.events.base_events import BaseEvent
     from crewai.events.event_bus import CrewAIEventsBus
+    from crewai.events.types import system_events
     from crewai.events.types.llm_events import LLMStreamChunkEvent
     from crewai.execution import get_execution_uuid
+
+    # CrewAI handles what streams where it arises by itself. A signal's handler sends traces, and may
+    # want a lock that is held by what the signal has interrupted.
+    left_alone = {
+        LLMStreamChunkEvent,
+        *(
+            kind
+            for kind in vars(system_events).values()
+            if isinstance(kind, type) and issubclass(kind, BaseEvent)
+        ),
+    }
 
     def make(stock: Callable[..., Any]) -> Callable[..., Any]:
         def emit(bus: Any, source: Any, event: Any) -> Any:
@@ -111,7 +124,7 @@ def _own_handlers_at_once(binding: Binding, _provider: Provider) -> None:
             handlers = bus._sync_handlers.get(kind)  # noqa: SLF001 - as its own emit, here and below
             if (
                 not handlers
-                or kind is LLMStreamChunkEvent
+                or kind in left_alone
                 or kind in bus._async_handlers  # noqa: SLF001
                 or kind in bus._handler_dependencies  # noqa: SLF001
                 or bus._shutting_down  # noqa: SLF001
