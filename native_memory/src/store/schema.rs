@@ -256,6 +256,8 @@ pub fn create(path: &Path) -> Result<()> {
 
 fn write_empty(path: &Path) -> Result<()> {
     let mut connection = Connection::open(path)?;
+    // The caller flushes the file once, when it is whole; nobody looks at it before.
+    connection.pragma_update(None, "synchronous", "OFF")?;
     // Freed pages can be handed back by `optimize`; must be chosen before the first table.
     connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     let mode: String =
