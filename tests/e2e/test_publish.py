@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from crewai_native.slots import SLOT_NAMES
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "publish-an-accelerator.md"
 
@@ -73,6 +75,25 @@ def test_the_page_as_it_stands(environment):
     for name, served, _ in PROJECTS:
         environment("pip", "uninstall", "--yes", name)
         assert slot(environment, served) == ("stock", "stock")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_every_slot_begins_in_rust_too(environment):
+    """Rendered as the command does; what differs between slots is Python, so one is compiled."""
+    for served in SLOT_NAMES:
+        name = f"acme-{served.replace('.', '-')}"
+        sdk = ("--sdk-path", str(ROOT / "host/sdk"))
+        environment("crewai-native", "new-plugin", name, "--slot", served, "--kind", "rust", *sdk)
+        source = environment.folder / name / "python" / name.replace("-", "_")
+        for module in source.glob("*.py"):
+            compile(module.read_text(), str(module), "exec")
+        assert f'"{served}" = ' in (environment.folder / name / "pyproject.toml").read_text()
+    rust = [environment.folder / f"acme-{s.replace('.', '-')}/src/calls.rs" for s in SLOT_NAMES]
+    assert len({path.read_text() for path in rust}) == 1
+    project = environment.folder / "acme-tools-guard"
+    shutil.copy(ROOT / "Cargo.lock", project)
+    environment("cargo", "check", "--quiet", cwd=project, CARGO_TARGET_DIR=str(ROOT / "target"))
 
 
 @pytest.mark.slow

@@ -143,10 +143,15 @@ fn encode_batch<'py>(
     format: &str,
     schema: i64,
 ) -> PyResult<Bound<'py, PyAny>> {
+    /// After so many messages it is guessed how long all will be.
+    const SAMPLE: usize = 32;
     fn all<S: Sink>(messages: &[Bound<'_, PyAny>], schema: i64) -> PyResult<Vec<u8>> {
         let mut sink = S::default();
         sink.begin_list(messages.len())?;
         for (number, message) in messages.iter().enumerate() {
+            if number == SAMPLE {
+                sink.expect(number, messages.len() - number);
+            }
             sink.separate(number == 0);
             encoding::message(&mut sink, message, schema).inspect_err(|error| {
                 // A note that cannot be added does not hide what is wrong.

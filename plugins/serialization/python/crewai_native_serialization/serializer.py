@@ -80,7 +80,10 @@ class Serializer:
 
     def serialize_batch(self, messages: Iterable[AgentMessage | Mapping[str, Any]]) -> bytes:
         """Return messages as one list; see :meth:`serialize`."""
-        return _native.encode_batch(map(_message, messages), self.format, self.schema)
+        found = list(messages)
+        if {*map(type, found)} - {AgentMessage}:
+            found = [*map(_message, found)]
+        return _native.encode_batch(found, self.format, self.schema)
 
     def deserialize_batch(self, data: bytes) -> list[AgentMessage]:
         """Return the messages of a batch, in order; see :meth:`deserialize`."""

@@ -27,6 +27,8 @@ pub(super) trait Sink: Default {
     fn field(&mut self, name: &'static str);
     fn end_list(&mut self);
     fn end_map(&mut self);
+    /// Makes room for further messages, after so many and before so many.
+    fn expect(&mut self, written: usize, left: usize);
     fn into_bytes(self) -> Vec<u8>;
 }
 
@@ -71,6 +73,7 @@ impl Sink for Json {
         self.0.push(b':');
     }
     fn field(&mut self, name: &'static str) {
+        self.0.reserve(name.len() + 4);
         self.0.extend_from_slice(b",\"");
         self.0.extend_from_slice(name.as_bytes());
         self.0.extend_from_slice(b"\":");
@@ -80,6 +83,9 @@ impl Sink for Json {
     }
     fn end_map(&mut self) {
         self.0.push(b'}');
+    }
+    fn expect(&mut self, written: usize, left: usize) {
+        expect(&mut self.0, written, left);
     }
     fn into_bytes(self) -> Vec<u8> {
         self.0
@@ -130,9 +136,22 @@ impl Sink for Pack {
     }
     fn end_list(&mut self) {}
     fn end_map(&mut self) {}
+    fn expect(&mut self, written: usize, left: usize) {
+        expect(&mut self.0, written, left);
+    }
     fn into_bytes(self) -> Vec<u8> {
         self.0
     }
+}
+
+/// Makes room as if what is left were like what was written, and a little more: growing on the way
+/// copies each time what there is.
+fn expect(bytes: &mut Vec<u8>, written: usize, left: usize) {
+    const MOST: usize = 64 << 20;
+    let each = bytes.len() / written.max(1) + 1;
+    let guess = each.saturating_mul(left) / 8 * 9;
+    // No more than a guess: without room for it, growing will do, or say so.
+    _ = bytes.try_reserve(guess.min(MOST));
 }
 
 fn too_large(what: &str) -> PyErr {
