@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
@@ -19,7 +20,7 @@ import pytest
 from crewai import Agent, Crew, Flow, Task
 from crewai.events.base_events import BaseEvent
 from crewai.events.event_bus import crewai_event_bus
-from crewai.events.types.checkpoint_events import CheckpointFailedEvent
+from crewai.events.types.checkpoint_events import CheckpointCompletedEvent, CheckpointFailedEvent
 from crewai.flow.flow import listen, start
 from crewai.state.checkpoint_config import CheckpointConfig
 from crewai.state.provider.json_provider import JsonProvider
@@ -56,6 +57,14 @@ class Look(BaseTool):
 def shout(text: str) -> str:
     """Shouts a text."""
     return text.upper()
+
+
+def guarded(output):
+    return output.raw != "refused", f"{output.raw} and guarded"
+
+
+def also_guarded(output):
+    return True, output.raw
 
 
 class Progress(BaseModel):
@@ -382,7 +391,44 @@ class TestValuesWithoutJson:
         assert list(back.args_schema.model_fields) == ["text"]
         assert "cannot be imported" not in caplog.text
 
-    def test_guardrail_functions_are_reported(self, config, caplog):
+    @PROVIDERS
+    def test_guardrail_functions_come_back_if_they_can_be_imported(self, config, provider):
+        made = config(provider)
+        crew = crew_of("one", "two", "three", checkpoint=made)
+        first, second, _ = crew.tasks
+        first.guardrail = guarded
+        second.guardrails = [guarded, lambda output: (True, output), also_guarded]
+        crew.agents[0].guardrail = guarded
+        crew.kickoff()
+        where = [where for where, _ in saved(made.location)][-1]
+        restored = Crew.from_checkpoint(CheckpointConfig(restore_from=where))
+        assert restored.tasks[0].guardrail is restored.tasks[0]._guardrail is guarded
+        assert restored.tasks[1].guardrails == [guarded, also_guarded]
+        assert restored.tasks[1]._guardrails == [guarded, also_guarded]
+        assert restored.tasks[2].guardrail is None
+        assert restored.agents[0].guardrail is guarded
+        again = asyncio.run(
+            RuntimeState.afrom_checkpoint(
+                CheckpointConfig(restore_from=where), context={"from_checkpoint": True}
+            )
+        )
+        assert again.root[0].tasks[0].guardrail is guarded
+
+    def test_a_restored_guardrail_guards(self, config):
+        made = config()
+        crew = crew_of("one", "two", checkpoint=made)
+        crew.tasks[1].guardrails = [guarded]
+        crew.tasks[1].guardrail_max_retries = 1
+        crew.kickoff()
+        where, _ = next(iter(saved(made.location)))
+        crewai_event_bus.reset_runtime_state()
+        restored = Crew.from_checkpoint(CheckpointConfig(restore_from=where))
+        for task in restored.tasks:
+            task.agent.llm = ScriptedLLM("refused")
+        with pytest.raises(Exception, match="Task failed guardrail 0"):
+            restored.kickoff()
+
+    def test_guardrails_that_cannot_be_imported_are_reported(self, config, caplog):
         def guard(output):
             return True, output.raw
 
@@ -391,6 +437,18 @@ class TestValuesWithoutJson:
         crew.tasks[0].guardrail = guard
         crew.kickoff()
         assert f"{__name__}.{guard.__qualname__}" in caplog.text
+
+    def test_crewai_by_itself_restores_without_guardrails(self, config, tmp_path):
+        made = config()
+        crew = crew_of("one", checkpoint=made)
+        crew.tasks[0].guardrail = guarded
+        crew.kickoff()
+        whole = str(tmp_path / "whole")
+        CliRunner().invoke(app, ["export", whole, "--checkpoints", made.location])
+        with crewai_native.using({"checkpoint.writer": "stock"}):
+            ((where, _),) = saved(whole)
+            restored = Crew.from_checkpoint(CheckpointConfig(restore_from=where))
+        assert restored.tasks[0].guardrail is None
 
     def test_local_functions_are_reported_and_say_so_when_called(self, config, caplog):
         @tool("local")
@@ -411,6 +469,53 @@ class TestValuesWithoutJson:
         _, back = Crew.from_checkpoint(CheckpointConfig(restore_from=where)).agents[0].tools
         with pytest.raises(RuntimeError, match="not in the checkpoint"):
             back.run(text="hey")
+
+
+class TestAskedFor:
+    """``RuntimeState.checkpoint`` by a program."""
+
+    @PROVIDERS
+    def test_is_incremental_as_well_and_there_when_it_returns(self, config, provider):
+        made = config(provider)
+        crew = tooled(2)
+        crew.kickoff(inputs={"topic": "x"})
+        state = RuntimeState(root=[crew, *crew.agents])
+        state._provider = made.provider
+        told = []
+
+        def note(source, event):
+            told.append((source, event.checkpoint_id, event.location))
+
+        crewai_event_bus.on(CheckpointCompletedEvent)(note)
+        try:
+            first = state.checkpoint(made.location)
+            crew.tasks[0].output.raw = "changed"
+            state.event_record.add(BaseEvent(type="more"))
+            second = asyncio.run(state.acheckpoint(made.location))
+            crewai_event_bus.flush()
+        finally:
+            crewai_event_bus.off(CheckpointCompletedEvent, note)
+        ids = [made.provider.extract_id(where) for where in (first, second)]
+        assert sorted(told, key=lambda one: ids.index(one[1])) == [
+            (state, ids[0], first),
+            (state, ids[1], second),
+        ]
+        assert state._parent_id == ids[1]
+        (_, before), (where, after) = saved(made.location)
+        assert where == second
+        assert after == state.model_dump(mode="json") | {"parent_id": ids[0]}
+        assert after["parent_id"] == ids[0]
+        assert before["entities"][0]["tasks"][0]["output"]["raw"] == "answer 0"
+        totals = _native.CheckpointStore(places.of(made.location).store, True).totals()
+        assert totals["checkpoints"] == 2
+        assert totals["text_bytes"] < 1.5 * len(json.dumps(after))
+
+    def test_what_cannot_be_written_is_raised(self, config, tmp_path):
+        (tmp_path / "saved").write_text("not a directory")
+        state = RuntimeState(root=[crew_of("one")])
+        with pytest.raises(OSError, match="saved"):
+            state.checkpoint(config().location)
+        assert state._parent_id is None
 
 
 class TestLineage:

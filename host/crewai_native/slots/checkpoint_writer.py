@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("crewai_native")
 
-PROTOCOL: Final = ("write", "read", "prune", "drain")
+PROTOCOL: Final = ("write", "save", "read", "restored", "prune", "drain")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -33,13 +33,13 @@ class Checkpoint:
             whose class (``JsonProvider`` or ``SqliteProvider``) says what CrewAI's commands expect
             to find at the location.
         event: The event that triggered it, or None.
-        stock: Writes it as CrewAI does.
+        stock: Writes it as CrewAI does, and returns what CrewAI's function does.
     """
 
     state: Any
     config: Any
     event: Any
-    stock: Callable[[], None]
+    stock: Callable[[], Any]
 
 
 class CheckpointWriter(Protocol):
@@ -58,6 +58,15 @@ class CheckpointWriter(Protocol):
         logged, and counted as an error of the slot.
         """
 
+    def save(self, checkpoint: Checkpoint) -> str:
+        """Write a checkpoint that the program asks for, as ``RuntimeState.checkpoint`` does.
+
+        Its ``config`` has the state's provider and the location. The state moves on in the lineage.
+
+        Returns:
+            What CrewAI calls the checkpoint, which is durable.
+        """
+
     def read(self, location: str, stock: Callable[[], str]) -> str:
         """Return a checkpoint as the JSON text that CrewAI would have written.
 
@@ -65,6 +74,9 @@ class CheckpointWriter(Protocol):
             location: As ``CheckpointConfig.restore_from`` has it: a file, or ``database#id``.
             stock: Reads what stands there as CrewAI does: for checkpoints not of its making.
         """
+
+    def restored(self, state: Any, location: str) -> None:
+        """Give a state back what JSON cannot hold, after CrewAI has made it of what was read."""
 
     def prune(self, location: str, keep: int, branch: str, stock: Callable[[], int]) -> int:
         """Remove a branch's oldest checkpoints but for ``keep`` and return how many went.
@@ -84,18 +96,24 @@ class CheckpointWriter(Protocol):
 
 
 class CheckpointWriterSlot(Slot):
-    """Serves automatic checkpoints, and every reader of them inside CrewAI.
+    """Serves checkpoints, automatic or asked for, and every reader of them inside CrewAI.
 
     A ``CheckpointConfig`` with a provider class of the application's own is left to CrewAI.
     """
 
     name: ClassVar = "checkpoint.writer"
     summary: ClassVar = "checkpoints"
-    how: ClassVar = "_do_checkpoint, JsonProvider, SqliteProvider, end of the runtime scope"
+    how: ClassVar = (
+        "_do_checkpoint, RuntimeState, JsonProvider, SqliteProvider, end of the runtime scope"
+    )
     keeps_data: ClassVar = True
     targets: ClassVar = (
         Target("crewai.state.checkpoint_listener:_do_checkpoint", wrapped=True),
         Target("crewai.events.event_bus:CrewAIEventsBus._exit_runtime_scope", wrapped=True),
+        *(
+            Target(f"crewai.state.runtime:RuntimeState.{name}", wrapped=True)
+            for name in ("checkpoint", "acheckpoint", "from_checkpoint", "afrom_checkpoint")
+        ),
         *(
             Target(
                 f"crewai.state.provider.{kind.lower()}_provider:{kind}Provider.{name}", wrapped=True
@@ -109,13 +127,16 @@ class CheckpointWriterSlot(Slot):
         """Put the provider in the place of CrewAI's writer and before its readers."""
         from crewai.events.event_bus import CrewAIEventsBus
         from crewai.state import checkpoint_listener
+        from crewai.state.checkpoint_config import CheckpointConfig
         from crewai.state.provider.json_provider import JsonProvider
         from crewai.state.provider.sqlite_provider import SqliteProvider
+        from crewai.state.runtime import RuntimeState
 
         writer = provider.require(provider.call(), PROTOCOL, "a CheckpointWriter")
         meter = binding.watch.meter
         write, read = meter(writer.write), meter(writer.read)
         prune, drain = meter(writer.prune), meter(writer.drain)
+        save, restored = meter(writer.save), meter(writer.restored)
         served = (JsonProvider, SqliteProvider)
 
         def make_write(stock: Any) -> Any:
@@ -133,7 +154,21 @@ class CheckpointWriterSlot(Slot):
 
             return do_checkpoint
 
+        def make_save(stock: Any) -> Any:
+            def checkpoint(state: Any, location: str) -> Any:
+                provider = state._provider  # noqa: SLF001 - as the stock code does
+                if type(provider) not in served:
+                    return stock(state, location)
+                config = CheckpointConfig(location=location, provider=provider)
+                original = functools.partial(stock, state, location)
+                return save(Checkpoint(state, config, None, original))
+
+            return checkpoint
+
         binding.stand_in(checkpoint_listener, "_do_checkpoint", make_write)
+        binding.stand_in(RuntimeState, "checkpoint", make_save)
+        binding.stand_in(RuntimeState, "acheckpoint", functools.partial(_make_asave, served))
+        _restore_with(binding, RuntimeState, restored)
         for cls in served:
             binding.stand_in(cls, "from_checkpoint", functools.partial(_make_read, read))
             binding.stand_in(cls, "afrom_checkpoint", _make_aread)
@@ -141,6 +176,42 @@ class CheckpointWriterSlot(Slot):
         binding.stand_in(
             CrewAIEventsBus, "_exit_runtime_scope", functools.partial(_make_exit, drain)
         )
+
+
+def _make_asave(served: tuple[type, ...], stock: Any) -> Any:
+    async def acheckpoint(state: Any, location: str) -> Any:
+        if type(state._provider) not in served:  # noqa: SLF001 - as the stock code does
+            return await stock(state, location)
+        return await asyncio.to_thread(state.checkpoint, location)
+
+    return acheckpoint
+
+
+def _restore_with(binding: Binding, owner: Any, restored: Any) -> None:
+    watch = binding.watch
+
+    def from_checkpoint(stock: Any) -> Any:
+        def switch(cls: Any, config: Any, **kwargs: Any) -> Any:
+            state = stock.__func__(cls, config, **kwargs)
+            if watch.serving:
+                restored(state, str(config.restore_from))
+            return state
+
+        named: Any = functools.update_wrapper(switch, stock.__func__)
+        return classmethod(named)
+
+    def afrom_checkpoint(stock: Any) -> Any:
+        async def switch(cls: Any, config: Any, **kwargs: Any) -> Any:
+            state = await stock.__func__(cls, config, **kwargs)
+            if watch.serving:
+                restored(state, str(config.restore_from))
+            return state
+
+        named: Any = functools.update_wrapper(switch, stock.__func__)
+        return classmethod(named)
+
+    binding.wrap(owner, "from_checkpoint", from_checkpoint)
+    binding.wrap(owner, "afrom_checkpoint", afrom_checkpoint)
 
 
 def _make_read(read: Any, stock: Any) -> Any:

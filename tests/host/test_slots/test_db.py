@@ -19,6 +19,7 @@ from crewai.state.checkpoint_config import CheckpointConfig
 from crewai.state.provider import sqlite_provider
 from crewai.state.provider.json_provider import JsonProvider
 from crewai.state.provider.sqlite_provider import SqliteProvider
+from crewai.state.runtime import RuntimeState
 from crewai.utilities.crew_json_encoder import CrewJSONEncoder
 
 from crewai_native._errors import ProviderError
@@ -45,14 +46,22 @@ class Writer:
         self.drained = []
         self.reads = []
         self.pruned = []
+        self.restores = []
 
     def write(self, checkpoint):
         checkpoint.stock()
         self.written.append((checkpoint.config.location, checkpoint.event.type))
 
+    def save(self, checkpoint):
+        self.written.append((checkpoint.config.location, None))
+        return checkpoint.stock()
+
     def read(self, location, stock):
         self.reads.append(location)
         return stock()
+
+    def restored(self, state, location):
+        self.restores.append((state, location))
 
     def prune(self, location, keep, branch, stock):
         self.pruned.append((location, keep, branch))
@@ -139,6 +148,26 @@ class TestCheckpoints:
         serve("checkpoint.writer", lambda: writer)
         crew_of("first").kickoff()
         assert writer.drained == []
+
+    def test_what_a_program_asks_for_and_what_is_made_of_it(self, serve, tmp_path):
+        writer = Writer()
+        serve("checkpoint.writer", lambda: writer)
+        state = RuntimeState(root=[crew_of("first")])
+        where = state.checkpoint(str(tmp_path))
+        again = asyncio.run(state.acheckpoint(str(tmp_path)))
+        assert writer.written == [(str(tmp_path), None)] * 2
+        made = RuntimeState.from_checkpoint(
+            CheckpointConfig(restore_from=where), context={"from_checkpoint": True}
+        )
+        later = asyncio.run(
+            RuntimeState.afrom_checkpoint(
+                CheckpointConfig(restore_from=again), context={"from_checkpoint": True}
+            )
+        )
+        assert [(id(one), at) for one, at in writer.restores] == [
+            (id(made), where),
+            (id(later), again),
+        ]
 
     def test_a_failed_checkpoint_shows(self, serve, tmp_path, caplog):
         class Full(Writer):

@@ -12,8 +12,20 @@ if TYPE_CHECKING:
 HEAD: Final = -1
 
 
+Stored = tuple[list[bytes], dict[int, bytes], str]
+
+
 def whole(store: _native.CheckpointStore, checkpoint_id: str, location: str) -> str:
     """Return the text of a checkpoint in a store.
+
+    Raises:
+        FileNotFoundError: It is not there.
+    """
+    return assemble(*load(store, checkpoint_id, location))
+
+
+def load(store: _native.CheckpointStore, checkpoint_id: str, location: str) -> Stored:
+    """Return what a store keeps of a checkpoint.
 
     Raises:
         FileNotFoundError: It is not there.
@@ -24,7 +36,14 @@ def whole(store: _native.CheckpointStore, checkpoint_id: str, location: str) -> 
             f"{location} is the outline of a checkpoint whose data should be in {store.path}, and "
             "are not: move or copy a location as a whole"
         )
-    return assemble(*stored)
+    return stored
+
+
+def guardrails(stored: Stored) -> dict[str, Any]:
+    """Return what is said of guardrails that are functions, by the id of their task or agent."""
+    body, _ = json.loads(stored[1][HEAD])
+    found: dict[str, Any] = body["guardrails"]
+    return found
 
 
 def assemble(segments: list[bytes], texts: dict[int, bytes], note: str) -> str:
@@ -35,7 +54,7 @@ def assemble(segments: list[bytes], texts: dict[int, bytes], note: str) -> str:
             start, ids from there on], …]}``: what was added to the record of events.
         texts: ``[part, parts by field]`` by number: what does change. Wherever a part is due there
             is its number, or a list of such. Under ``HEAD`` is ``{"crewai_version": …,
-            "entities": [number, …]}``.
+            "entities": [number, …], "guardrails": {id: …}}``.
         note: ``{"parent_id": …, "branch": …, "trigger": …}``: the place in the lineage.
     """
     said = json.loads(note)

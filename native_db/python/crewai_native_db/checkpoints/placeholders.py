@@ -10,10 +10,14 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from crewai.agents.agent_builder.base_agent import BaseAgent
+from crewai.task import Task
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
 MARK: Final = "crewai_native"
+_GUARDRAILS: Final = ("guardrail", "guardrails")
 
 
 class Placeholders:
@@ -40,9 +44,31 @@ class Placeholders:
         self.lost.add(name)
         return f"<{name}>"
 
-    def leave_out(self, value: Any) -> None:
-        """Note a value that CrewAI leaves out of a checkpoint, saying so in a warning at most."""
-        self.lost.add(_name(value))
+    def guardrails(self, owner: Any) -> dict[str, Any]:
+        """Return the guardrails of a task or agent by field, where there are functions.
+
+        CrewAI leaves those out of a checkpoint. Each becomes ``{"path": …}``, or nothing if it
+        cannot be imported; a description remains a text.
+        """
+        fields: dict[str, Any] = {}
+        for field in _GUARDRAILS:
+            value = getattr(owner, field, None)
+            many = isinstance(value, list | tuple)
+            items = list(value) if isinstance(value, list | tuple) else [value]
+            if any(map(callable, items)):
+                kept = [one for item in items if (one := self._guardrail(item)) is not None]
+                fields[field] = kept if many else next(iter(kept), None)
+        return {field: kept for field, kept in fields.items() if kept}
+
+    def _guardrail(self, value: Any) -> Any:
+        if not callable(value):
+            return value
+        path = path_of(value)
+        if path is None:
+            self.lost.add(_name(value))
+            return None
+        self.named.add(path)
+        return {"path": path}
 
     def mark_tool(self, tool: Any, dump: dict[str, Any]) -> dict[str, Any]:
         """Have a tool that has placeholders restored by :class:`RestoredTool`."""
@@ -115,6 +141,37 @@ def resolve(path: str) -> Any:
             f"the checkpoint refers to {path!r}, which cannot be imported: {error}"
         ) from error
     return getattr(found, "func", found)
+
+
+def restore_guardrails(entities: Iterable[Any], said: dict[str, Any]) -> None:
+    """Give tasks and agents the guardrails that :meth:`Placeholders.guardrails` named.
+
+    Raises:
+        ValueError: One cannot be imported any more.
+    """
+    for owner in _owners(entities):
+        for field, kept in said.get(str(owner.id), {}).items():
+            many = isinstance(kept, list)
+            found = [
+                resolve(item["path"]) if isinstance(item, dict) else item
+                for item in (kept if many else [kept])
+            ]
+            setattr(owner, field, found if many else found[0])
+        if isinstance(owner, Task) and str(owner.id) in said:
+            # As CrewAI does when a task is made.
+            owner.ensure_guardrail_is_callable()
+            owner.ensure_guardrails_is_list_of_callables()
+
+
+def _owners(entities: Iterable[Any]) -> Iterator[Any]:
+    for entity in entities:
+        if isinstance(entity, BaseAgent):
+            yield entity
+        for task in getattr(entity, "tasks", None) or ():
+            yield task
+            if task.agent is not None:
+                yield task.agent
+        yield from getattr(entity, "agents", None) or ()
 
 
 def _name(value: Any) -> str:

@@ -154,6 +154,8 @@ class Recorder:
         self._executors = _native.Watch(classify)
         self._context: ExecutionContext | None = None
         self._contextual: set[int] = set()
+        # Of which CrewAI leaves out the functions: by the id of the task or agent.
+        self._guardrails: dict[str, Any] = {}
         # Dumps of the schemas of tools, by the classes of both.
         self._schemas: dict[tuple[Any, ...], dict[str, Any]] = {}
 
@@ -174,7 +176,8 @@ class Recorder:
         entities = [self._view(type(entity), entity) for entity in root]
         self._record(state)
         version = get_crewai_version()
-        self._put(HEAD, {"crewai_version": version, "entities": entities}, {}, HEAD)
+        head = {"crewai_version": version, "entities": entities, "guardrails": self._guardrails}
+        self._put(HEAD, head, {}, HEAD)
         return Snapshot(
             segments=self._segments,
             count=len(self._segments),
@@ -363,8 +366,10 @@ class Recorder:
             self._doubtful.discard(number)
         else:
             self._doubtful.add(number)
-        if isinstance(value, Task):
-            self._leave_out_guardrails(value)
+        if isinstance(value, Task | BaseAgent):
+            self._guardrails.pop(str(value.id), None)
+            if found := self._placeholders.guardrails(value):
+                self._guardrails[str(value.id)] = found
         if isinstance(value, BaseTool):
             return self._tool(view, value), refs
         return self._dump(view, value, exclude=set(refs)), refs
@@ -381,14 +386,6 @@ class Recorder:
                     if other not in seen and part is not None:
                         seen.add(other)
                         ahead.append(part.refs)
-
-    def _leave_out_guardrails(self, task: Task) -> None:
-        found = (task.guardrail, task.guardrails)
-        for guardrail in (
-            x for one in found for x in (one if isinstance(one, list | tuple) else [one])
-        ):
-            if callable(guardrail):
-                self._placeholders.leave_out(guardrail)
 
     def _tool(self, view: type[BaseModel], tool: BaseTool) -> dict[str, Any]:
         """Dump a tool. What takes long is to describe its schemas, which are classes."""

@@ -32,6 +32,7 @@ from crewai.state.provider.json_provider import JsonProvider
 
 from crewai_native_db import _native
 from crewai_native_db.checkpoints import assembly, outline, places
+from crewai_native_db.checkpoints.placeholders import restore_guardrails
 from crewai_native_db.checkpoints.recorder import Part, Recorder, Snapshot
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class _Due:
     # CrewAI's events are emitted as by the handler, wherever that happens.
     within: contextvars.Context
     checkpoint_id: str = ""
+    location: str | None = None
     error: Exception | None = None
     done: bool = False
 
@@ -80,7 +82,9 @@ class _Due:
             **self.context,
             **fields,
         )
-        self.within.run(crewai_event_bus.emit, self.config, event)
+        # Of one that the program asked for, CrewAI says that it is the state's.
+        source = self.config if self.trigger is not None else self.state
+        self.within.run(crewai_event_bus.emit, source, event)
 
 
 @dataclasses.dataclass(eq=False)
@@ -130,6 +134,8 @@ class CheckpointWriter:
         self._lock = threading.Lock()
         self._runs: dict[int, tuple[weakref.ref[Any], _Run]] = {}
         self._stores: dict[Path, _native.CheckpointStore] = {}
+        # Of checkpoints that were read and of which no state was made yet.
+        self._guardrails: dict[str, dict[str, Any]] = {}
         self._counts = dict.fromkeys(
             ("written", "failed", "pruned", "snapshots", "snapshot_us", "store_us"), 0
         )
@@ -149,6 +155,9 @@ class CheckpointWriter:
         Raises:
             Exception: No snapshot could be taken.
         """
+        self._take(checkpoint)
+
+    def _take(self, checkpoint: Checkpoint) -> tuple[_Run, _Due]:
         state, config, event = checkpoint.state, checkpoint.config, checkpoint.event
         run = self._run(state)
         kind = places.Files if type(config.provider) is JsonProvider else places.Table
@@ -169,6 +178,20 @@ class CheckpointWriter:
         if due.error is not None:
             self._fail(run, due, due.error)
             raise due.error
+        return run, due
+
+    def save(self, checkpoint: Checkpoint) -> str:
+        """Write a checkpoint that was asked for, and return where it is, once it is there.
+
+        Raises:
+            Exception: It could not be written.
+        """
+        run, due = self._take(checkpoint)
+        with run.changed:
+            run.changed.wait_for(lambda: due.location is not None or due.error is not None)
+        if due.error is not None:
+            raise due.error
+        return str(due.location)
 
     def read(self, location: str, stock: Callable[[], str]) -> str:
         """Return a checkpoint as CrewAI would have written it.
@@ -185,7 +208,22 @@ class CheckpointWriter:
         # A file, or a SQLite file and the id of a row.
         near = location if Path(location).is_file() else location.rsplit("#", 1)[0]
         path = Path(near).absolute().parent / data
-        return assembly.whole(self._store(path), checkpoint_id, location)
+        stored = assembly.load(self._store(path), checkpoint_id, location)
+        if said := assembly.guardrails(stored):
+            with self._lock:
+                self._guardrails[location] = said
+        return assembly.assemble(*stored)
+
+    def restored(self, state: Any, location: str) -> None:
+        """Give the tasks and agents of a restored state their guardrails that are functions.
+
+        Raises:
+            ValueError: One cannot be imported any more.
+        """
+        with self._lock:
+            said = self._guardrails.pop(location, None)
+        if said:
+            restore_guardrails(state.root, said)
 
     def prune(self, location: str, _keep: int, branch: str, stock: Callable[[], int]) -> int:
         """Have CrewAI remove a branch's oldest checkpoints, and drop what they alone needed."""
@@ -315,13 +353,16 @@ class CheckpointWriter:
                 self._fail(run, due, error)
             else:
                 run.stored = due.checkpoint_id
-                self._complete(due, fields["parent_id"])
+                self._complete(run, due, fields["parent_id"])
 
-    def _complete(self, due: _Due, parent_id: str | None) -> None:
+    def _complete(self, run: _Run, due: _Due, parent_id: str | None) -> None:
         config = due.config
         location = due.place.name(config.location, due.checkpoint_id, parent_id, due.branch)
         due.state._chain_lineage(config.provider, location)  # noqa: SLF001 - as CrewAI does
         self._count("written")
+        with run.changed:
+            due.location = location
+            run.changed.notify_all()
         _logger.info("checkpoint saved; crewai checkpoint resume %s", due.checkpoint_id)
         due.emit(
             CheckpointCompletedEvent,
@@ -349,7 +390,10 @@ class CheckpointWriter:
 
     def _fail(self, run: _Run, due: _Due, error: Exception) -> None:
         self._count("failed")
-        run.failures.append(error)
+        with run.changed:
+            run.failures.append(error)
+            due.error = error
+            run.changed.notify_all()
         if not due.checkpoint_id:
             # Raised by the handler, and logged by who called it.
             due.emit(CheckpointFailedEvent, due.parent_id, due.config.location, error=str(error))
