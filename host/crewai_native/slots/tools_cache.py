@@ -40,7 +40,10 @@ class ToolCache(Protocol):
 
 
 class ToolsCache(Slot):
-    """Serves every ``CacheHandler``, those that exist already too.
+    """Serves every ``CacheHandler`` that keeps results of tools, those that exist already too.
+
+    Not the one by which ``@agent``, ``@task`` and ``@crew`` remember what a project's methods made:
+    its values are the crew's parts themselves, and a copy of an agent is another agent.
 
     A handler's results live in its :class:`ToolCache` from its first use while the slot is bound.
     What it kept before is still found: a read that the provider misses looks into the handler's
@@ -60,6 +63,7 @@ class ToolsCache(Slot):
     def bind(self, binding: Binding, provider: Provider) -> None:
         """Put the provider behind the methods of ``CacheHandler``."""
         from crewai.agents.cache.cache_handler import CacheHandler
+        from crewai.project.utils import cache as memo
 
         caches = _Caches(provider)
         # Tried here, on a handler of our own, so that a provider of the wrong type is turned away
@@ -76,7 +80,9 @@ class ToolsCache(Slot):
             failure = _failure_type()
 
             def add(handler: Any, tool: str, input: str, output: Any) -> None:  # noqa: A002
-                if failure is None or not isinstance(output, failure):
+                if handler is memo:
+                    stock(handler, tool, input, output)
+                elif failure is None or not isinstance(output, failure):
                     served(handler, tool, input, output)
 
             return add
@@ -88,6 +94,8 @@ class ToolsCache(Slot):
             served = binding.watch.guard(native, stock, same=None)
 
             def read(handler: Any, tool: str, input: str) -> Any:  # noqa: A002
+                if handler is memo:
+                    return stock(handler, tool, input)
                 found = served(handler, tool, input)
                 return stock(handler, tool, input) if found is None else found
 

@@ -143,6 +143,21 @@ class TestToolsCache(SlotContract):
         crewai_native.deactivate()
         assert cache.read("tool", "{}") in {"bound", None}
 
+    def test_a_project_remembers_its_agents_themselves(self, provider: str) -> None:
+        """``@agent`` keeps what it made in a handler too, and a copy of it would be another one."""
+        from crewai import Agent
+        from crewai.project import agent
+
+        from crewai_native.testing import ScriptedLLM
+
+        class Project:
+            @agent
+            def reader(self) -> Agent:
+                return Agent(role="r", goal="g", backstory="b", llm=ScriptedLLM([]))
+
+        project = Project()
+        assert project.reader() is project.reader()
+
     def test_a_crew_runs_a_tool_once_for_the_same_call(self, provider: str) -> None:
         """Through an agent that calls it twice with the same arguments."""
         from crewai import Agent, Crew, Task
