@@ -22,6 +22,7 @@ from crewai.events.base_events import BaseEvent
 from crewai.events.event_bus import crewai_event_bus
 from crewai.events.types.checkpoint_events import CheckpointCompletedEvent, CheckpointFailedEvent
 from crewai.flow.flow import listen, start
+from crewai.state import checkpoint_listener
 from crewai.state.checkpoint_config import CheckpointConfig
 from crewai.state.provider.json_provider import JsonProvider
 from crewai.state.provider.sqlite_provider import SqliteProvider
@@ -509,6 +510,23 @@ class TestAskedFor:
         totals = _native.CheckpointStore(places.of(made.location).store, True).totals()
         assert totals["checkpoints"] == 2
         assert totals["text_bytes"] < 1.5 * len(json.dumps(after))
+
+    def test_outside_of_kickoffs_it_is_there_and_told_of_at_once(self, config):
+        told = []
+
+        def note(_source, event):
+            told.append(event.checkpoint_id)
+
+        crewai_event_bus.on(CheckpointCompletedEvent)(note)
+        try:
+            for _ in range(3):
+                made = config(max_checkpoints=2)
+                checkpoint_listener._do_checkpoint(RuntimeState(root=[]), made)
+                crewai_event_bus.flush()
+        finally:
+            crewai_event_bus.off(CheckpointCompletedEvent, note)
+        assert len(told) == 3
+        assert [made.provider.extract_id(where) for where, _ in saved(made.location)] == told[1:]
 
     def test_what_cannot_be_written_is_raised(self, config, tmp_path):
         (tmp_path / "saved").write_text("not a directory")
