@@ -667,6 +667,12 @@ class TestFailures:
         assert [name for name, _ in store.ids()] == [attempts[0], attempts[2]]
 
 
+# Tests run on stock CrewAI, and so would the programs that they start.
+BOUND = """
+import crewai_native
+status = crewai_native.activate(enabled=True)
+assert status["checkpoint.writer"].provider == "crewai-native-db", status["checkpoint.writer"]
+"""
 KILLED = """
 import os, sys
 from crewai.state.checkpoint_config import CheckpointConfig
@@ -684,7 +690,7 @@ class TestKilled:
     def test_processes_at_one_place_lose_nothing_when_they_are_killed(self, tmp_path, start):
         place = tmp_path / "saved"
         for wait in (2, 3):  # the first kickoffs, then, are over
-            children = [start(KILLED, place) for _ in range(2)]
+            children = [start(BOUND + KILLED, place) for _ in range(2)]
             for child in children:
                 for _ in range(wait):
                     assert child.stdout.readline() == "run\n"
@@ -719,7 +725,7 @@ for _ in range(3):
 if child:
     assert os.waitpid(child, 0)[1] == 0
 """
-        run = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "saved")]
+        run = [sys.executable, "-W", "ignore", "-c", BOUND + code, str(tmp_path / "saved")]
         done = subprocess.run(run, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert len(list(saved(tmp_path / "saved"))) == 7
