@@ -153,7 +153,7 @@ class TestToolsCache(SlotContract):
         class Project:
             @agent
             def reader(self) -> Agent:
-                return Agent(role="r", goal="g", backstory="b", llm=ScriptedLLM([]))
+                return Agent(role="r", goal="g", backstory="b", llm=ScriptedLLM(["x"]))
 
         project = Project()
         assert project.reader() is project.reader()
