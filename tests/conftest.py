@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 
 from crewai_native.testing.offline import OFFLINE
@@ -19,3 +20,7 @@ os.environ["CREWAI_NATIVE"] = "0"
 os.environ["CREWAI_STORAGE_DIR"] = tempfile.mkdtemp(prefix="crewai-native-tests-")
 # No verdict on a plug-in that a test fabricates belongs into the user's cache.
 os.environ["CREWAI_NATIVE_CACHE_DIR"] = os.environ["CREWAI_STORAGE_DIR"]
+# A shell starts what it runs in the background with interrupts ignored, and the programs that tests
+# start and interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -115,8 +115,10 @@ class Screening:
                 rule = f"chosen by {self._settings.source(f'slots.{slot}')}"
             elif len(ordered) == 1:
                 rule = "the only candidate"
-            elif offer.ours:
+            elif offer.ours and strangers:
                 rule = "a third party's goes before it"
+            elif offer.ours:
+                rule = "by name among this project's own"
             elif len(strangers) == 1:
                 rule = "a third party's goes before this project's own"
             else:
