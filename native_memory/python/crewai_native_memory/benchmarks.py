@@ -192,8 +192,24 @@ def _filled(side: str, corpus: Corpus, purpose: str) -> tuple[Any, Path]:  # noq
         if side != "stock" and hasattr(storage, tidy):
             getattr(storage, tidy)()
     if side == "stock":
-        storage._table.optimize()  # noqa: SLF001 - what its own compaction would do in time
+        _compact(storage)
     return storage, directory
+
+
+def _compact(storage: Any) -> None:
+    """Do what stock's own compaction would do in time.
+
+    One of those may be under way; LanceDB then tells the second of the two to begin anew.
+    """
+    for left in reversed(range(10)):
+        try:
+            storage._table.optimize()  # noqa: SLF001
+        except (OSError, RuntimeError) as error:
+            if left == 0 or "conflict" not in str(error).lower():
+                raise
+            time.sleep(0.5)
+        else:
+            return
 
 
 # --- the operations ---------------------------------------------------------------------------
