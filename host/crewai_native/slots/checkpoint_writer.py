@@ -125,7 +125,7 @@ class CheckpointWriterSlot(Slot):
 
     def bind(self, binding: Binding, provider: Provider) -> None:
         """Put the provider in the place of CrewAI's writer and before its readers."""
-        from crewai.events.event_bus import CrewAIEventsBus, _runtime_scope_depth
+        from crewai.events.event_bus import CrewAIEventsBus
         from crewai.state import checkpoint_listener
         from crewai.state.checkpoint_config import CheckpointConfig
         from crewai.state.provider.json_provider import JsonProvider
@@ -147,9 +147,6 @@ class CheckpointWriterSlot(Slot):
                     return
                 try:
                     write(Checkpoint(state, cfg, event, original))
-                    if _runtime_scope_depth.get() == 0:
-                        # Outside of kickoffs none ends that would wait for it.
-                        drain(state)
                 except Exception:
                     # CrewAI logs it as a warning. A run that cannot be resumed is an error.
                     _logger.exception("no checkpoint was written at %s", cfg.location)

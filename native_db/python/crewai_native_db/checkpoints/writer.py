@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from crewai.events.event_bus import crewai_event_bus
+from crewai.events.event_bus import _runtime_scope_depth, crewai_event_bus
 from crewai.events.types.checkpoint_events import (
     CheckpointCompletedEvent,
     CheckpointFailedEvent,
@@ -120,6 +120,12 @@ class _Run:
         self.warned = False
 
 
+def _settle(run: _Run) -> None:
+    """Wait until nothing of a run is on its way."""
+    with run.changed:
+        run.changed.wait_for(lambda: not (run.waiting or run.recording or run.taken or run.storing))
+
+
 class CheckpointWriter:
     """Serves ``checkpoint.writer``.
 
@@ -153,9 +159,14 @@ class CheckpointWriter:
         """Take a snapshot of a run, and have a thread store it.
 
         Raises:
-            Exception: No snapshot could be taken.
+            Exception: No snapshot could be taken; or, outside of kickoffs, it could not be stored.
         """
-        self._take(checkpoint)
+        run, due = self._take(checkpoint)
+        if _runtime_scope_depth.get() == 0:
+            # No kickoff ends here that would wait for it.
+            _settle(run)
+            if due.error is not None:
+                raise due.error
 
     def _take(self, checkpoint: Checkpoint) -> tuple[_Run, _Due]:
         state, config, event = checkpoint.state, checkpoint.config, checkpoint.event
@@ -246,10 +257,7 @@ class CheckpointWriter:
             _, run = self._runs.pop(id(state), (None, None))
         if run is None:
             return
-        with run.changed:
-            run.changed.wait_for(
-                lambda: not (run.waiting or run.recording or run.taken or run.storing)
-            )
+        _settle(run)
         if self._strict and run.failures:
             raise run.failures[0]
 
