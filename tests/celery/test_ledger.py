@@ -35,7 +35,13 @@ class Memory:
     def read(self, keys: Sequence[str]) -> tuple[list[str | None], float]:
         return [self.texts.get(key) for key in keys], self.now
 
-    def change(self, key: str, change: Callable[[str | None, float], str | None]) -> None:
+    def change(
+        self,
+        key: str,
+        change: Callable[[str | None, float], str | None],
+        *,
+        lasting: bool = True,
+    ) -> None:
         text = change(self.texts.get(key), self.now)
         if text is not None:
             self.texts[key] = text

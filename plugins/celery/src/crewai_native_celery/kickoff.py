@@ -95,7 +95,13 @@ class _Watch:
 
     def _work(self) -> None:
         while not self._over.wait(self._beat):
-            if self._ledger.renew(*self._entry):
+            try:
+                wanted = self._ledger.renew(*self._entry)
+            except Exception:
+                # A full disk, say. Should it last, the lease lapses, and whoever sent this decides.
+                _logger.exception("no sign of life of %s could be given", self._entry[1])
+                continue
+            if wanted:
                 continue
             self.scope.cancel()
             if not self._over.wait(GRACE):

@@ -117,7 +117,7 @@ class Ledger:
                 return None
             return dataclasses.replace(entry or Entry(token, begun=1), until=now + self._lease)
 
-        self._change(key, change)
+        self._change(key, change, lasting=False)
         return mine and not self.cancelled(session)
 
     def give_back(self, key: str, token: str) -> None:
@@ -176,12 +176,18 @@ class Ledger:
         """Have nothing of a batch begun any more, and what runs stopped."""
         self._store.change(f"session:{session}", lambda *_: _CANCELLED)
 
-    def _change(self, key: str, change: Callable[[Entry | None, float], Entry | None]) -> None:
+    def _change(
+        self,
+        key: str,
+        change: Callable[[Entry | None, float], Entry | None],
+        *,
+        lasting: bool = True,
+    ) -> None:
         def changed(text: str | None, now: float) -> str | None:
             entry = change(_parsed(text), now)
             return None if entry is None else json.dumps(dataclasses.asdict(entry))
 
-        self._store.change(f"item:{key}", changed)
+        self._store.change(f"item:{key}", changed, lasting=lasting)
 
 
 def _parsed(text: str | None) -> Entry | None:

@@ -5,7 +5,6 @@ Both keep texts by key, change one atomically, and forget it after a time.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sqlite3
 import threading
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     Change = Callable[[str | None, float], str | None]
     """Makes the next text of the present one and of the time; None leaves it as it is."""
@@ -23,8 +22,9 @@ CLIENTS_PATIENCE: Final = 30
 """How often whoever sends a batch tries to reach Redis, up to five seconds apart."""
 FOREVER: Final = -1
 _NAMESPACE: Final = "crewai-native:"
-# Seconds that a process waits for another's change of the file.
-_BUSY: Final = 60.0
+# Seconds that a process waits for others' changes of the file at most, each of which waits for the
+# disk; a worker's process has nothing better to do.
+_FOREVER_BUSY: Final = 7 * 24 * 3600.0
 _SWEEP: Final = 3600.0
 
 
@@ -34,8 +34,15 @@ class Store(Protocol):
     def read(self, keys: Sequence[str]) -> tuple[list[str | None], float]:
         """Return the texts, None where there is none, and the store's time in seconds."""
 
-    def change(self, key: str, change: Change) -> None:
-        """Change a text atomically; it is as durable as the store when this returns."""
+    def change(self, key: str, change: Change, *, lasting: bool = True) -> None:
+        """Change a text atomically; it is as durable as the store when this returns.
+
+        Args:
+            key: Its key.
+            change: Makes the next text.
+            lasting: Whether the change is worth waiting for the disk; what is not, a power cut may
+                undo, and nothing else.
+        """
 
 
 def opened(url: str, *, keep: float, attempts: int = CLIENTS_PATIENCE) -> Store:
@@ -44,10 +51,11 @@ def opened(url: str, *, keep: float, attempts: int = CLIENTS_PATIENCE) -> Store:
     Args:
         url: ``redis://…``, ``rediss://…`` or ``sqlite:///file``.
         keep: Seconds for which a text is kept after its last change.
-        attempts: How often Redis is tried when it cannot be reached; :data:`FOREVER` for no end.
+        attempts: How often Redis is tried when it cannot be reached, or a second is waited for the
+            file; :data:`FOREVER` for no end.
     """
     if url.startswith("sqlite:///"):
-        return SqliteStore(Path(url.removeprefix("sqlite://")), keep)
+        return SqliteStore(Path(url.removeprefix("sqlite://")), keep, attempts)
     return RedisStore(url, keep, attempts)
 
 
@@ -78,8 +86,9 @@ class RedisStore:
         found: Any = self._client.mget([_NAMESPACE + key for key in keys]) if keys else []
         return found, self._now()
 
-    def change(self, key: str, change: Change) -> None:
+    def change(self, key: str, change: Change, *, lasting: bool = True) -> None:
         """See :class:`Store`."""
+        del lasting  # the server is configured for it
         name = _NAMESPACE + key
 
         def transact(pipe: Any) -> None:
@@ -105,24 +114,34 @@ if hasattr(os, "register_at_fork"):
     )
 
 
+# Connections of the process that this one was forked from: neither to be used nor to be closed here.
+_inherited: Final[list[sqlite3.Connection]] = []
+
+
 class SqliteStore:
     """Texts in a file, for the processes of one machine."""
 
-    def __init__(self, path: Path, keep: float) -> None:
+    def __init__(self, path: Path, keep: float, attempts: int) -> None:
         self._path = path
         self._keep = keep
+        self._busy = _FOREVER_BUSY if attempts == FOREVER else max(float(attempts), 1.0)
         self._swept = 0.0
+        self._file: sqlite3.Connection | None = None
+        self._process = 0
 
     def read(self, keys: Sequence[str]) -> tuple[list[str | None], float]:
         """See :class:`Store`."""
         now = time.time()
-        with self._connected() as file:
+        with _lock:
+            file = self._opened()
             found = [self._text(file, key, now) for key in keys]
         return found, now
 
-    def change(self, key: str, change: Change) -> None:
+    def change(self, key: str, change: Change, *, lasting: bool = True) -> None:
         """See :class:`Store`."""
-        with self._connected() as file:
+        with _lock:
+            file = self._opened()
+            file.execute(f"PRAGMA synchronous={'FULL' if lasting else 'NORMAL'}")
             file.execute("BEGIN IMMEDIATE")
             now = time.time()
             try:
@@ -137,7 +156,8 @@ class SqliteStore:
                     file.execute("DELETE FROM texts WHERE until <= ?", (now,))
                 file.execute("COMMIT")
             except BaseException:
-                file.execute("ROLLBACK")
+                if file.in_transaction:
+                    file.execute("ROLLBACK")
                 raise
 
     @staticmethod
@@ -146,18 +166,38 @@ class SqliteStore:
         found = row.fetchone()
         return None if found is None else str(found[0])
 
-    @contextlib.contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        # A connection for each use: none can be carried into a forked process.
-        with _lock:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            file = sqlite3.connect(self._path, timeout=_BUSY, isolation_level=None)
-            try:
-                file.execute("PRAGMA synchronous=FULL")
-                file.execute(
-                    "CREATE TABLE IF NOT EXISTS texts "
-                    "(key TEXT PRIMARY KEY, text TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID"
-                )
-                yield file
-            finally:
-                file.close()
+    def _opened(self) -> sqlite3.Connection:
+        if self._file is not None and self._process == os.getpid():
+            return self._file
+        if self._file is not None:
+            _inherited.append(self._file)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # Whoever holds `_lock` is the only one to use it.
+        file = sqlite3.connect(
+            self._path, timeout=self._busy, isolation_level=None, check_same_thread=False
+        )
+        try:
+            _log_ahead(file, time.monotonic() + self._busy)
+            file.execute(
+                "CREATE TABLE IF NOT EXISTS texts "
+                "(key TEXT PRIMARY KEY, text TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID"
+            )
+        except BaseException:
+            file.close()
+            raise
+        self._file, self._process = file, os.getpid()
+        return file
+
+
+def _log_ahead(file: sqlite3.Connection, end: float) -> None:
+    """Have a file keep a write-ahead log: one wait for the disk per change, none of readers."""
+    while True:
+        try:
+            file.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            # SQLite itself does not wait while another process is just switching.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+        else:
+            return
