@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from crewai_native_celery.options import Options
 
 TASK: Final = "crewai_native_celery.kickoff"
-MARGIN: Final = 60.0
+MARGIN: Final = 120.0
 """Seconds by which a broker waits longer for an acknowledgement than two of the longest runs take."""
+BACKSTOP: Final = 30.0
+"""Seconds after its time limit at which Celery kills a process that has not ended itself."""
 _FILESYSTEM: Final = "filesystem://"
 
 
@@ -33,7 +35,7 @@ class KickoffRequest(Request):
     """A kickoff as the worker's main process sees it: it writes down what its child cannot."""
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Note that the time limit has passed; the child is killed."""
+        """Note that the time limit has passed, which the child could not: it holds the GIL, say."""
         if not soft:
             book, key, token = self._entry()
             book.finish(key, token, {"state": "timed-out", "seconds": timeout})
@@ -66,7 +68,7 @@ def made(options: Options) -> Celery:
         task_ignore_result=True,
         task_reject_on_worker_lost=True,
         task_serializer="json",
-        task_time_limit=options.celery_time_limit,
+        task_time_limit=options.celery_time_limit + BACKSTOP,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_lost_wait=2.0,
         worker_max_tasks_per_child=50,

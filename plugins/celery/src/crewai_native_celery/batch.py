@@ -211,17 +211,19 @@ class Run:
 
     def _send(self, job: _Job) -> None:
         job.sent = time.monotonic()
+        limit = self._options.timeout or self._settings.celery_time_limit
         self._app.send_task(
             celery_app.TASK,
             kwargs={
                 "session": self._session,
                 "key": job.key,
                 "token": job.token,
+                "limit": limit,
                 "target": self._target,
                 "inputs": job.inputs,
             },
             task_id=job.token,
-            time_limit=self._options.timeout or self._settings.celery_time_limit,
+            time_limit=limit + celery_app.BACKSTOP,
             ignore_result=True,
             retry=True,
             retry_policy=_SENDING,

@@ -30,10 +30,22 @@ def run(
     session: str,
     key: str,
     token: str,
+    limit: float,
     target: dict[str, Any],
     inputs: Mapping[str, Any],
 ) -> None:
-    """Kick off, unless this attempt was begun before; write what becomes of it into the ledger."""
+    """Kick off, unless this attempt was begun before; write what becomes of it into the ledger.
+
+    Args:
+        ledger: Where it is written.
+        beat: Seconds between signs of life.
+        session: The batch.
+        key: The item.
+        token: The attempt.
+        limit: Seconds that it may take; then the process is killed.
+        target: What to run.
+        inputs: The inputs.
+    """
     verdict = ledger.begin(session, key, token)
     if verdict is Verdict.WORN:
         message = f"its process died {MOST_LOST} times"
@@ -41,7 +53,7 @@ def run(
     if verdict is not Verdict.GO:
         _logger.info("%s is not run: %s", key, verdict.value)
         return
-    with _Watch(ledger, session, key, token, beat) as watch:
+    with _Watch(ledger, (session, key, token), beat, limit) as watch:
         outcome = _outcome(target, inputs, watch)
     ledger.finish(key, token, outcome)
 
@@ -74,16 +86,25 @@ def _outcome(target: dict[str, Any], inputs: Mapping[str, Any], watch: _Watch) -
 
 
 class _Watch:
-    """Gives signs of life for a kickoff, and stops it when it is not wanted any more."""
+    """Gives signs of life for a kickoff, and ends it when it is not wanted any more or takes too long.
 
-    def __init__(self, ledger: Ledger, session: str, key: str, token: str, beat: float) -> None:
+    Only while the kickoff runs does it kill the process, which Celery, from outside, could not be sure
+    of: a process that is killed while it waits for its next kickoff may hold the lock of the queue that
+    it shares with the others, and none would get a kickoff any more.
+    """
+
+    def __init__(
+        self, ledger: Ledger, entry: tuple[str, str, str], beat: float, limit: float
+    ) -> None:
         from crewai_native_tasks import cancel_scope
 
         self.scope = cancel_scope()
         self._ledger = ledger
-        self._entry = session, key, token
+        self._session, self._key, self._token = entry
         self._beat = beat
+        self._limit = limit
         self._over = threading.Event()
+        self._ending = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="crewai-native-watch", daemon=True)
 
     def __enter__(self) -> Self:
@@ -91,23 +112,33 @@ class _Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        with self._ending:
+            self._over.set()
 
     def _work(self) -> None:
-        while not self._over.wait(self._beat):
+        end = time.monotonic() + self._limit
+        while not self._over.wait(min(self._beat, max(end - time.monotonic(), 0.0))):
+            if time.monotonic() >= end:
+                _logger.warning("%s took longer than %g seconds", self._key, self._limit)
+                self._kill({"state": "timed-out", "seconds": self._limit})
+                return
             try:
-                wanted = self._ledger.renew(*self._entry)
+                wanted = self._ledger.renew(self._session, self._key, self._token)
             except Exception:
                 # A full disk, say. Should it last, the lease lapses, and whoever sent this decides.
-                _logger.exception("no sign of life of %s could be given", self._entry[1])
+                _logger.exception("no sign of life of %s could be given", self._key)
                 continue
             if wanted:
                 continue
             self.scope.cancel()
             if not self._over.wait(GRACE):
                 # Inside of a model's call or a tool, which nothing else ends.
-                _, key, token = self._entry
-                _logger.warning("%s does not stop; its process is killed", key)
-                self._ledger.finish(key, token, {"state": "cancelled"})
-                os.kill(os.getpid(), signal.SIGKILL)
+                _logger.warning("%s does not stop; its process is killed", self._key)
+                self._kill({"state": "cancelled"})
             return
+
+    def _kill(self, outcome: Outcome) -> None:
+        self._ledger.finish(self._key, self._token, outcome)
+        with self._ending:
+            if not self._over.is_set():
+                os.kill(os.getpid(), signal.SIGKILL)
