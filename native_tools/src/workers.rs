@@ -393,7 +393,7 @@ pub fn follow_parent(socket: RawFd) -> io::Result<()> {
 }
 
 /// Kills a group that this process's child leads, and what left it as far as that can be found.
-fn end_group(leader: i32) {
+pub fn end_group(leader: i32) {
     // Stopped first, so that it starts nothing while its descendants are looked for.
     // SAFETY: no preconditions. The child was not waited for, so its id, and its group's, is its.
     unsafe { libc::kill(-leader, libc::SIGSTOP) };

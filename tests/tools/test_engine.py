@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import math
 import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 from crewai.tools import BaseTool, tool
@@ -25,6 +27,7 @@ from crewai_native_tools import (
     ToolSkipped,
     ToolTimeout,
     cancelled,
+    workers,
 )
 
 SOON = 0.05
@@ -251,6 +254,30 @@ class TestDeadlines:
         hung.release.set()
         settled(lambda: abandoned() == 0)
         assert engine.execute_tool("t") == "late"
+
+    def test_where_no_thread_can_be_started_nothing_goes_on_waiting(self, monkeypatch):
+        def refuse():
+            raise RuntimeError("can't start new thread")
+
+        engine = ToolEngine()
+        engine.register("t", lambda: "done")
+        loops = []
+
+        async def run():
+            loops.append(weakref.ref(asyncio.get_running_loop()))
+            await engine.aexecute_tool("t")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(workers, "take", refuse)
+            with pytest.raises(RuntimeError, match="can't start"):
+                asyncio.run(run())
+        assert asyncio.run(engine.aexecute_tool("t")) == "done"
+
+        def is_gone():
+            gc.collect()
+            return loops[0]() is None
+
+        settled(is_gone)
 
     def test_time_in_a_queue_counts(self, hung):
         engine = ToolEngine(timeout_seconds=SOON, max_concurrency=1)

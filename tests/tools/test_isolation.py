@@ -335,6 +335,62 @@ def test_a_call_can_be_cancelled(pool, tmp_path):
     assert pool.run(misbehaving.add, (1,)) == 11
 
 
+def test_a_late_cancel_spares_the_worker_s_next_call(tmp_path):
+    flag, begun = tmp_path / "flag", threading.Event()
+    cancels = []
+    with Pool(max_workers=1) as pool, ThreadPoolExecutor(1) as threads:
+        assert pool.run(misbehaving.add, (1,), on_start=cancels.append) == 11
+        answer = threads.submit(
+            pool.run, misbehaving.waits_for, (str(flag),), on_start=lambda _: begun.set()
+        )
+        assert begun.wait(LONG)
+        cancels[0]()
+        flag.touch()
+        assert answer.result(LONG) == "seen"
+        assert pool.stats()["started"] == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="lost children are found on Linux")
+@pytest.mark.parametrize("end", ["cancel", "close"])
+def test_what_a_cancelled_tool_has_started_ends_with_it(tmp_path, end):
+    file, cancels = tmp_path / "pids", []
+    with Pool(max_workers=1) as pool, ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(
+            pool.run, misbehaving.forks_and_hangs, (str(file),), on_start=cancels.append
+        )
+        until(lambda: file.exists() and len(file.read_text().split()) == 2)
+        pids = file.read_text().split()
+        if end == "cancel":
+            cancels[0]()
+        else:
+            pool.close()
+        with pytest.raises(isolation.Cancelled):
+            answer.result(LONG)
+        until(lambda: not any(is_alive(pid) for pid in pids))
+
+
+def test_where_no_thread_can_be_started_the_next_call_finds_a_worker(monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    with Pool(max_workers=1) as pool:
+        for _ in range(2):
+            with monkeypatch.context() as patched:
+                patched.setattr(threading.Thread, "start", refuse)
+                with pytest.raises(RuntimeError, match="can't start"):
+                    pool.run(misbehaving.add, (1,), timeout=LONG)
+            assert pool.run(misbehaving.whoami, timeout=LONG)
+        assert pool.stats() | {"calls": 0} == {
+            "started": 1,
+            "calls": 0,
+            "killed": 0,
+            "recycled": 0,
+            "idle": 1,
+            "busy": 0,
+            "starting": 0,
+        }
+
+
 def test_closing_cancels():
     pool = Pool(max_workers=1)
     started = threading.Event()

@@ -433,7 +433,12 @@ class Execution:
         settled: asyncio.Future[str] = loop.create_future()
         self._context = contextvars.copy_context()
         self.call.when_settled(functools.partial(_answer, loop, settled))
-        thread = workers.take()
+        try:
+            thread = workers.take()
+        except BaseException:
+            # The system has no more threads: what waits for the call's end must not go on waiting.
+            self.call.cancel()
+            raise
         thread.desk.give(self)
         try:
             verdict = await settled

@@ -111,6 +111,13 @@ impl WorkerProcess {
         py.detach(|| worker.kill());
         Ok(())
     }
+
+    /// Kills it with what it has started while another thread is in `call`, which says that it has
+    /// ended. Afterwards its id may be another process's: who calls this sees to it that the other
+    /// thread does not `kill` it meanwhile.
+    fn kill_busy(&self, py: Python<'_>) {
+        py.detach(|| workers::end_group(self.pid));
+    }
 }
 
 /// Adds what only POSIX systems have.

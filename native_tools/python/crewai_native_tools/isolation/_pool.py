@@ -159,7 +159,8 @@ class Pool:
         keep = False
         try:
             if on_start is not None:
-                on_start(lambda: self._cancel(member))
+                number = member.calls
+                on_start(lambda: self._cancel(member, number))
             left = None if deadline is None else deadline - time.monotonic()
             answer = member.process.call(
                 message, most=limits.result_bytes + _ENVELOPE, timeout=left
@@ -255,14 +256,23 @@ class Pool:
         if member is None and self._preparing + len(self._busy) >= self._max_workers:
             return None
         preparation = _Preparation()
-        self._preparing += 1
         # In a thread of its own, so that it comes to its end when the caller has no more time.
-        threading.Thread(
+        thread = threading.Thread(
             target=self._load,
             args=(target, member, preparation, self._changed),
             name="crewai-native-worker-start",
             daemon=True,
-        ).start()
+        )
+        self._preparing += 1
+        try:
+            thread.start()
+        except BaseException:
+            # The system has no more threads. What is not prepared must not be waited for.
+            self._preparing -= 1
+            if member is not None:
+                self._idle.append(member)
+            self._changed.notify_all()
+            raise
         return preparation
 
     def _load(
@@ -334,16 +344,16 @@ class Pool:
         else:
             self._idle.append(member)
 
-    def _cancel(self, member: _Member) -> None:
+    def _cancel(self, member: _Member, number: int) -> None:
         with self._changed:
-            if member in self._busy:
+            # It may be at another's call by now.
+            if member in self._busy and member.calls == number:
                 self._kill_busy(member)
 
     def _kill_busy(self, member: _Member) -> None:
-        # While it is among the busy ones, nobody has waited for it: its id is its own.
         member.cancelled = True
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(member.process.pid, signal.SIGKILL)
+        # While it is among the busy ones, nobody has waited for it: its id is its own.
+        member.process.kill_busy()
 
     # --- answers ------------------------------------------------------------------------------
 
