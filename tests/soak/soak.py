@@ -4,13 +4,16 @@
     make soak SECONDS=3600
 
 Prints what became of the calls and exits with status 1 if one was answered too late, if more threads
-are left than the cap allows, if processes are left, or if memory has grown.
+are left than the cap allows, if processes are left, or if memory has grown. If it does not come to its
+end it says where every thread is, how much of a processor it was given, and exits with status 2.
 """
 
 # ruff: noqa: T201 - its table is what it is for
 
 import argparse
 import collections
+import ctypes
+import faulthandler
 import gc
 import os
 import pathlib
@@ -19,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import warnings
 
 os.environ.setdefault("CREWAI_STORAGE_DIR", tempfile.mkdtemp(prefix="crewai-native-soak-"))
@@ -40,6 +44,9 @@ machine that is not as busy as this makes it."""
 MAX_THREADS = 128
 GROWTH = 100 << 20
 """Bytes of memory that may come on top between a quarter of the time and the end."""
+ENDING = 300.0
+"""Seconds that it may take from the end of its time to its own end."""
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def memory():
@@ -47,8 +54,14 @@ def memory():
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def adopt_orphans():
+    """Have what workers leave behind become this process's children, which :func:`children` sees."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
 def children():
-    """Return the processes that this one has started and that are left."""
+    """Return the processes that this one has started, or adopted, and that are left."""
     me, found = str(os.getpid()), []
     for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -63,7 +76,9 @@ def children():
 
 class Soak:
     def __init__(self, seconds):
-        self.end = time.monotonic() + seconds
+        self.seconds = seconds
+        self.started = time.monotonic()
+        self.phase = "starting its callers"
         self.outcomes = collections.defaultdict(collections.Counter)
         self.latest = collections.defaultdict(lambda: -TIMEOUT_APART)
         self.asked = self.answered = 0
@@ -82,6 +97,10 @@ class Soak:
         )
         for tool in soak_tools.PROCESSES:
             self.engine.register(tool.__name__, tool, apart)
+
+    @property
+    def end(self):
+        return self.started + self.seconds
 
     def call(self):
         rng = random.Random()
@@ -104,28 +123,68 @@ class Soak:
                 self.latest[name] = max(self.latest[name], took)
 
     def run(self):
-        started, before = time.monotonic(), 0
+        self.watch()
+        before = 0
         callers = [threading.Thread(target=self.call, daemon=True) for _ in range(CALLERS)]
         for caller in callers:
             caller.start()
-        quarter = started + (self.end - started) / 4
+        self.phase = "calling"
+        quarter = self.started + self.seconds / 4
         while time.monotonic() < self.end:
             time.sleep(0.25)
             if not before and time.monotonic() >= quarter:
                 gc.collect()
                 before = memory()
+        self.phase = "waiting for the last answers"
+        limit = time.monotonic() + TIMEOUT_APART + LATE + 30
         for caller in callers:
-            caller.join(TIMEOUT_APART + LATE + 30)
+            caller.join(max(0.0, limit - time.monotonic()))
         unanswered = sum(caller.is_alive() for caller in callers)
+        if unanswered:
+            self.tell_where_it_is()
         abandoned = self.engine.stats()["abandoned"]
         gc.collect()
         grown = memory() - before
+        self.phase = "waiting for what was abandoned"
         soak_tools.HANGING.set()
         processes.pool().close()
         limit = time.monotonic() + 30
         while time.monotonic() < limit and (self.engine.stats()["abandoned"] or children()):
             time.sleep(0.1)
-        return self.report(unanswered, abandoned, grown)
+        good = self.report(unanswered, abandoned, grown)
+        self.phase = "exiting"
+        return good
+
+    def watch(self):
+        """Say where it is and exit, should it not come to its end, or hang when it exits."""
+        limit = self.seconds + ENDING
+
+        def wait():
+            time.sleep(limit)
+            print(f"FAIL not at its end {limit:.0f} s after its beginning: {self.phase}")
+            self.tell_where_it_is()
+            os._exit(2)
+
+        threading.Thread(target=wait, name="watchdog", daemon=True).start()
+        # Where a thread does not let go of the GIL, this one needs none. It shows some threads only.
+        faulthandler.dump_traceback_later(limit + 60, exit=True)
+
+    def tell_where_it_is(self):
+        wall, processor = time.monotonic() - self.started, time.process_time()
+        print(
+            f"answered {self.answered} of {self.asked} calls; was given {processor:.1f} s of a "
+            f"processor in {wall:.0f} s ({processor / wall:.1%}); load {os.getloadavg()[0]:.1f}; "
+            f"children: {', '.join(children()) or 'none'}"
+        )
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        stacks = collections.defaultdict(list)
+        for ident, frame in sys._current_frames().items():
+            stack = "".join(traceback.format_stack(frame))
+            stacks[stack].append(names.get(ident, str(ident)))
+        for stack, threads in sorted(stacks.items(), key=lambda item: len(item[1])):
+            print(f"\n{len(threads)} of: {', '.join(threads[:4])}\n{stack}", end="", flush=True)
+        # Last, since it takes locks.
+        print(f"\nworkers: {processes.pool().stats()}", flush=True)
 
     def report(self, unanswered, abandoned, grown):
         print(f"{'tool':<18}{'calls':>7}{'latest':>9}  outcomes")
@@ -134,15 +193,19 @@ class Soak:
             print(f"{name:<18}{outcomes.total():>7}{self.latest[name]:>+8.2f}s  {words}")
         latest = max(self.latest.values())
         left = self.engine.stats()["abandoned"]
+        wall, processor = time.monotonic() - self.started, time.process_time()
         checks = (
             ("calls answered", f"{self.answered} of {self.asked}", not unanswered),
             ("latest answer", f"{latest:+.2f} s after its deadline", latest < LATE),
             ("abandoned threads", f"{abandoned} of {MAX_THREADS}", abandoned <= MAX_THREADS),
-            ("left in the end", f"{left} threads, {len(children())} processes", not left),
+            ("left in the end", f"{left} threads", not left),
             ("processes", ", ".join(children()) or "none", not children()),
             ("memory", f"{grown / 2**20:+.0f} MiB", grown < GROWTH),
         )
-        print(f"\nworkers: {processes.pool().stats()}\n")
+        print(f"\nworkers: {processes.pool().stats()}")
+        print(
+            f"time: {wall:.0f} s, and {processor:.0f} s of a processor ({processor / wall:.1%})\n"
+        )
         for what, found, good in checks:
             print(f"{'ok  ' if good else 'FAIL'} {what}: {found}")
         return all(good for *_, good in checks) and self.answered == self.asked
@@ -151,4 +214,5 @@ class Soak:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=120.0)
+    adopt_orphans()
     sys.exit(not Soak(parser.parse_args().seconds).run())
