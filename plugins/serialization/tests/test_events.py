@@ -592,6 +592,21 @@ def test_what_changes_while_it_is_read():  # noqa: C901 - one function for each 
         value["c"] = 2
         return value
 
+    def moved():
+        value = {"a": 1, "b": [], "c": {}}
+        value["d"] = Growing(lambda: value.update(e=(value.pop("e"), [3])))
+        value["e"] = 2
+        value["f"] = {"g": Growing(lambda: value.update(h=value.pop("h")))}
+        value["h"] = {}
+        value["i"] = None
+        return value
+
+    def behind():
+        value = {"a": 1, 2: 3}
+        value["b"] = Growing(lambda: value.update({"c": [4], 2: value.pop(2)}))
+        value["c"] = 2
+        return {"in": value, "out": 1}
+
     def emptied():
         value = {}
         value["a"] = Growing(value.clear)
@@ -612,7 +627,7 @@ def test_what_changes_while_it_is_read():  # noqa: C901 - one function for each 
         value += [Growing(value.clear), 2, 3]
         return value
 
-    for make in (dicts, replacing, exchanging, emptied, sets, lists, shrinking):
+    for make in (dicts, replacing, exchanging, moved, behind, emptied, sets, lists, shrinking):
         assert alike(outcome(to_serializable, make()), outcome(stock, make())), make.__name__
 
 

@@ -6,9 +6,8 @@
 //!
 //! Nothing is kept between calls. A history is given anew at each turn, but callers change messages
 //! in place, and handlers the events that they get, so every turn needs containers of its own and a
-//! look at all that it holds. Strings and numbers, the bulk of a message, are passed on as they are:
-//! what is left to do costs what `dict.copy()` of each message does, and half as much again. A cache
-//! would not spare it: to prove that nothing has changed takes a look at all that a message holds, and
+//! look at all that it holds. Strings and numbers, the bulk of a message, are passed on as they are, so
+//! what is left to do is a look at each and a `dict.copy()` of each message. A cache would not spare it: to prove that nothing has changed takes a look at all that a message holds, and
 //! what comes out has to be copied.
 
 use pyo3::exceptions::{PyException, PyRecursionError, PyRuntimeError, PyTypeError, PyValueError};
@@ -48,6 +47,7 @@ pub(super) fn to_serializable<'py>(
         max_depth: max_depth.0,
         base: ancestors.len(),
         ancestors,
+        interrupted: 0,
     };
     walk.value(obj, _current_depth.0, exclude)
 }
@@ -136,6 +136,8 @@ struct Walk<'py> {
     ancestors: Vec<usize>,
     /// How many of them the caller named.
     base: usize,
+    /// How often code of the objects themselves may have run.
+    interrupted: usize,
 }
 
 impl<'py> Walk<'py> {
@@ -145,7 +147,8 @@ impl<'py> Walk<'py> {
         depth: i64,
         exclude: Exclude<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        if self.max_depth > 0 && depth >= self.max_depth {
+        if self.ends_at(depth) {
+            self.interrupted += usize::from(!is_plain_scalar(obj));
             return Ok(obj.repr()?.into_any());
         }
         if is_plain_scalar(obj) {
@@ -163,6 +166,11 @@ impl<'py> Walk<'py> {
         self.inside(obj, depth, exclude, convert)
     }
 
+    /// Whether objects of this level are shown as `repr` shows them.
+    fn ends_at(&self, depth: i64) -> bool {
+        self.max_depth > 0 && depth >= self.max_depth
+    }
+
     /// Converts an object that is none of the types that nearly all of a run's data has.
     #[inline(never)]
     fn unusual(
@@ -171,6 +179,7 @@ impl<'py> Walk<'py> {
         depth: i64,
         exclude: Exclude<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
+        self.interrupted += 1;
         if obj.is_instance(self.classes.scalars.bind(self.py))? {
             return Ok(obj.clone());
         }
@@ -282,13 +291,49 @@ impl<'py> Walk<'py> {
         exclude: Exclude<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let dict = obj.cast_exact::<PyDict>()?;
+        if exclude.is_none() && !self.ends_at(depth) {
+            match Content::of(dict) {
+                Content::Scalars => return Ok(dict.copy()?.into_any()),
+                Content::Named => return self.named(dict, depth),
+                Content::Any => {}
+            }
+        }
         let converted = PyDict::new(self.py);
         let mut entries = Entries::of(dict);
         while let Some((key, value)) = entries.next()? {
             if !excluded(exclude, &key)? {
+                self.interrupted += usize::from(!key.is_exact_instance_of::<PyString>());
                 let key = self.key(key)?;
                 converted.set_item(key, self.value(&value, depth, exclude)?)?;
             }
+        }
+        Ok(converted.into_any())
+    }
+
+    /// Converts a dict whose keys are kept: copies it, and puts in what is to be converted.
+    ///
+    /// Copying a dict costs a fraction of filling one.
+    #[inline(never)]
+    fn named(&mut self, dict: &Bound<'py, PyDict>, depth: i64) -> PyResult<Bound<'py, PyAny>> {
+        let mut converted = dict.copy()?;
+        let before = self.interrupted;
+        let mut afresh = false;
+        let mut done = 0;
+        let mut entries = Entries::of(dict);
+        while let Some((key, value)) = entries.next()? {
+            if self.interrupted != before && !afresh {
+                // What comes next may have become another than was copied.
+                converted = first(&converted, done)?;
+                afresh = true;
+            }
+            if afresh || !is_plain_scalar(&value) {
+                let key = self.key(key)?;
+                converted.set_item(key, self.value(&value, depth, None)?)?;
+            }
+            done += 1;
+        }
+        if !afresh && done < converted.len() {
+            converted = first(&converted, done)?;
         }
         Ok(converted.into_any())
     }
@@ -416,6 +461,16 @@ fn is_plain_scalar(obj: &Bound<'_, PyAny>) -> bool {
         || obj.is_exact_instance_of::<PyFloat>()
 }
 
+/// Returns a dict of the first entries of one.
+#[cold]
+fn first<'py>(dict: &Bound<'py, PyDict>, count: usize) -> PyResult<Bound<'py, PyDict>> {
+    let kept = PyDict::new(dict.py());
+    for (key, value) in dict.iter().take(count) {
+        kept.set_item(key, value)?;
+    }
+    Ok(kept)
+}
+
 #[cold]
 fn circular<'py>(obj: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let name = obj.get_type().getattr(intern!(obj.py(), "__name__"))?;
@@ -461,12 +516,50 @@ fn pair(entry: Bound<'_, PyAny>) -> PyResult<(Bound<'_, PyAny>, Bound<'_, PyAny>
         })
 }
 
+/// What a dict holds, as far as that decides how it is converted.
+enum Content {
+    /// Under each key, a `str` itself, a scalar that is kept.
+    Scalars,
+    /// Keys that are kept.
+    Named,
+    Any,
+}
+
+impl Content {
+    fn of(dict: &Bound<'_, PyDict>) -> Self {
+        let mut content = Self::Scalars;
+        let (mut key, mut value, mut place) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
+        // SAFETY: `dict` is a dict, which nothing changes meanwhile, for nothing here runs code of
+        // Python's; so what it holds can be borrowed.
+        while unsafe {
+            ffi::PyDict_Next(dict.as_ptr(), &raw mut place, &raw mut key, &raw mut value) != 0
+        } {
+            // SAFETY: as above.
+            let (key, value) = unsafe {
+                (
+                    Borrowed::from_ptr(dict.py(), key),
+                    Borrowed::from_ptr(dict.py(), value),
+                )
+            };
+            if !key.is_exact_instance_of::<PyString>() {
+                return Self::Any;
+            }
+            if !is_plain_scalar(&value) {
+                content = Self::Named;
+            }
+        }
+        content
+    }
+}
+
 /// Goes through a dict that code may change meanwhile.
 ///
-/// As in Python's loop, a dict whose size has changed raises, and other changes show.
+/// As in Python's loop, a dict whose size has changed raises, one that gives more entries than it had,
+/// too, and other changes show.
 struct Entries<'a, 'py> {
     dict: &'a Bound<'py, PyDict>,
     size: usize,
+    left: usize,
     place: ffi::Py_ssize_t,
 }
 
@@ -475,6 +568,7 @@ impl<'a, 'py> Entries<'a, 'py> {
         Self {
             dict,
             size: dict.len(),
+            left: dict.len(),
             place: 0,
         }
     }
@@ -489,15 +583,20 @@ impl<'a, 'py> Entries<'a, 'py> {
         let (dict, py) = (self.dict.as_ptr(), self.dict.py());
         // SAFETY: `dict` is a dict, and `place` came from here before or is 0. Both references are
         // borrowed from it and made our own before anything can run that changes it.
-        unsafe {
+        let entry = unsafe {
             if ffi::PyDict_Next(dict, &raw mut self.place, &raw mut key, &raw mut value) == 0 {
                 return Ok(None);
             }
-            Ok(Some((
+            (
                 Bound::from_borrowed_ptr(py, key),
                 Bound::from_borrowed_ptr(py, value),
-            )))
-        }
+            )
+        };
+        self.left = self
+            .left
+            .checked_sub(1)
+            .ok_or_else(|| PyRuntimeError::new_err("dictionary keys changed during iteration"))?;
+        Ok(Some(entry))
     }
 }
 
