@@ -28,7 +28,8 @@ if TYPE_CHECKING:
         ProviderError,
         StrictError,
     )
-    from crewai_native._types import Candidate, SlotStatus, State, Status, Step
+    from crewai_native._status import SlotStatus, Status
+    from crewai_native._types import Candidate, State, Step
     from crewai_native._watch import Metrics
     from crewai_native.hookspecs import hookimpl
 
@@ -60,7 +61,8 @@ _HOMES = {
         "ProviderError",
         "StrictError",
     ),
-    "_types": ("Candidate", "SlotStatus", "State", "Status", "Step"),
+    "_status": ("SlotStatus", "Status"),
+    "_types": ("Candidate", "State", "Step"),
     "_watch": ("Metrics",),
     "hookspecs": ("hookimpl",),
 }

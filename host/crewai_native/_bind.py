@@ -8,7 +8,6 @@ dozens of modules, and instances, ``isinstance`` and pickles must keep meaning t
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import importlib
 import inspect
@@ -17,7 +16,7 @@ import os
 import sys
 import threading
 import types
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import _crewai_native_hook
 
@@ -39,8 +38,7 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _Change:
+class _Change(NamedTuple):
     owner: Any
     name: str
     before: Any
@@ -305,10 +303,10 @@ def _names_of(
     for module_name, module in sys.modules.copy().items():
         if module is None or not (module_name == package or module_name.startswith(prefix)):
             continue
-        attributes = vars(module).copy()
-        # Hardly any module knows one of them, and this asks at the speed of C.
-        if wanted.keys().isdisjoint(map(id, attributes.values())):
+        # Hardly any module knows one of them, and this asks at the speed of C. It runs no Python
+        # code and makes nothing that the garbage collector counts, so no other thread gets a turn.
+        if wanted.keys().isdisjoint(map(id, vars(module).values())):
             continue
-        for name, attribute in attributes.items():
+        for name, attribute in vars(module).copy().items():
             if id(attribute) in wanted:
                 yield module, name, attribute

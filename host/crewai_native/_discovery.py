@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import email.parser
+import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-
-import importlib_metadata
 
 from crewai_native._settings import normalise
 from crewai_native._types import CONTRACT, Candidate, State
@@ -21,8 +21,7 @@ from crewai_native.slots import SLOT_NAMES
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from email.message import Message
-
-    from importlib_metadata import IDistribution, PackageMetadata
+    from importlib.metadata import Distribution, EntryPoint, PackageMetadata
 
 _GROUP: Final = re.compile(r"crewai_native\.v(\d+)")
 # As every build back-end writes it.
@@ -36,7 +35,7 @@ OURS: Final = frozenset(
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(slots=True, eq=False)
 class Offer:
     """An entry point of an installed distribution: its offer to serve a slot.
 
@@ -52,7 +51,7 @@ class Offer:
     name: str
     value: str
     accelerates: str | None
-    distribution: IDistribution
+    distribution: Distribution
 
     @property
     def ours(self) -> bool:
@@ -79,14 +78,14 @@ def offers() -> tuple[dict[str, list[Offer]], list[Candidate]]:
             headers = _headers(distribution)
             name, version = _field(headers, "Name"), _field(headers, "Version")
             accelerates = _accelerates(headers)
-        except Exception as error:  # noqa: BLE001 - differs between releases of importlib_metadata
+        except Exception as error:  # noqa: BLE001 - differs between releases of importlib.metadata
             # A damaged folder, such as an interrupted pip leaves behind.
             candidate = Candidate("?", location, "?", "?", location)
             candidate.failed("discover", State.BROKEN, f"its metadata cannot be read: {error!r}")
             strangers.append(candidate)
             continue
         if normalise(name) not in first:
-            used = importlib_metadata.distribution(name)
+            used = importlib.metadata.distribution(name)
             first[normalise(name)] = (
                 str(used.locate_file("")),
                 _field(_headers(used), "Version"),
@@ -122,10 +121,10 @@ def offers() -> tuple[dict[str, list[Offer]], list[Candidate]]:
     return found, strangers
 
 
-def _distributions() -> Iterator[IDistribution]:
+def _distributions() -> Iterator[Distribution]:
     """Yield the installed distributions that have entry points for us, without parsing the rest."""
     seen = set()
-    for distribution in importlib_metadata.distributions():
+    for distribution in importlib.metadata.distributions():
         text = distribution.read_text("entry_points.txt")
         if text is None or "crewai_native.v" not in text:
             continue
@@ -139,12 +138,12 @@ def _distributions() -> Iterator[IDistribution]:
 def crewai_version() -> str:
     """Return the installed CrewAI's version, importing nothing; empty where there is none."""
     try:
-        return _field(_headers(importlib_metadata.distribution("crewai")), "Version")
-    except importlib_metadata.PackageNotFoundError:
+        return _field(_headers(importlib.metadata.distribution("crewai")), "Version")
+    except importlib.metadata.PackageNotFoundError:
         return ""
 
 
-def _headers(distribution: IDistribution) -> Message | PackageMetadata:
+def _headers(distribution: Distribution) -> Message | PackageMetadata:
     """Return the fields of a distribution's metadata.
 
     A wheel's metadata is a mail's headers with a README for a body. ``distribution.metadata`` loads
@@ -152,7 +151,12 @@ def _headers(distribution: IDistribution) -> Message | PackageMetadata:
     each start.
     """
     text = distribution.read_text("METADATA")
-    return distribution.metadata if text is None else email.parser.HeaderParser().parsestr(text)
+    return distribution.metadata if text is None else _parsed(text.partition("\n\n")[0])
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(headers: str) -> Message:
+    return email.parser.HeaderParser().parsestr(headers)
 
 
 def _field(headers: Message | PackageMetadata, name: str) -> str:
@@ -167,9 +171,7 @@ def _field(headers: Message | PackageMetadata, name: str) -> str:
     return str(value)
 
 
-def _entries(
-    distribution: IDistribution,
-) -> list[tuple[int, importlib_metadata.EntryPoint]]:
+def _entries(distribution: Distribution) -> list[tuple[int, EntryPoint]]:
     """Return a distribution's entry points for any contract, with the contract's major version."""
     return [
         (int(match[1]), entry)
@@ -213,7 +215,7 @@ def content_hash(offer: Offer) -> str:
     return digest.hexdigest()
 
 
-def _editable(distribution: IDistribution) -> bool:
+def _editable(distribution: Distribution) -> bool:
     origin = json.loads(distribution.read_text("direct_url.json") or "{}")
     return bool(origin.get("dir_info", {}).get("editable"))
 

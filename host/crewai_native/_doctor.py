@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import os
 import platform
 import shutil
@@ -14,7 +15,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import importlib_metadata
 from packaging.version import InvalidVersion, Version
 
 import crewai_native
@@ -264,8 +264,8 @@ def _conflicts(host: Host) -> Iterator[Check]:
         )
     for name in _INSTRUMENTORS:
         try:
-            version = importlib_metadata.version(name)
-        except importlib_metadata.PackageNotFoundError:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
             continue
         found.append(
             warning(

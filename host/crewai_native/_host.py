@@ -28,7 +28,7 @@ from crewai_native._errors import (
 )
 from crewai_native._negotiate import Screening
 from crewai_native._plugins import Plugin, Plugins
-from crewai_native._types import STOCK, Candidate, SlotStatus, State, Status
+from crewai_native._types import STOCK, State
 from crewai_native._watch import Metrics, Watch
 from crewai_native.slots._base import Provider
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from crewai_native._discovery import Offer
     from crewai_native._settings import Settings
+    from crewai_native._status import SlotStatus, Status
+    from crewai_native._types import Candidate
     from crewai_native.slots._base import Repair, Slot
 
 _logger = logging.getLogger("crewai_native")
@@ -389,6 +391,8 @@ class Host:
 
     def status(self) -> Status:
         """Return the state of every slot and candidate."""
+        from crewai_native._status import Status
+
         with self.lock:
             return Status(
                 active=self.active,
@@ -416,6 +420,8 @@ class Host:
             return [offer for ranked in self._offers.values() for offer in ranked]
 
     def _slot_status(self, name: str) -> SlotStatus:
+        from crewai_native._status import SlotStatus
+
         slot = slots.load(name)
         candidates = [
             dataclasses.replace(offer.candidate, steps=list(offer.candidate.steps))

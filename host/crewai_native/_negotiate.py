@@ -5,10 +5,10 @@ Each step leaves on the candidate what it looked at, so that ``explain`` can ret
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from packaging.version import InvalidVersion, Version
+import functools
+import operator
+import re
+from typing import TYPE_CHECKING, Final
 
 from crewai_native import _trust
 from crewai_native._errors import ConfigurationError
@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 
     from crewai_native._discovery import Offer
     from crewai_native._settings import Settings
+
+
+# What nearly every range and release is written like.
+_CLAUSE: Final = re.compile(r"\s*(>=|<=|<|>|==|!=)\s*([0-9]+(?:\.[0-9]+)*)\s*")
+_RELEASE: Final = re.compile(r"[0-9]+(?:\.[0-9]+)*")
+_COMPARE: Final = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "<": operator.lt,
+    ">": operator.gt,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
 
 
 class Screening:
@@ -95,8 +108,8 @@ class Screening:
             offer.candidate.passed("compatibility", "states no CrewAI range")
             return True
         try:
-            fits = SpecifierSet(offer.accelerates).contains(Version(self._crewai), prereleases=True)
-        except (InvalidSpecifier, InvalidVersion) as error:
+            fits = _within(offer.accelerates, self._crewai)
+        except ValueError as error:
             offer.candidate.failed("compatibility", State.INCOMPATIBLE, f"states {error}")
             return False
         detail = f"accelerates crewai {offer.accelerates}, installed is {self._crewai}"
@@ -128,3 +141,29 @@ class Screening:
                 )
             offer.candidate.passed("order", rule)
         return ordered
+
+
+@functools.cache
+def _within(specifier: str, version: str) -> bool:
+    """Return whether a version lies in a range, as PEP 440 defines it; pre-releases may.
+
+    Raises:
+        ValueError: One of them is not written as PEP 440 demands.
+    """
+    clauses = [_CLAUSE.fullmatch(clause) for clause in specifier.split(",")]
+    if _RELEASE.fullmatch(version) and all(clauses):
+        # Nothing but numbers: to import packaging takes longer than the rest of the screening.
+        installed = _numbers(version)
+        return all(_COMPARE[c[1]](installed, _numbers(c[2])) for c in clauses if c)
+    from packaging.specifiers import SpecifierSet
+    from packaging.version import Version
+
+    return SpecifierSet(specifier).contains(Version(version), prereleases=True)
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    """Return a release's numbers, without the zeros at its end, which make no difference."""
+    numbers = [int(part) for part in release.split(".")]
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)

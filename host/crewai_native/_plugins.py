@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from crewai_native._discovery import Offer
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(slots=True, eq=False)
 class Plugin:
     """An imported, validated plug-in.
 

@@ -8,7 +8,6 @@ interpreter or the CPU change.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -19,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 import platformdirs
 
@@ -60,8 +59,7 @@ os._exit(0)
 _MOST_REMEMBERED: Final = 256
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What became of a plug-in's first import.
 
     Attributes:
@@ -86,7 +84,8 @@ def verdicts(
     Returns:
         Verdicts by entry-point value.
     """
-    keys = {offer.value: _key(offer) for offer in offers}
+    plugins = {offer.value: offer for offer in offers}
+    keys = {value: _key(offer) for value, offer in plugins.items()}
     path = cache_file(settings)
     remembered = _read(path)
     found: dict[str, Verdict] = {}

@@ -9,7 +9,6 @@ one that was forked counts on from what its parent had done.
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import datetime as dt
 import functools
 import json
@@ -44,7 +43,7 @@ def snapshot(host: Host) -> dict[str, Any]:
         "slots": [
             {
                 key: None if isinstance(value, float) and math.isnan(value) else value
-                for key, value in dataclasses.asdict(slot).items()
+                for key, value in slot._asdict().items()
             }
             for slot in host.metrics()
         ],

@@ -7,15 +7,15 @@ believe that they run accelerated, or isolated, when they do not.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import logging
 import os
 import re
 import tomllib
+import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from crewai_native._errors import ConfigurationError
 from crewai_native._types import COMPONENTS, STOCK
@@ -28,6 +28,7 @@ LOCK_FILE: Final = "crewai-native.lock"
 
 _logger = logging.getLogger("crewai_native")
 _HERE: Final = Path()
+_EMPTY: Final[Mapping[str, Any]] = types.MappingProxyType({})
 
 # The component that the switch of a slot belongs to, by the slot's area.
 _AREA_COMPONENT: Final = {
@@ -57,8 +58,7 @@ _PLAIN_VARIABLES: Final = {
 _TABLE_KEYS: Final = (*_PLAIN_VARIABLES.values(), "slots", "require", *COMPONENTS)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """The settings in force.
 
     Attributes:
@@ -81,8 +81,8 @@ class Settings:
     """
 
     enabled: bool = True
-    components: Mapping[str, bool] = dataclasses.field(default_factory=dict)
-    slots: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    components: Mapping[str, bool] = _EMPTY
+    slots: Mapping[str, str] = _EMPTY
     plugins: frozenset[str] | None = None
     deny: frozenset[str] = frozenset()
     trust: str = "all"
@@ -90,11 +90,11 @@ class Settings:
     strict: bool = False
     verify: float = 0.0
     probe_timeout: float = 20.0
-    require: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
+    require: Mapping[str, frozenset[str]] = _EMPTY
     cache_dir: Path | None = None
     metrics: Path | None = None
-    options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = _EMPTY
+    sources: Mapping[str, str] = _EMPTY
 
     def source(self, setting: str) -> str:
         """Return where a setting came from, for messages."""
@@ -113,8 +113,7 @@ class Settings:
         """Return the same settings with other providers chosen for some slots."""
         chosen = {check_slot(s, "slot"): normalise(p) for s, p in slots.items()}
         sources = {f"slots.{slot}": "code" for slot in chosen}
-        return dataclasses.replace(
-            self,
+        return self._replace(
             slots={**self.slots, **chosen},
             components={
                 # A slot chosen in code is wanted, whatever a broader switch says.

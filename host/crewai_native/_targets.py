@@ -8,7 +8,6 @@ changes internals in patch releases. What is known is data, ``fingerprints.json`
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import importlib
@@ -16,7 +15,7 @@ import inspect
 import json
 import linecache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 FINGERPRINTS: Final = Path(__file__).with_name("fingerprints.json")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """What was found at a target.
 
     Attributes:

@@ -1,10 +1,10 @@
-"""What the host knows about slots and candidates: one set of dataclasses for API, CLI and JSON."""
+"""What the host knows about candidates for slots, for API, CLI and JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 CONTRACT: Final = 1
 """Major version of the contract between host and plug-ins; part of the entry-point group."""
@@ -32,8 +32,7 @@ class State(enum.StrEnum):
     STOCK = "stock"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One step of the negotiation over a candidate.
 
     Attributes:
@@ -71,68 +70,3 @@ class Candidate:
         self.steps.append(Step(step, passed=False, detail=detail))
         self.state = state
         self.reason = detail
-
-
-@dataclasses.dataclass(slots=True)
-class SlotStatus:
-    """Who serves a slot and why.
-
-    Attributes:
-        slot: The slot's name, ``area.thing``.
-        summary: What the slot is, in a few words.
-        state: ``bound``, or ``stock`` with the most telling reason.
-        provider: Distribution that serves the slot; ``stock`` for CrewAI itself.
-        version: Version of that distribution, or of CrewAI.
-        how: The extension point that is used, or the methods that are wrapped.
-        reason: Why this provider: the rule that chose it, or why nobody else serves.
-        candidates: Every distribution that offered to, in the order they were considered.
-    """
-
-    slot: str
-    summary: str
-    state: State
-    provider: str
-    version: str
-    how: str
-    reason: str
-    candidates: list[Candidate] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass(slots=True)
-class Status:
-    """The host's whole state.
-
-    Attributes:
-        active: Whether the host is wired into CrewAI.
-        reason: Why it is not, or how it was activated.
-        crewai: CrewAI's version; empty where CrewAI is not installed.
-        slots: One entry for each slot, in the host's order.
-        strangers: Offers for slots or contracts that this host does not know.
-        warnings: What the user should look at, one line each.
-    """
-
-    active: bool
-    reason: str
-    crewai: str
-    slots: list[SlotStatus]
-    strangers: list[Candidate] = dataclasses.field(default_factory=list)
-    warnings: list[str] = dataclasses.field(default_factory=list)
-
-    def __getitem__(self, slot: str) -> SlotStatus:
-        """Return the status of one slot.
-
-        Raises:
-            KeyError: There is no slot of that name.
-        """
-        for status in self.slots:
-            if status.slot == slot:
-                return status
-        raise KeyError(slot)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the same as built-in types, ready for :func:`json.dumps`."""
-        return dataclasses.asdict(self, dict_factory=_plain)
-
-
-def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {key: sorted(value) if isinstance(value, frozenset) else value for key, value in items}

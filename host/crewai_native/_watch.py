@@ -8,7 +8,6 @@ has ended are folded into the total.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import inspect
 import logging
@@ -17,7 +16,7 @@ import random
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from crewai_native._errors import is_failure
 
@@ -47,8 +46,7 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Metrics:
+class Metrics(NamedTuple):
     """What a slot has done since it was bound.
 
     Attributes:

@@ -276,12 +276,12 @@ def test_fingerprints_of_a_crewai_that_is_not_there_are_named_unknown(miniature,
 
 def test_without_crewai_it_says_so(run):
     code = """
-    import importlib_metadata
+    import importlib.metadata
     from crewai_native import _roster
     from crewai_native.cli import main
     def missing(name):
-        raise importlib_metadata.PackageNotFoundError(name)
-    importlib_metadata.distribution = missing
+        raise importlib.metadata.PackageNotFoundError(name)
+    importlib.metadata.distribution = missing
     main(["list"])
     """
     done = run(code, check=False)

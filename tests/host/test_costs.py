@@ -19,7 +19,7 @@ HEAVY = {
     "chromadb",
     "pydantic",
     "pluggy",
-    "importlib_metadata",
+    "email",
     "rich",
     "typer",
 }

@@ -220,9 +220,9 @@ def test_locks_that_leave_redis_alone_are_told(examine, monkeypatch):
 
 
 def test_other_patchers_are_named(examine, monkeypatch):
-    real = _doctor.importlib_metadata.version
+    real = _doctor.importlib.metadata.version
     monkeypatch.setattr(
-        _doctor.importlib_metadata,
+        _doctor.importlib.metadata,
         "version",
         lambda name: "9.9" if name == "openinference-instrumentation-crewai" else real(name),
     )

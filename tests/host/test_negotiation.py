@@ -327,10 +327,10 @@ def test_an_import_that_aborts_costs_the_parent_nothing(miniature):
 def test_without_crewai_activation_says_so(site, run):
     code = """
     import sys
-    import importlib_metadata
+    import importlib.metadata
     def missing(name):
-        raise importlib_metadata.PackageNotFoundError(name)
-    importlib_metadata.distribution = missing
+        raise importlib.metadata.PackageNotFoundError(name)
+    importlib.metadata.distribution = missing
     import crewai_native
     try:
         crewai_native.activate()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from crewai_native._settings import Settings
-    from crewai_native._types import Status
+    from crewai_native._status import Status
 
 
 def settings() -> Settings:
@@ -24,7 +23,7 @@ def settings() -> Settings:
     ``strict`` makes an activation fail, which is not how to find out what is wrong; and a look at
     the slots is no run whose metrics anybody wants to keep.
     """
-    return dataclasses.replace(_settings.load(), strict=False, metrics=None)
+    return _settings.load()._replace(strict=False, metrics=None)
 
 
 def status() -> Status:

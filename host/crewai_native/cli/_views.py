@@ -10,14 +10,16 @@ from rich.text import Text
 from crewai_native import __version__, _discovery, _record, _settings, _trust, slots
 from crewai_native._errors import ConfigurationError
 from crewai_native._numbers import duration
-from crewai_native._types import SlotStatus, State
+from crewai_native._status import SlotStatus
+from crewai_native._types import State
 from crewai_native.cli import _console, _survey
 from crewai_native.health import Health
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from crewai_native._types import Candidate, Status
+    from crewai_native._status import Status
+    from crewai_native._types import Candidate
     from crewai_native.slots._base import Target
 
 # States of a candidate that somebody should do something about.
@@ -252,7 +254,7 @@ def fingerprints(*, as_json: bool, refresh: bool) -> int:
         reports = [(name, _targets.probe(t)) for name, targets in wrapped.items() for t in targets]
     unknown = sum(report.problem is not None for _, report in reports)
     if as_json:
-        rows = [{"slot": name, **dataclasses.asdict(report)} for name, report in reports]
+        rows = [{"slot": name, **report._asdict()} for name, report in reports]
         _console.write_json({"crewai": crewai, "targets": rows})
         return min(unknown, 1)
     table = _console.table("target", "fingerprint", "tested with CrewAI")

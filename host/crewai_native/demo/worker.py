@@ -60,7 +60,7 @@ class Worker:
         """Say who serves each slot, what they have done, and how they were built."""
         return {
             "status": crewai_native.status().as_json(),
-            "metrics": [dataclasses.asdict(metrics) for metrics in crewai_native.metrics()],
+            "metrics": [metrics._asdict() for metrics in crewai_native.metrics()],
             "builds": {
                 module: build
                 for plugin in HOST.plugins()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from crewai_native._errors import ProviderError
 
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
     from crewai_native._bind import Binding
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """A place in CrewAI that a slot relies on.
 
     Attributes:
@@ -36,8 +34,7 @@ class Target:
         return self.path.partition(":")[0]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Repair:
+class Repair(NamedTuple):
     """A defect of CrewAI around a slot that is mended while a capable provider serves it.
 
     A repair is bound on its own: where its targets are unknown, the slot is bound without it and

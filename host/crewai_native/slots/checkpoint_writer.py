@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import logging
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol
 
 from crewai_native.slots._base import Slot, Target
 
@@ -21,8 +20,7 @@ _logger = logging.getLogger("crewai_native")
 PROTOCOL: Final = ("write", "save", "read", "restored", "prune", "drain")
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """A checkpoint that is due.
 
     Attributes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol
+import types
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, Protocol
 
 from crewai_native._errors import ProviderError
 from crewai_native.slots._base import Slot, Target
@@ -53,8 +54,7 @@ class BatchItem:
     usage: Any = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class BatchOptions:
+class BatchOptions(NamedTuple):
     """How to run a batch. An engine names the option that it cannot honour, in a ``ValueError``.
 
     Attributes:
@@ -76,11 +76,10 @@ class BatchOptions:
     retries: int = 0
     resume: str | None = None
     progress: bool = False
-    engine: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    engine: Mapping[str, Any] = types.MappingProxyType({})
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class ForEach:
+class ForEach(NamedTuple):
     """A call of one of CrewAI's own batch methods.
 
     Attributes:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import functools
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol
 
 from crewai_native.slots._base import Slot, Target
 from crewai_native.slots.tasks_executor import around_step
@@ -33,8 +32,7 @@ class Point(enum.StrEnum):
     """Hand a memory write to its background thread; the subject is the ``Memory``."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class LimitedRun:
+class LimitedRun(NamedTuple):
     """An agent's work on a task under ``max_execution_time``.
 
     Attributes:
@@ -51,8 +49,7 @@ class LimitedRun:
     proceed: Callable[[], Any]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class ModelCall:
+class ModelCall(NamedTuple):
     """A call of a language model.
 
     A model whose ``call`` calls that of its base class arrives twice, the second time within the

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol
 
 from crewai_native.slots._base import Repair, Slot, Target
 
@@ -19,8 +18,7 @@ PROTOCOL: Final = ("execute", "aexecute")
 TRAILING_ASYNC: Final = "trailing-async"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class TaskRun:
+class TaskRun(NamedTuple):
     """A crew's tasks, about to be run.
 
     Attributes:

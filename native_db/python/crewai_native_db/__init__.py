@@ -3,7 +3,10 @@
 Importing this package imports neither CrewAI nor anything heavy.
 """
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING, Any
 
 from crewai_native_db import _native
 from crewai_native_db._native import (
@@ -12,7 +15,9 @@ from crewai_native_db._native import (
     NewerFormatError,
     __build_info__,
 )
-from crewai_native_db.database import Database
+
+if TYPE_CHECKING:
+    from crewai_native_db.database import Database
 
 __all__ = [
     "DamagedDatabaseError",
@@ -28,3 +33,11 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=_native.after_fork_in_parent,
         after_in_child=_native.after_fork_in_child,
     )
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Database":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from crewai_native_db.database import Database
+
+    return Database

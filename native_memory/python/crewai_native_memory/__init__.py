@@ -6,14 +6,20 @@
 Importing this package imports neither CrewAI nor anything heavy.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
 from crewai_native_memory._native import (
     DamagedStoreError,
     NewerFormatError,
     StoreError,
     __build_info__,
 )
-from crewai_native_memory.simple import MemoryStorage
-from crewai_native_memory.storage import NativeStorage
+
+if TYPE_CHECKING:
+    from crewai_native_memory.simple import MemoryStorage
+    from crewai_native_memory.storage import NativeStorage
 
 __all__ = [
     "DamagedStoreError",
@@ -23,3 +29,13 @@ __all__ = [
     "StoreError",
     "__build_info__",
 ]
+
+_HOMES: Final = {"MemoryStorage": "simple", "NativeStorage": "storage"}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

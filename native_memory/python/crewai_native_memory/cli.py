@@ -31,7 +31,7 @@ def stats(store: AStore = None, as_json: AsJson = False) -> None:
     """Show what a store holds and how much room it takes."""
     with _told():
         storage = _open(store)
-        sizes = dataclasses.asdict(storage.stats())
+        sizes = storage.stats()._asdict()
         rows = {
             "path": storage.path,
             **sizes,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from crewai_native import hookimpl
-from crewai_native_memory.storage import NativeStorage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from crewai_native.bench import Case
     from crewai_native.health import Check
     from crewai_native_memory.knowledge import NativeKnowledgeStorage
+    from crewai_native_memory.storage import NativeStorage
 
 _BOOLEANS = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
 _BENCH_OPTIONS = ("bench_records", "bench_dimensions", "bench_data")
@@ -130,6 +130,8 @@ def crewai_native_memory_storage(spec: str) -> NativeStorage | None:
 
 def open_store(place: str | None) -> NativeStorage:
     """The store at a place, or at the configured or the default one."""
+    from crewai_native_memory.storage import NativeStorage
+
     file = _options.get("path") if place is None else place
     return NativeStorage(
         file,

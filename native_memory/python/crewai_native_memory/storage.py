@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import dataclasses
 import functools
 import json
 import logging
@@ -65,8 +64,7 @@ def _records() -> Any:
     return import_module("crewai_native_memory.records")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Stats:
+class Stats(NamedTuple):
     """Sizes of a store.
 
     Attributes:

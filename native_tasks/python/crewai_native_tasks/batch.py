@@ -18,11 +18,12 @@ from crewai_native.slots.tasks_batch import BatchItem, BatchOptions, ItemState, 
 from crewai_native_tasks import limits
 from crewai_native_tasks.batch_run import AsyncBatchRun, BatchRun, Run
 from crewai_native_tasks.batch_target import copy_of, target_of
+from crewai_native_tasks.engine import LocalEngine
 from crewai_native_tasks.progress import Progress, Silent
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from crewai_native.slots.tasks_batch import BatchEngine, ForEach
     from crewai_native_tasks.journal import Journal
@@ -182,50 +183,35 @@ def _gathered(batch: Iterable[BatchItem], inputs: Inputs) -> BatchResult:
     return BatchResult([items.get(item.index, item) for item in pending], usage)
 
 
-class LocalEngine:
-    """Runs batches on threads of this process.
+def begin(target: Any, inputs: Inputs, options: BatchOptions) -> BatchRun:
+    """Begin a batch in this process."""
+    return BatchRun(_run(target, inputs, options), _shown(inputs, options))
 
-    Args:
-        concurrency: Kickoffs at a time for ``Crew.kickoff_for_each`` and its twins; None leaves them
-            to CrewAI's own code.
-    """
 
-    name = "local"
+def abegin(target: Any, inputs: Inputs, options: BatchOptions) -> AsyncBatchRun:
+    """Do the same for a caller on an event loop."""
+    _checked(options)
+    make = functools.partial(_run, target, inputs, options)
+    return AsyncBatchRun(lambda notify: make(notify=notify), _shown(inputs, options))
 
-    def __init__(self, concurrency: int | None = None) -> None:
-        self._concurrency = concurrency
-        self.takes_over = concurrency is not None
 
-    def map(self, target: Any, inputs: Inputs, options: BatchOptions) -> Iterator[BatchItem]:
-        """Run a batch; returns a :class:`~crewai_native_tasks.BatchRun`."""
-        return BatchRun(_run(target, inputs, options), _shown(inputs, options))
+def for_each(call: ForEach, concurrency: int | None) -> list[Any]:
+    """Answer ``Crew.kickoff_for_each`` of a crew that does not stream."""
+    return _finished(call, BatchRun(_each(call, concurrency, None), Silent()))
 
-    def amap(self, target: Any, inputs: Inputs, options: BatchOptions) -> AsyncIterator[BatchItem]:
-        """Do the same for a caller on an event loop."""
-        _checked(options)
-        make = functools.partial(_run, target, inputs, options)
-        return AsyncBatchRun(lambda notify: make(notify=notify), _shown(inputs, options))
 
-    def for_each(self, call: ForEach) -> Any:
-        """Answer ``Crew.kickoff_for_each``."""
-        if call.crew.stream:
-            return call.stock()
-        run = self._for_each(call, None)
-        return _finished(call, BatchRun(run, Silent()))
+async def afor_each(call: ForEach, concurrency: int | None) -> list[Any]:
+    """Answer ``Crew.kickoff_for_each_async`` and ``Crew.akickoff_for_each``."""
+    if call.kickoff == "akickoff":
+        # Its models and tools may be bound to the caller's event loop.
+        return await _awaited(call, concurrency or 1)
+    batch = AsyncBatchRun(functools.partial(_each, call, concurrency), Silent())
+    return _finished(call, [item async for item in batch])
 
-    async def afor_each(self, call: ForEach) -> Any:
-        """Answer ``Crew.kickoff_for_each_async`` and ``Crew.akickoff_for_each``."""
-        if call.crew.stream:
-            return await call.stock()
-        if call.kickoff == "akickoff":
-            # Its models and tools may be bound to the caller's event loop.
-            return await _awaited(call, self._concurrency or 1)
-        batch = AsyncBatchRun(functools.partial(self._for_each, call), Silent())
-        return _finished(call, [item async for item in batch])
 
-    def _for_each(self, call: ForEach, notify: Callable[[], None] | None) -> Run:
-        options = BatchOptions(concurrency=self._concurrency)
-        return _run(call.crew, call.inputs, options, notify=notify, input_files=call.input_files)
+def _each(call: ForEach, concurrency: int | None, notify: Callable[[], None] | None) -> Run:
+    options = BatchOptions(concurrency=concurrency)
+    return _run(call.crew, call.inputs, options, notify=notify, input_files=call.input_files)
 
 
 def _finished(call: ForEach, batch: Iterable[BatchItem]) -> list[Any]:

@@ -11,12 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import dataclasses
 import functools
 import threading
 import time
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from crewai_native.slots.tasks_control import Point
 from crewai_native_tasks import limits
@@ -53,8 +52,7 @@ _asking: Final[contextvars.ContextVar[bool]] = contextvars.ContextVar(
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class LeftBehind:
+class LeftBehind(NamedTuple):
     """Foreign code that was running when its run was cancelled, and may run on.
 
     Attributes:

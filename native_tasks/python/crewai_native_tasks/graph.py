@@ -15,7 +15,7 @@ import logging
 import queue
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from crewai_native_tasks import control
 from crewai_native_tasks._native import Schedule, Scope
@@ -185,8 +185,7 @@ def _explicit_context(task: Any) -> list[Any] | None:
     return list(task.context or ())
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _Job:
+class _Job(NamedTuple):
     """A task that is ready to run, on the agent that it runs on."""
 
     number: int

@@ -8,15 +8,13 @@ none of them. A conditional task looks at the output before its own, so it keeps
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """What matters about one of a list of tasks.
 
     Attributes:

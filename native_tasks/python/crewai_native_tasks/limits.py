@@ -8,11 +8,10 @@ which CrewAI would grant to each copy of the crew anew.
 from __future__ import annotations
 
 import contextvars
-import dataclasses
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from crewai_native_tasks._native import Limiter
 
@@ -58,8 +57,7 @@ class Limit:
         self._expected += (tokens - self._expected) * _WEIGHT
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Admitted:
+class _Admitted(NamedTuple):
     limit: Limit
     when: int
     expected: int

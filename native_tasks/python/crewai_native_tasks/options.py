@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from crewai_native import ConfigurationError
 
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
 _SWITCHES: Final = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """The options of ``tasks``. Without any, crews and flows do what they do without this wheel.
 
     Attributes:
@@ -51,7 +49,7 @@ def read(options: Mapping[str, Any]) -> Options:
     Raises:
         ConfigurationError: One is unknown or means nothing.
     """
-    known = [field.name for field in dataclasses.fields(Options)]
+    known = Options._fields
     # The engine of crewai-native-celery serves this component too, and checks its own.
     options = {n: value for n, value in options.items() if not n.startswith("celery_")}
     for name in options:

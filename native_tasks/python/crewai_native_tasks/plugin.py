@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import typer
 
     from crewai_native.bench import Case
-    from crewai_native_tasks.batch import LocalEngine
     from crewai_native_tasks.control import NativeControl
+    from crewai_native_tasks.engine import LocalEngine
     from crewai_native_tasks.executor import FlowExecutor
     from crewai_native_tasks.graph import NativeScheduler
 
@@ -45,7 +45,7 @@ def crewai_native_features() -> dict[str, set[str]]:
 @hookimpl
 def crewai_native_tasks_batch() -> LocalEngine:
     """Batches on threads of this process."""
-    from crewai_native_tasks.batch import LocalEngine
+    from crewai_native_tasks.engine import LocalEngine
 
     return LocalEngine(_in_force.for_each_concurrency)
 

@@ -15,7 +15,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +27,7 @@ _BYTES: Final = {"": 1, "B": 1, "kB": 1000, "KiB": 1024, "MB": 10**6, "MiB": 2**
 _OFF: Final = frozenset({"off", "inf", "none"})
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(NamedTuple):
     """So many calls in so much time.
 
     Attributes:
@@ -45,8 +44,7 @@ class Rate:
         return f"{self.calls}/{unit}"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Size:
+class Size(NamedTuple):
     """How long a result may be.
 
     Attributes:
@@ -58,8 +56,7 @@ class Size:
     unit: Literal["bytes", "tokens"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Retry:
+class Retry(NamedTuple):
     """How often a call that fails is tried.
 
     Attributes:
@@ -190,7 +187,7 @@ def _size(value: Any) -> Any:
 
 def _retry(value: Any) -> Any:
     if isinstance(value, Retry):
-        value = dataclasses.asdict(value)
+        value = value._asdict()
     if isinstance(value, Mapping):
         attempts, backoff, on = (
             value.get(name, default)
@@ -229,8 +226,7 @@ def _budget(value: Any) -> Any:
         return None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Kind:
+class _Kind(NamedTuple):
     """How a field is read: ``parse`` gives None for what means nothing."""
 
     parse: Callable[[Any], Any]
@@ -408,8 +404,7 @@ class Layers:
                 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Saying:
+class Saying(NamedTuple):
     """What counts for a field.
 
     Attributes:

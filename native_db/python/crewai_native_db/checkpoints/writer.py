@@ -33,12 +33,12 @@ from crewai.state.provider.json_provider import JsonProvider
 from crewai_native_db import _native
 from crewai_native_db.checkpoints import assembly, outline, places
 from crewai_native_db.checkpoints.placeholders import restore_guardrails
-from crewai_native_db.checkpoints.recorder import Part, Recorder, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from crewai_native.slots.checkpoint_writer import Checkpoint
+    from crewai_native_db.checkpoints.recorder import Part, Snapshot
 
 _logger = logging.getLogger("crewai_native")
 # Snapshots that wait to be stored, for each run. A disk that is slower than the run slows it down.
@@ -103,6 +103,9 @@ class _Run:
     """What is known of a run whose checkpoints are written."""
 
     def __init__(self) -> None:
+        # It needs much that only runs with checkpoints need.
+        from crewai_native_db.checkpoints.recorder import Recorder
+
         self.recorder = Recorder()
         self.summaries = outline.Summaries()
         self.changed = threading.Condition()

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from crewai.events.event_bus import crewai_event_bus
 
-from crewai_native_tasks.executor import classes, kickoff
+from crewai_native_tasks.executor import classes
 from crewai_native_tasks.executor.ground import Ground, go_on
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from crewai_native.slots.tasks_executor import FlowRun
 
 
@@ -57,10 +59,10 @@ class FlowExecutor:
 
     async def akickoff(self, run: FlowRun) -> Any:
         """Run a flow for ``Flow.kickoff_async`` and ``Flow.akickoff``."""
-        return await kickoff.whole(run, Ground(on_loop=True), self._known(run.flow))
+        return await self._whole(run, Ground(on_loop=True))
 
     def _here(self, run: FlowRun, context: contextvars.Context) -> Any:
-        whole = kickoff.whole(run, Ground(on_loop=False), self._known(run.flow))
+        whole = self._whole(run, Ground(on_loop=False))
         try:
             context.run(whole.send, None)
         except StopIteration as ended:
@@ -69,11 +71,14 @@ class FlowExecutor:
         with asyncio.Runner() as runner:
             return runner.run(go_on(whole), context=context)
 
-    def _known(self, flow: Any) -> classes.FlowClass:
-        known = self._classes.of(flow)
+    def _whole(self, run: FlowRun, ground: Ground) -> Coroutine[Any, Any, Any]:
+        # It needs parts of CrewAI that CrewAI too imports only when a flow runs.
+        from crewai_native_tasks.executor import kickoff
+
+        known = self._classes.of(run.flow)
         if known is None:
-            raise TypeError(f"{type(flow).__qualname__} is not driven here")
-        return known
+            raise TypeError(f"{type(run.flow).__qualname__} is not driven here")
+        return kickoff.whole(run, ground, known)
 
 
 def _on_loop() -> bool:

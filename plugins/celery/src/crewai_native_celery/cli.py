@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -54,7 +53,7 @@ def made(options: Callable[[], Options]) -> typer.Typer:
         changed: dict[str, Any] = {
             option: value for option, value in given.items() if value is not None
         }
-        chosen = dataclasses.replace(options(), **changed)
+        chosen = options()._replace(**changed)
         try:
             _ = chosen.broker, chosen.results
         except ConfigurationError as error:

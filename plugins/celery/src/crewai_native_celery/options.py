@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from crewai_native import ConfigurationError
 
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
 PREFIX: Final = "celery_"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """How the cluster is reached, the same for workers and for whoever sends them batches.
 
     Attributes:
