@@ -535,7 +535,9 @@ def _take_back(binding: Binding) -> None:
 def _no_collection() -> Iterator[None]:
     """Keep the garbage collector from going over all that importing CrewAI has made, for nothing.
 
-    That takes 0.2 s and more, which is longer than activating.
+    That takes 0.2 s and more, which is longer than activating. What activating makes lives as long
+    as the program, as a rule, so it is handed to the oldest generation: to freeze and to unfreeze
+    moves lists of objects as they are, where the next collection would go over each of them.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -543,6 +545,9 @@ def _no_collection() -> Iterator[None]:
         yield
     finally:
         if enabled:
+            if not gc.get_freeze_count():  # what the program has frozen must stay so
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 

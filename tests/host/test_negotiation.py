@@ -5,7 +5,12 @@ from __future__ import annotations
 import textwrap
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
+from crewai_native import _negotiate
 from crewai_native.testing.distributions import Site
 
 SLOT = "memory.storage"
@@ -171,6 +176,27 @@ def test_a_range_that_is_unsaid_or_nonsense(accelerates, state, miniature):
     miniature.site.valid("acme-range", accelerates=accelerates)
     candidate = miniature.status().candidate("acme-range")
     assert candidate["state"] == state
+
+
+releases = st.lists(st.integers(0, 3), min_size=1, max_size=4).map(lambda n: ".".join(map(str, n)))
+versions = st.tuples(releases, st.sampled_from(["", "", "", "a1", ".dev2", ".post1", "+x"])).map(
+    "".join
+)
+clauses = st.tuples(
+    st.sampled_from([">=", "<=", "<", ">", "==", "!=", "~=", " >= "]), releases
+).map("".join)
+wild = releases.map("=={}.*".format)
+
+
+@given(st.lists(clauses | wild, max_size=3).map(",".join), versions)
+def test_ranges_are_those_of_packaging(specifier, version):
+    try:
+        expected = SpecifierSet(specifier).contains(Version(version), prereleases=True)
+    except ValueError:  # ~= with a single number
+        with pytest.raises(ValueError, match="Invalid"):
+            _negotiate._within(specifier, version)
+        return
+    assert _negotiate._within(specifier, version) is expected
 
 
 def test_required_features_skip_a_candidate(miniature):
