@@ -9,6 +9,7 @@ import copy
 import itertools
 import pickle
 import threading
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -258,6 +259,42 @@ def test_the_async_twins_leave_the_event_loop_free(storage, record, monkeypatch)
         assert storage.count() == 1
 
     asyncio.run(scenario())
+
+
+def test_the_event_loop_sees_no_gap_while_eight_slow_searches_run(storage, record):
+    """What a search computes for long, it computes without the interpreter."""
+    limit = 0.020
+    large = {"items": list(range(10_000))}
+    # The first search for a key of the metadata reads all of them.
+    keys = map(str, itertools.count())
+    slow = 0.0
+    for batch in itertools.count():
+        if slow > 3 * limit:
+            break
+        storage.save([record(f"{batch}-{n}", embedding=[1.0], metadata=large) for n in range(16)])
+        before = time.thread_time()
+        assert storage.search([1.0], limit=1, metadata_filter={next(keys): None})
+        slow = time.thread_time() - before
+
+    async def longest_gap():
+        searches = [storage.asearch([1.0], metadata_filter={next(keys): None}) for _ in range(8)]
+        found = asyncio.gather(*searches)
+        longest, last = 0.0, (time.perf_counter(), time.process_time())
+        while not found.done():
+            await asyncio.sleep(0.001)
+            now = time.perf_counter(), time.process_time()
+            # Of a gap in which this process got no processor, the searches are not to blame.
+            longest = max(longest, min(now[0] - last[0], now[1] - last[1]))
+            last = now
+        assert [len(result) for result in await found] == [10] * 8
+        return longest
+
+    # Other programs may keep the loop waiting while a search goes on. A search that held the
+    # interpreter would do so for `slow`, every time.
+    gaps = [asyncio.run(longest_gap())]
+    while min(gaps) >= limit and len(gaps) < 20:
+        gaps.append(asyncio.run(longest_gap()))
+    assert min(gaps) < limit, gaps
 
 
 def test_a_long_batch_does_not_hold_the_interpreter(storage):
