@@ -73,6 +73,8 @@ class _Due:
         return type(self.config.provider).__name__
 
     def emit(self, kind: type, parent_id: str | None, location: str, **fields: Any) -> None:
+        if not threading.main_thread().is_alive():
+            return  # the program has ended: CrewAI's event bus takes nothing any more
         event = kind(
             location=location,
             provider=self.provider,
