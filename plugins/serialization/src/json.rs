@@ -6,42 +6,79 @@ mod write;
 pub use read::read;
 pub use write::{write_float, write_int, write_text};
 
+/// Bytes that are looked through at a time.
+const BLOCK: usize = 16;
+
 /// Returns where the first byte stands that a JSON string cannot hold as it is: `"`, `\` or a
 /// control character; the length where there is none.
 fn plain_length(bytes: &[u8]) -> usize {
     let mut at = 0;
-    // Without a branch inside, a block becomes a handful of vector instructions.
-    let (blocks, _) = bytes.as_chunks::<64>();
+    let (blocks, rest) = bytes.as_chunks::<BLOCK>();
     for block in blocks {
-        if any_special(block) {
-            break;
+        if let Some(place) = first_special_of_block(block) {
+            return at + place;
         }
-        at += 64;
+        at += BLOCK;
     }
-    let (blocks, _) = bytes[at..].as_chunks::<16>();
-    for block in blocks {
-        if any_special(block) {
-            break;
+    let mut rest = rest;
+    if let Some((word, after)) = rest.split_first_chunk::<8>() {
+        if let Some(place) = first_special(u64::from_le_bytes(*word)) {
+            return at + place;
         }
-        at += 16;
-    }
-    if let Some(block) = bytes[at..].first_chunk::<8>()
-        && !any_special(block)
-    {
         at += 8;
+        rest = after;
     }
-    at + bytes[at..]
+    at + rest
         .iter()
-        .position(|&byte| special(byte) != 0)
-        .unwrap_or(bytes.len() - at)
+        .position(|&byte| special(byte))
+        .unwrap_or(rest.len())
 }
 
-fn any_special<const N: usize>(block: &[u8; N]) -> bool {
-    block.iter().fold(0, |found, &byte| found | special(byte)) != 0
+fn special(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
 }
 
-fn special(byte: u8) -> u8 {
-    u8::from(byte < 0x20) | u8::from(byte == b'"') | u8::from(byte == b'\\')
+/// Returns the place of the first special byte of eight, the first of which is the lowest.
+#[inline]
+fn first_special(word: u64) -> Option<usize> {
+    const ONES: u64 = u64::MAX / 255;
+    const HIGHS: u64 = ONES << 7;
+    // The highest bit of a byte that is less than `limit`. A byte above one that is may borrow from it,
+    // so only the lowest that is found is one.
+    let below = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word;
+    let equal = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
+    let found = (below(word, 0x20) | equal(b'"') | equal(b'\\')) & HIGHS;
+    (found != 0).then(|| found.trailing_zeros() as usize / 8)
+}
+
+/// Returns the place of the first special byte of a block.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn first_special_of_block(block: &[u8; BLOCK]) -> Option<usize> {
+    use std::arch::x86_64::{
+        _mm_cmpeq_epi8, _mm_loadu_si128, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128,
+        _mm_set1_epi8,
+    };
+
+    // SAFETY: every x86-64 processor has SSE2, and the block is as long as what is loaded.
+    let found = unsafe {
+        let bytes = _mm_loadu_si128(block.as_ptr().cast());
+        let control = _mm_cmpeq_epi8(_mm_min_epu8(bytes, _mm_set1_epi8(0x1f)), bytes);
+        let quote = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'"'.cast_signed()));
+        let backslash = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'\\'.cast_signed()));
+        _mm_movemask_epi8(_mm_or_si128(control, _mm_or_si128(quote, backslash)))
+    };
+    (found != 0).then(|| found.trailing_zeros() as usize)
+}
+
+/// Returns the place of the first special byte of a block.
+#[cfg(not(target_arch = "x86_64"))]
+#[inline]
+fn first_special_of_block(block: &[u8; BLOCK]) -> Option<usize> {
+    let (words, _) = block.as_chunks::<8>();
+    words.iter().enumerate().find_map(|(number, word)| {
+        first_special(u64::from_le_bytes(*word)).map(|place| number * 8 + place)
+    })
 }
 
 #[cfg(test)]
@@ -49,7 +86,10 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::Value;
 
-    use super::{plain_length, read, write_float, write_text};
+    use super::{
+        BLOCK, first_special, first_special_of_block, plain_length, read, special, write_float,
+        write_text,
+    };
     use crate::build::Sample;
 
     #[test]
@@ -58,10 +98,45 @@ mod tests {
             assert_eq!(plain_length(&vec![b'a'; length]), length);
             for at in 0..length {
                 for special in [b'"', b'\\', 0, 0x1f] {
-                    let mut bytes = vec![0xc3; length];
-                    bytes[at] = special;
-                    assert_eq!(plain_length(&bytes), at);
+                    for plain in [b' ', b'!', b'#', b'[', b']', 0x7f, 0x80, 0xc3, 0xff] {
+                        let mut bytes = vec![plain; length];
+                        bytes[at] = special;
+                        assert_eq!(plain_length(&bytes), at);
+                        // What comes after it makes no difference.
+                        bytes[at..].fill(special);
+                        assert_eq!(plain_length(&bytes), at);
+                    }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn texts_are_written_right_wherever_something_is_escaped() {
+        for length in 0..60 {
+            for step in 1..20 {
+                for special in ['"', '\\', '\n', '\u{1}'] {
+                    let place = |at: usize| if at % step == step - 1 { special } else { 'é' };
+                    let text: String = (0..length).map(place).collect();
+                    let mut out = Vec::new();
+                    write_text(&mut out, &text);
+                    assert_eq!(out, serde_json::to_vec(&text).unwrap());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn words_and_blocks_are_looked_through_alike() {
+        for byte in 0..=255 {
+            for at in 0..8 {
+                let mut word = [b'a'; 8];
+                word[at] = byte;
+                let expected = special(byte).then_some(at);
+                assert_eq!(first_special(u64::from_le_bytes(word)), expected);
+                let mut block = [0xc3; BLOCK];
+                block[8..].copy_from_slice(&word);
+                assert_eq!(first_special_of_block(&block), expected.map(|at| at + 8));
             }
         }
     }

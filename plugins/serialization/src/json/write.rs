@@ -1,10 +1,9 @@
 //! The pieces of JSON text.
 
-use super::{any_special, plain_length, special};
+use super::{BLOCK, first_special_of_block, plain_length};
 
 /// Up to which length a string is copied block by block while it is looked through.
 const SHORT: usize = 512;
-const BLOCK: usize = 16;
 
 /// Writes a string with its quotes. Only what must be escaped is.
 pub fn write_text(out: &mut Vec<u8>, text: &str) {
@@ -25,7 +24,7 @@ fn write_plain(out: &mut Vec<u8>, text: &[u8]) -> bool {
     let (blocks, rest) = text.as_chunks::<BLOCK>();
     let mut last = rest;
     for (number, block) in blocks.iter().enumerate() {
-        if any_special(block) {
+        if first_special_of_block(block).is_some() {
             return false;
         }
         // SAFETY: there is room for the string and two quotes, one of which is before the block.
@@ -34,7 +33,7 @@ fn write_plain(out: &mut Vec<u8>, text: &[u8]) -> bool {
     if let Some(block) = text.last_chunk::<BLOCK>() {
         last = block;
     }
-    if last.iter().fold(0, |found, &byte| found | special(byte)) != 0 {
+    if plain_length(last) < last.len() {
         return false;
     }
     // SAFETY: what is left, all of the string or its last block, ends a byte before the room that was
