@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import itertools
+import json
 import logging
+import shutil
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,8 +26,8 @@ from crewai_native_tasks import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
+LAKES = Path(__file__).parent / "project" / "lakes"
 numbers = itertools.count(1000)
 
 
@@ -50,6 +54,51 @@ def test_what_can_be_named_is_run(cluster: Any, target: str) -> None:
     result = mapped({"topic": "a"}, {"topic": "b"}, {"topic": "c"}, target=target)
     assert [output.raw for output in result.outputs] == ["a", "b", "c"]
     assert result.usage.successful_requests == 3
+
+
+@pytest.fixture
+def answering() -> Iterator[str]:
+    """A model as OpenAI serves them, which answers with the word after "about"; its address."""
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            prompt = asked["messages"][-1]["content"]
+            message = {"role": "assistant", "content": prompt.partition("about ")[2].split()[0]}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            usage = {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8}
+            more = {"id": "1", "object": "chat.completion", "created": 1, "model": asked["model"]}
+            body = json.dumps({**more, "choices": [choice], "usage": usage}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+        serving.join()
+
+
+def test_a_folder_of_yaml_is_run_by_a_worker(cluster: Any, answering: str, tmp_path: Path) -> None:
+    lakes = tmp_path / "lakes"
+    shutil.copytree(LAKES, lakes)
+    with (lakes / "agents.yaml").open("a") as file:
+        file.write(
+            f"  llm: {{model: openai/gpt-4o-mini, api_key: none, base_url: '{answering}'}}\n"
+        )
+    topics = [{"topic": f"lake{n}"} for n in range(3)]
+    result = mapped(*topics, target=lakes)
+    assert [output.raw for output in result.outputs] == ["lake0", "lake1", "lake2"]
+    assert [task.name for task in result[0].output.tasks_output] == ["sketch", "paint"]
+    assert result.usage.successful_requests == 6
+    assert result.usage.total_tokens == 6 * 8
 
 
 def test_models_come_back_as_models(cluster: Any) -> None:
