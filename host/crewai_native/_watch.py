@@ -27,11 +27,12 @@ _logger = logging.getLogger("crewai_native")
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 # Cells of one thread: errors, fallbacks, then a histogram of durations whose buckets are quarters
-# of powers of two of nanoseconds (so a quantile is right to about 12 %), up to 2**48 ns = 3 days.
+# of powers of two of nanoseconds (so a quantile is right to about 12 %), for all that the clock's 63
+# bits can hold.
 _ERRORS: Final = 0
 _FALLBACKS: Final = 1
 _FIRST_BUCKET: Final = 2
-_TOP_BIT: Final = 48
+_TOP_BIT: Final = 63
 _LONGEST_SHOWN: Final = 200
 _CELLS: Final = _FIRST_BUCKET + 4 * (_TOP_BIT + 1)
 
@@ -108,12 +109,12 @@ class Watch:
 
         def count(elapsed: int, raised: bool) -> None:
             try:
-                cells = local.owner.cells
+                cells = local.cells
             except AttributeError:
                 cells = new_cells()
             bits = elapsed.bit_length() or 1
             quarter = (elapsed << 2 >> (bits - 1)) & 3  # the two bits after the first
-            cells[_FIRST_BUCKET + min(4 * bits + quarter, 4 * _TOP_BIT)] += 1
+            cells[_FIRST_BUCKET + 4 * bits + quarter] += 1
             if raised:
                 cells[_ERRORS] += 1
 
@@ -230,12 +231,13 @@ class Watch:
         )
 
     def _cells(self) -> list[int]:
-        owner: _Owner | None = getattr(self._local, "owner", None)
-        return owner.cells if owner is not None else self._new_cells()
+        cells: list[int] | None = getattr(self._local, "cells", None)
+        return cells if cells is not None else self._new_cells()
 
     def _new_cells(self) -> list[int]:
         owner = _Owner()
-        self._local.owner = owner
+        # The owner for its end; its cells to find them in one step.
+        self._local.owner, self._local.cells = owner, owner.cells
         weakref.finalize(owner, self._ended.append, owner.cells).atexit = False
         with _lock:
             while self._ended:

@@ -12,7 +12,7 @@ import contextvars
 import functools
 import itertools
 import secrets
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from crewai_native_tools import _native, workers
 from crewai_native_tools._native import Admission, Call, Rules, Tally, Uses
@@ -257,14 +257,11 @@ class Execution:
         self.arguments = arguments
         self.on_thread = on_thread
         self._proceed = proceed
+        # From now on it can be cancelled.
+        run.active.add(self)
 
-    def __enter__(self) -> Self:
-        """Let it be cancelled from now on."""
-        self.run.active.add(self)
-        return self
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Note on an error which call it was, and count how it has ended."""
+    def end(self, error: BaseException | None = None) -> None:
+        """Count how it has ended, and note on an error which call it was."""
         self.run.active.discard(self)
         self.call.end("done" if error is None else _explain(self, error))
 
@@ -540,11 +537,17 @@ def execute(
         BaseException: What the tool raised, with a note that says of which call.
     """
     on_thread = detached or plan.timeout is not None
-    with Execution(plan, run, arguments, proceed, left, on_thread=on_thread) as this:
+    this = Execution(plan, run, arguments, proceed, left, on_thread=on_thread)
+    try:
         if not this.call.admitted:
             this.queue()
         this.runs = True
-        return this.detached() if on_thread else this.inline()
+        result = this.detached() if on_thread else this.inline()
+    except BaseException as error:
+        this.end(error)
+        raise
+    this.end()
+    return result
 
 
 async def aexecute(
@@ -567,11 +570,17 @@ async def aexecute(
         on_thread: Whether ``proceed`` returns the result itself, and is called on a thread.
         left: As there.
     """
-    with Execution(plan, run, arguments, proceed, left, on_thread=on_thread) as this:
+    this = Execution(plan, run, arguments, proceed, left, on_thread=on_thread)
+    try:
         if not this.call.admitted:
             await this.aqueue()
         this.runs = True
-        return await (this.adetached() if on_thread else _on_loop(this))
+        result = await (this.adetached() if on_thread else _on_loop(this))
+    except BaseException as error:
+        this.end(error)
+        raise
+    this.end()
+    return result
 
 
 async def _on_loop(this: Execution) -> Any:

@@ -33,7 +33,7 @@ def run(
     proceed: Callable[[], Any],
     *,
     task: str = "",
-    **options: Any,
+    detached: bool = False,
 ) -> Any:
     """Run a call under a plan and return the tool's result.
 
@@ -43,7 +43,7 @@ def run(
         arguments: The tool's arguments, by name.
         proceed: Calls the tool.
         task: What tells its task from others of the run.
-        options: For :func:`~crewai_native_tools.execution.execute`.
+        detached: As for :func:`~crewai_native_tools.execution.execute`.
 
     Raises:
         ToolStopped: The engine ended it.
@@ -52,16 +52,16 @@ def run(
     if plan.side_effects:
         proceed = functools.partial(_once, plan, belongs_to, task, arguments, proceed)
     if plan.retry is None:
-        result = execute(plan, belongs_to, arguments, proceed, **options)
+        result = execute(plan, belongs_to, arguments, proceed, detached=detached)
     else:
         end = math.inf if plan.timeout is None else time.monotonic() + plan.timeout
         try:
-            result = execute(plan, belongs_to, arguments, proceed, **options)
+            result = execute(plan, belongs_to, arguments, proceed, detached=detached)
         except Exception as error:  # noqa: BLE001 - raised where there is no other attempt
             left = _clock(end)
             result = retry.run(
                 lambda: execute(
-                    plan, belongs_to, arguments, proceed, left=_some(left()), **options
+                    plan, belongs_to, arguments, proceed, left=_some(left()), detached=detached
                 ),
                 plan.retry,
                 failed=error,
@@ -82,23 +82,23 @@ async def arun(
     proceed: Callable[[], Any],
     *,
     task: str = "",
-    **options: Any,
+    on_thread: bool = False,
 ) -> Any:
     """As :func:`run`, without blocking the event loop."""
     if plan.side_effects:
-        once = _once if options.get("on_thread") else _aonce
+        once = _once if on_thread else _aonce
         proceed = functools.partial(once, plan, belongs_to, task, arguments, proceed)
     if plan.retry is None:
-        result = await aexecute(plan, belongs_to, arguments, proceed, **options)
+        result = await aexecute(plan, belongs_to, arguments, proceed, on_thread=on_thread)
     else:
         end = math.inf if plan.timeout is None else time.monotonic() + plan.timeout
         try:
-            result = await aexecute(plan, belongs_to, arguments, proceed, **options)
+            result = await aexecute(plan, belongs_to, arguments, proceed, on_thread=on_thread)
         except Exception as error:  # noqa: BLE001 - raised where there is no other attempt
             left = _clock(end)
             result = await retry.arun(
                 lambda: aexecute(
-                    plan, belongs_to, arguments, proceed, left=_some(left()), **options
+                    plan, belongs_to, arguments, proceed, left=_some(left()), on_thread=on_thread
                 ),
                 plan.retry,
                 failed=error,
