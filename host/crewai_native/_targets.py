@@ -130,16 +130,21 @@ def _source(function: Any) -> str | None:
     if not lines:
         return None
     base = _indent(lines[0])
+    deeper = " " * (base + 1)
     kept: list[str] = []
     in_body = False
     for line in lines:
         text = line.strip()
-        if not text or text.startswith("#"):
+        if not text or text[0] == "#":
             continue
-        header = text.startswith(("@", "def ", "async def ", ")", "]"))
-        if in_body and _indent(line) <= base and not text.startswith((")", "]")):
-            break
-        in_body = in_body or not (header and _indent(line) == base)
+        # Most lines by far are deeper, and neither begin nor end a body: look no further at them.
+        if line.startswith(deeper):
+            in_body = True
+        else:
+            header = text.startswith(("@", "def ", "async def ", ")", "]"))
+            if in_body and _indent(line) <= base and text[0] not in ")]":
+                break
+            in_body = in_body or not (header and _indent(line) == base)
         kept.append(line.rstrip())
     return "\n".join(kept)
 

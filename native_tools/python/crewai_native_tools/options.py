@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from crewai_native import ConfigurationError
 from crewai_native_tools import policy
@@ -41,8 +42,7 @@ class PerTool(Generic[_Value]):
         return PerTool(self.default, {sanitize(name): value for name, value in self.named.items()})
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """The options of ``tools``. Without any, results are kept as CrewAI keeps them.
 
     Attributes:
@@ -61,13 +61,13 @@ class Options:
         prices: What a million tokens cost, in and out, by the name of a model.
     """
 
-    cache_ttl: PerTool[float] = dataclasses.field(default_factory=PerTool)
-    cache_tool_max_bytes: PerTool[int] = dataclasses.field(default_factory=PerTool)
+    cache_ttl: PerTool[float] = PerTool()
+    cache_tool_max_bytes: PerTool[int] = PerTool()
     cache_max_bytes: int | None = None
-    layers: Layers = dataclasses.field(default_factory=Layers)
+    layers: Layers = Layers()
     max_threads: int = 128
     isolation_workers: int | None = None
-    prices: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    prices: Mapping[str, tuple[float, float]] = types.MappingProxyType({})
 
 
 _KNOWN: Final = (
