@@ -90,6 +90,7 @@ def _described(module: Any) -> Iterator[type]:
             and (
                 getattr(value, "_is_protocol", False)
                 or dataclasses.is_dataclass(value)
+                or issubclass(value, tuple)
                 or issubclass(value, enum.Enum)
             )
         ):
