@@ -391,9 +391,11 @@ class Host:
 
     def status(self) -> Status:
         """Return the state of every slot and candidate."""
-        from crewai_native._status import Status
-
         with self.lock:
+            # Here, not before: a fork waits for the lock, and would leave the child an import that
+            # another thread has begun.
+            from crewai_native._status import Status
+
             return Status(
                 active=self.active,
                 reason=self._reason,
