@@ -10,7 +10,7 @@ use super::engine::Engine;
 use super::error::{Result, StoreError};
 use super::read;
 use super::record::{vector_bytes, vector_from_bytes};
-use super::write::{Write, set_meta};
+use super::write::Write;
 
 const STAGING: &str = "
 CREATE TABLE staged (
@@ -188,7 +188,7 @@ fn exchange(write: &mut Write<'_>, embedder: &str) -> Result<()> {
         transaction.execute_batch(UNSTAGING)?;
         // Every search index that knows the old vectors has to begin again.
         write.seq += 1;
-        set_meta(transaction, "trimmed", write.seq)?;
+        write.trimmed = write.seq;
     }
     write.dimension = dimension;
     write.new_dimension = dimension.is_some();

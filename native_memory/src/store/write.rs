@@ -19,6 +19,10 @@ const CHANGES_KEPT: i64 = 200_000;
 pub struct Write<'c> {
     pub(super) transaction: Transaction<'c>,
     pub(super) seq: i64,
+    /// The last of the changes that are forgotten.
+    pub(super) trimmed: i64,
+    /// `seq` and `trimmed` as the file has them.
+    stored: (i64, i64),
     pub(super) dimension: Option<usize>,
     pub(super) new_dimension: bool,
     /// Ids of a scope and of those above it, root first; by path and by id.
@@ -50,11 +54,25 @@ impl<'c> Write<'c> {
     /// Begins; the caller holds the writers' lock, so this waits for nobody else's transaction.
     pub fn begin(connection: &'c mut Connection) -> Result<Self> {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let seq = meta(&transaction, "seq")?.unwrap_or(0);
-        let dimension = meta(&transaction, "dimension")?.map(|d| d as usize);
+        let (mut seq, mut trimmed, mut dimension) = (0, 0, None);
+        {
+            let mut state = transaction.prepare_cached(
+                "SELECT key, value FROM meta WHERE key IN ('dimension', 'seq', 'trimmed')",
+            )?;
+            let mut rows = state.query([])?;
+            while let Some(row) = rows.next()? {
+                match row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)? {
+                    "seq" => seq = row.get(1)?,
+                    "trimmed" => trimmed = row.get(1)?,
+                    _ => dimension = Some(row.get::<_, i64>(1)? as usize),
+                }
+            }
+        }
         Ok(Self {
             transaction,
             seq,
+            trimmed,
+            stored: (seq, trimmed),
             dimension,
             new_dimension: false,
             lineages: HashMap::new(),
@@ -201,7 +219,7 @@ impl<'c> Write<'c> {
         self.next_record = None;
         // Every index that knows an older state has to begin again.
         self.seq += 1;
-        set_meta(&self.transaction, "trimmed", self.seq)?;
+        self.trimmed = self.seq;
         Ok(count as usize)
     }
 
@@ -226,11 +244,17 @@ impl<'c> Write<'c> {
     /// Writes the aggregates and commits.
     pub fn commit(mut self) -> Result<()> {
         self.write_counts()?;
-        set_meta(&self.transaction, "seq", self.seq)?;
+        self.trim_changes()?;
+        // The same number again would be one more page in the log.
+        if self.seq != self.stored.0 {
+            set_meta(&self.transaction, "seq", self.seq)?;
+        }
+        if self.trimmed != self.stored.1 {
+            set_meta(&self.transaction, "trimmed", self.trimmed)?;
+        }
         if let (true, Some(dimension)) = (self.new_dimension, self.dimension) {
             set_meta(&self.transaction, "dimension", dimension as i64)?;
         }
-        self.trim_changes()?;
         self.transaction.commit()?;
         Ok(())
     }
@@ -480,14 +504,13 @@ impl<'c> Write<'c> {
         Ok(())
     }
 
-    fn trim_changes(&self) -> Result<()> {
+    fn trim_changes(&mut self) -> Result<()> {
         let keep_from = self.seq - CHANGES_KEPT;
-        let trimmed = meta(&self.transaction, "trimmed")?.unwrap_or(0);
         // In steps, so that not every write pays for trimming one row.
-        if keep_from > trimmed + CHANGES_KEPT / 4 {
+        if keep_from > self.trimmed + CHANGES_KEPT / 4 {
             self.transaction
                 .execute("DELETE FROM changes WHERE seq <= ?1", [keep_from])?;
-            set_meta(&self.transaction, "trimmed", keep_from)?;
+            self.trimmed = keep_from;
         }
         Ok(())
     }
@@ -569,11 +592,7 @@ pub fn meta_text(connection: &Connection, key: &str) -> rusqlite::Result<Option<
         .optional()
 }
 
-pub(super) fn set_meta(
-    connection: &Connection,
-    key: &str,
-    value: impl ToSql,
-) -> rusqlite::Result<()> {
+fn set_meta(connection: &Connection, key: &str, value: impl ToSql) -> rusqlite::Result<()> {
     connection
         .prepare_cached("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2")?
         .execute(params![key, value])?;
