@@ -7,8 +7,8 @@
 //! Nothing is kept between calls. A history is given anew at each turn, but callers change messages
 //! in place, and handlers the events that they get, so every turn needs containers of its own and a
 //! look at all that it holds. Strings and numbers, the bulk of a message, are passed on as they are, so
-//! what is left to do is a look at each and a `dict.copy()` of each message. A cache would not spare it: to prove that nothing has changed takes a look at all that a message holds, and
-//! what comes out has to be copied.
+//! what is left to do is a look at each and a `dict.copy()` of each message. A cache would not spare it:
+//! to prove that nothing has changed takes that look, and what comes out has to be copied.
 
 use pyo3::exceptions::{PyException, PyRecursionError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
