@@ -85,11 +85,8 @@ def offers() -> tuple[dict[str, list[Offer]], list[Candidate]]:
             strangers.append(candidate)
             continue
         if normalise(name) not in first:
-            used = importlib.metadata.distribution(name)
-            first[normalise(name)] = (
-                str(used.locate_file("")),
-                _field(_headers(used), "Version"),
-            )
+            used, its_version = _used(name)
+            first[normalise(name)] = str(used.locate_file("")), its_version
         place = first[normalise(name)]
         for major, entry in entries:
             candidate = Candidate(entry.name, name, version, entry.value, location)
@@ -138,9 +135,25 @@ def _distributions() -> Iterator[Distribution]:
 def crewai_version() -> str:
     """Return the installed CrewAI's version, importing nothing; empty where there is none."""
     try:
-        return _field(_headers(importlib.metadata.distribution("crewai")), "Version")
+        return _used("crewai")[1]
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def _used(name: str) -> tuple[Distribution, str]:
+    """Return the distribution of a name that is used, the first on the path, and its version.
+
+    A folder that an interrupted pip has left without metadata is not it, though
+    ``importlib.metadata.distribution`` would return it.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: There is none.
+    """
+    for distribution in importlib.metadata.distributions(name=name):
+        # Where the standard library looks for it, too.
+        if any(distribution.read_text(file) for file in ("METADATA", "PKG-INFO", "")):
+            return distribution, _field(_headers(distribution), "Version")
+    raise importlib.metadata.PackageNotFoundError(name)
 
 
 def _headers(distribution: Distribution) -> Message | PackageMetadata:

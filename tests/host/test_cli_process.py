@@ -279,9 +279,10 @@ def test_without_crewai_it_says_so(run):
     import importlib.metadata
     from crewai_native import _roster
     from crewai_native.cli import main
-    def missing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-    importlib.metadata.distribution = missing
+    real = importlib.metadata.distributions
+    def missing(**fields):
+        return () if fields.get("name") == "crewai" else real(**fields)
+    importlib.metadata.distributions = missing
     main(["list"])
     """
     done = run(code, check=False)

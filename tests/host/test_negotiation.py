@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import textwrap
 
 import pytest
@@ -354,9 +355,10 @@ def test_without_crewai_activation_says_so(site, run):
     code = """
     import sys
     import importlib.metadata
-    def missing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-    importlib.metadata.distribution = missing
+    real = importlib.metadata.distributions
+    def missing(**fields):
+        return () if fields.get("name") == "crewai" else real(**fields)
+    importlib.metadata.distributions = missing
     import crewai_native
     try:
         crewai_native.activate()
@@ -364,3 +366,10 @@ def test_without_crewai_activation_says_so(site, run):
         answer(str(error))
     """
     assert run(code) == "CrewAI is not installed; pip install crewai"
+
+
+def test_a_folder_that_pip_left_behind_is_not_crewai(site, run):
+    version = importlib.metadata.version("crewai")
+    (site.folder / "crewai-0.0.1.dist-info").mkdir()
+    code = "from crewai_native import _discovery; answer(_discovery.crewai_version())"
+    assert run(code) == version
