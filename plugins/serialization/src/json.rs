@@ -4,7 +4,7 @@ mod read;
 mod write;
 
 pub use read::read;
-pub use write::{write_float, write_int, write_text};
+pub use write::{Key, write_float, write_int, write_key, write_text};
 
 /// Bytes that are looked through at a time.
 const BLOCK: usize = 16;
@@ -87,8 +87,8 @@ mod tests {
     use serde_json::Value;
 
     use super::{
-        BLOCK, first_special, first_special_of_block, plain_length, read, special, write_float,
-        write_text,
+        BLOCK, Key, first_special, first_special_of_block, plain_length, read, special,
+        write_float, write_key, write_text,
     };
     use crate::build::Sample;
 
@@ -123,6 +123,15 @@ mod tests {
                     assert_eq!(out, serde_json::to_vec(&text).unwrap());
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_key_is_written_with_what_is_around_it() {
+        for name in ["", "id", "twelve_bytes"] {
+            let mut out = b"1".to_vec();
+            write_key(&mut out, Key::new(name));
+            assert_eq!(out, format!("1,{name:?}:").into_bytes());
         }
     }
 

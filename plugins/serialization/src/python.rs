@@ -14,7 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyMemoryView, PyString};
 
 use self::building::{Builder, Outermost};
-use self::encoding::{Json, Pack, Sink};
+use self::encoding::{Json, Mappings, Pack, Sink};
 use crate::build::ReadError;
 use crate::{json, msgpack};
 
@@ -42,7 +42,8 @@ mod _native {
     use super::message::AgentMessage;
     #[pymodule_export]
     use super::{
-        decode, decode_batch, decode_message, decode_messages, encode, encode_batch, totals,
+        decode, decode_batch, decode_message, decode_messages, encode, encode_batch,
+        encode_message, encode_messages, totals,
     };
 
     #[pymodule_init]
@@ -116,58 +117,79 @@ fn totals(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 
 /// A message as bytes: a mapping as it is, an `AgentMessage` in its envelope.
 #[pyfunction]
-#[pyo3(signature = (message, format, schema = SCHEMA))]
-fn encode<'py>(
+fn encode<'py>(message: &Bound<'py, PyAny>, format: &str) -> PyResult<Bound<'py, PyAny>> {
+    written(message, format, Mappings::Dicts, SCHEMA)
+}
+
+/// Messages as one list; see `encode`.
+#[pyfunction]
+fn encode_batch<'py>(messages: &Bound<'py, PyAny>, format: &str) -> PyResult<Bound<'py, PyAny>> {
+    all_written(messages, format, Mappings::Dicts, SCHEMA)
+}
+
+/// A message in its envelope: an `AgentMessage`, or a mapping of the fields of one.
+#[pyfunction]
+fn encode_message<'py>(
     message: &Bound<'py, PyAny>,
     format: &str,
     schema: i64,
 ) -> PyResult<Bound<'py, PyAny>> {
-    fn all<S: Sink>(message: &Bound<'_, PyAny>, schema: i64) -> PyResult<Vec<u8>> {
+    written(message, format, Mappings::Messages, schema)
+}
+
+/// Messages as one list; see `encode_message`.
+#[pyfunction]
+fn encode_messages<'py>(
+    messages: &Bound<'py, PyAny>,
+    format: &str,
+    schema: i64,
+) -> PyResult<Bound<'py, PyAny>> {
+    all_written(messages, format, Mappings::Messages, schema)
+}
+
+fn written<'py>(
+    message: &Bound<'py, PyAny>,
+    format: &str,
+    mappings: Mappings,
+    schema: i64,
+) -> PyResult<Bound<'py, PyAny>> {
+    fn all<S: Sink>(
+        message: &Bound<'_, PyAny>,
+        mappings: Mappings,
+        schema: i64,
+    ) -> PyResult<Vec<u8>> {
         let mut sink = S::default();
-        encoding::message(&mut sink, message, schema)?;
+        encoding::message(&mut sink, message, mappings, schema)?;
         Ok(sink.into_bytes())
     }
     let bytes = match Format::named(format)? {
-        Format::Json => all::<Json>(message, schema)?,
-        Format::MessagePack => all::<Pack>(message, schema)?,
+        Format::Json => all::<Json>(message, mappings, schema)?,
+        Format::MessagePack => all::<Pack>(message, mappings, schema)?,
     };
     count(0, 1, bytes.len());
     Ok(PyBytes::new(message.py(), &bytes).into_any())
 }
 
-/// Messages as one list; see `encode`.
-#[pyfunction]
-#[pyo3(signature = (messages, format, schema = SCHEMA))]
-fn encode_batch<'py>(
+fn all_written<'py>(
     messages: &Bound<'py, PyAny>,
     format: &str,
+    mappings: Mappings,
     schema: i64,
 ) -> PyResult<Bound<'py, PyAny>> {
-    /// After so many messages it is guessed how long all will be.
-    const SAMPLE: usize = 32;
-    fn all<S: Sink>(messages: &[Bound<'_, PyAny>], schema: i64) -> PyResult<Vec<u8>> {
+    fn all<S: Sink>(
+        messages: &Bound<'_, PyAny>,
+        mappings: Mappings,
+        schema: i64,
+    ) -> PyResult<(usize, Vec<u8>)> {
         let mut sink = S::default();
-        sink.begin_list(messages.len())?;
-        for (number, message) in messages.iter().enumerate() {
-            if number == SAMPLE {
-                sink.expect(number, messages.len() - number);
-            }
-            sink.separate(number == 0);
-            encoding::message(&mut sink, message, schema).inspect_err(|error| {
-                // A note that cannot be added does not hide what is wrong.
-                _ = error.add_note(message.py(), format!("in message {number} of the batch"));
-            })?;
-        }
-        sink.end_list();
-        Ok(sink.into_bytes())
+        let length = encoding::messages(&mut sink, messages, mappings, schema)?;
+        Ok((length, sink.into_bytes()))
     }
-    let format = Format::named(format)?;
-    let batch: Vec<_> = messages.try_iter()?.collect::<PyResult<_>>()?;
-    let bytes = match format {
-        Format::Json => all::<Json>(&batch, schema)?,
-        Format::MessagePack => all::<Pack>(&batch, schema)?,
+    let (length, bytes) = match Format::named(format)? {
+        Format::Json => all::<Json>(messages, mappings, schema)?,
+        Format::MessagePack => all::<Pack>(messages, mappings, schema)?,
     };
-    count(0, batch.len(), bytes.len());
+    count(0, length, bytes.len());
     Ok(PyBytes::new(messages.py(), &bytes).into_any())
 }
 

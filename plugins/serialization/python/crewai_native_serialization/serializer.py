@@ -68,7 +68,7 @@ class Serializer:
             TypeError: A value is nothing that JSON can hold; the text says which.
             ValueError: A value is one that JSON cannot express, such as NaN.
         """
-        return _native.encode(_message(message), self.format, self.schema)
+        return _native.encode_message(message, self.format, self.schema)
 
     def deserialize(self, data: bytes) -> AgentMessage:
         """Return the message that bytes hold.
@@ -80,10 +80,7 @@ class Serializer:
 
     def serialize_batch(self, messages: Iterable[AgentMessage | Mapping[str, Any]]) -> bytes:
         """Return messages as one list; see :meth:`serialize`."""
-        found = list(messages)
-        if {*map(type, found)} - {AgentMessage}:
-            found = [*map(_message, found)]
-        return _native.encode_batch(found, self.format, self.schema)
+        return _native.encode_messages(messages, self.format, self.schema)
 
     def deserialize_batch(self, data: bytes) -> list[AgentMessage]:
         """Return the messages of a batch, in order; see :meth:`deserialize`."""
@@ -176,10 +173,6 @@ class Serializer:
             return AgentMessage(**found)
         except TypeError as error:
             raise _error(f"message {number}, upgraded from schema {schema}: {error}", 0) from error
-
-
-def _message(message: AgentMessage | Mapping[str, Any]) -> AgentMessage:
-    return message if isinstance(message, AgentMessage) else AgentMessage(**message)
 
 
 def _error(text: str, offset: int) -> MessageError:

@@ -21,14 +21,17 @@ fn write_plain(out: &mut Vec<u8>, text: &[u8]) -> bool {
     let length = text.len();
     out.reserve(length + 2);
     let room = out.spare_capacity_mut().as_mut_ptr().cast::<u8>();
-    let (blocks, rest) = text.as_chunks::<BLOCK>();
-    let mut last = rest;
-    for (number, block) in blocks.iter().enumerate() {
-        if first_special_of_block(block).is_some() {
+    let (blocks, mut last) = text.as_chunks::<BLOCK>();
+    let mut at = 0;
+    // Several at a time, with one branch for all of them.
+    for blocks in blocks.chunks(4) {
+        let special = |found, block| found | first_special_of_block(block).is_some();
+        if blocks.iter().fold(false, special) {
             return false;
         }
         // SAFETY: there is room for the string and two quotes, one of which is before the block.
-        unsafe { copy(block, room.add(1 + number * BLOCK)) };
+        unsafe { copy(blocks.as_flattened(), room.add(1 + at)) };
+        at += blocks.len() * BLOCK;
     }
     if let Some(block) = text.last_chunk::<BLOCK>() {
         last = block;
@@ -87,6 +90,39 @@ fn escape(out: &mut Vec<u8>, byte: u8) {
         }
     };
     out.extend_from_slice(&[b'\\', short]);
+}
+
+/// The key of an entry that is not the first, with what is around it.
+#[derive(Clone, Copy)]
+pub struct Key {
+    bytes: [u8; BLOCK],
+    length: usize,
+}
+
+impl Key {
+    /// Of a name of at most 12 plain characters.
+    #[must_use]
+    pub const fn new(name: &str) -> Self {
+        let name = name.as_bytes();
+        let mut bytes = [0; BLOCK];
+        (bytes[0], bytes[1]) = (b',', b'"');
+        let mut at = 0;
+        while at < name.len() {
+            bytes[2 + at] = name[at];
+            at += 1;
+        }
+        (bytes[2 + at], bytes[3 + at]) = (b'"', b':');
+        let length = 4 + at;
+        Self { bytes, length }
+    }
+}
+
+/// Writes a key with the comma before it and the colon after it.
+pub fn write_key(out: &mut Vec<u8>, key: Key) {
+    let length = out.len() + key.length;
+    // All of the block, which takes no call; then what is too much is cut off.
+    out.extend_from_slice(&key.bytes);
+    out.truncate(length);
 }
 
 /// Writes a whole number.

@@ -3,9 +3,9 @@
 use pyo3::exceptions::{PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, PyTuple, PyType};
 
-use super::message::AgentMessage;
+use super::message::{AgentMessage, FIELDS};
 use crate::build::{MAX_DEPTH, MAX_DIGITS};
 use crate::{json, msgpack};
 
@@ -23,13 +23,29 @@ pub(super) trait Sink: Default {
     fn separate(&mut self, first: bool);
     /// Comes between key and value.
     fn colon(&mut self);
-    /// The key of an entry that is not the first, plain ASCII.
-    fn field(&mut self, name: &'static str);
+    /// The name of a message's field; another entry comes before it.
+    fn field(&mut self, field: &Field);
     fn end_list(&mut self);
     fn end_map(&mut self);
     /// Makes room for further messages, after so many and before so many.
     fn expect(&mut self, written: usize, left: usize);
     fn into_bytes(self) -> Vec<u8>;
+}
+
+/// A field of messages, by its name.
+pub(super) struct Field {
+    name: &'static str,
+    key: json::Key,
+}
+
+static NAMED: [Field; FIELDS.len()] = {
+    let [a, b, c, d, e] = FIELDS;
+    [named(a), named(b), named(c), named(d), named(e)]
+};
+
+const fn named(name: &'static str) -> Field {
+    let key = json::Key::new(name);
+    Field { name, key }
 }
 
 #[derive(Default)]
@@ -72,11 +88,8 @@ impl Sink for Json {
     fn colon(&mut self) {
         self.0.push(b':');
     }
-    fn field(&mut self, name: &'static str) {
-        self.0.reserve(name.len() + 4);
-        self.0.extend_from_slice(b",\"");
-        self.0.extend_from_slice(name.as_bytes());
-        self.0.extend_from_slice(b"\":");
+    fn field(&mut self, field: &Field) {
+        json::write_key(&mut self.0, field.key);
     }
     fn end_list(&mut self) {
         self.0.push(b']');
@@ -130,9 +143,9 @@ impl Sink for Pack {
     }
     fn separate(&mut self, _: bool) {}
     fn colon(&mut self) {}
-    fn field(&mut self, name: &'static str) {
+    fn field(&mut self, field: &Field) {
         // Shorter than 4 GiB.
-        _ = msgpack::write_text(&mut self.0, name);
+        _ = msgpack::write_text(&mut self.0, field.name);
     }
     fn end_list(&mut self) {}
     fn end_map(&mut self) {}
@@ -158,43 +171,178 @@ fn too_large(what: &str) -> PyErr {
     PyValueError::new_err(format!("{what} of 4 GiB or more is beyond MessagePack"))
 }
 
-/// Writes a message: a mapping as it is, an [`AgentMessage`] in its envelope.
+/// What mappings become before they are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mappings {
+    /// They stay as they are.
+    Dicts,
+    /// Each an [`AgentMessage`].
+    Messages,
+}
+
+impl Mappings {
+    /// Whether this is written without asking Python for anything.
+    fn ready(self, message: Object<'_, '_>) -> bool {
+        message.is_exact_instance_of::<AgentMessage>()
+            || self == Self::Dicts && message.is_instance_of::<PyDict>()
+    }
+
+    fn made<'py>(self, message: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        let py = message.py();
+        if self.ready(message.as_borrowed()) {
+            return Ok(message.clone());
+        }
+        match self {
+            // Python says it where it is none.
+            Self::Dicts => py.get_type::<PyDict>().call1((message,)),
+            Self::Messages => {
+                let fields = PyDict::new(py);
+                fields.update(message.cast::<PyMapping>()?)?;
+                py.get_type::<AgentMessage>().call((), Some(&fields))
+            }
+        }
+    }
+
+    /// Returns a list of what is ready.
+    fn list<'py>(self, messages: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
+        if let Ok(list) = messages.cast_exact::<PyList>()
+            && list.iter().all(|message| self.ready(message.as_borrowed()))
+        {
+            return Ok(list.clone());
+        }
+        let list = PyList::empty(messages.py());
+        for (number, message) in messages.try_iter()?.enumerate() {
+            let made = self.made(&message?);
+            list.append(made.map_err(|error| noted(messages.py(), error, number))?)?;
+        }
+        Ok(list)
+    }
+}
+
+fn noted(py: Python<'_>, error: PyErr, number: usize) -> PyErr {
+    // A note that cannot be added does not hide what is wrong.
+    _ = error.add_note(py, format!("in message {number} of the batch"));
+    error
+}
+
+/// Writes a message: a mapping as it is or as an [`AgentMessage`], and that in its envelope.
 pub(super) fn message<S: Sink>(
     sink: &mut S,
     message: &Bound<'_, PyAny>,
+    mappings: Mappings,
     schema: i64,
 ) -> PyResult<()> {
-    let py = message.py();
-    let copy;
-    let mut given = message;
-    if !message.is_exact_instance_of::<AgentMessage>() && !message.is_instance_of::<PyDict>() {
-        // Whatever else is a mapping; Python says it where it is none.
-        copy = py.get_type::<PyDict>().call1((message,))?;
-        given = &copy;
-    }
-    let quiet = NoCollection::begin(py);
-    let written = match given.cast_exact::<AgentMessage>() {
-        Ok(message) => envelope(sink, message, schema),
-        Err(_) => dict(sink, given.as_borrowed(), 0),
-    };
+    let message = mappings.made(message)?;
+    let quiet = NoCollection::begin(message.py());
+    let written = one(sink, message.as_borrowed(), schema);
     drop(quiet);
-    written.map_err(|failure| failure.into_py(py))
+    written.map_err(|failure| failure.into_py(message.py()))
+}
+
+/// Writes messages as one list, and returns how many there are.
+pub(super) fn messages<S: Sink>(
+    sink: &mut S,
+    messages: &Bound<'_, PyAny>,
+    mappings: Mappings,
+    schema: i64,
+) -> PyResult<usize> {
+    let py = messages.py();
+    let list = mappings.list(messages)?;
+    let quiet = NoCollection::begin(py);
+    let written = all(sink, &list, schema);
+    drop(quiet);
+    match written {
+        Ok(()) => Ok(list.len()),
+        Err((number, failure)) => Err(noted(py, failure.into_py(py), number)),
+    }
+}
+
+fn all<S: Sink>(
+    sink: &mut S,
+    list: &Bound<'_, PyList>,
+    schema: i64,
+) -> Result<(), (usize, Failure)> {
+    /// After so many messages it is guessed how long all will be.
+    const SAMPLE: usize = 32;
+    let length = list.len();
+    sink.begin_list(length).map_err(|error| (0, error.into()))?;
+    for number in 0..length {
+        if number == SAMPLE {
+            sink.expect(number, length - number);
+        }
+        ahead(list, number);
+        sink.separate(number == 0);
+        let message = item(list, number).map_err(|error| (number, error.into()))?;
+        one(sink, message, schema).map_err(|failure| (number, failure))?;
+    }
+    sink.end_list();
+    Ok(())
+}
+
+fn item<'a, 'py>(list: &'a Bound<'py, PyList>, number: usize) -> PyResult<Object<'a, 'py>> {
+    // SAFETY: `list` is a list; the item lives as long as nothing changes it.
+    unsafe {
+        let item = ffi::PyList_GetItem(list.as_ptr(), number.cast_signed());
+        Borrowed::from_ptr_or_err(list.py(), item)
+    }
+}
+
+/// Has the processor load what the next messages consist of: many small objects all over the memory,
+/// and waiting for one after the other is most of what writing them takes.
+fn ahead(list: &Bound<'_, PyList>, number: usize) {
+    const MESSAGE: usize = 6;
+    const FIELDS: usize = 3;
+    let length = list.len();
+    if number + MESSAGE < length
+        && let Ok(message) = item(list, number + MESSAGE)
+    {
+        load(message.as_ptr(), 2);
+        if let Ok(message) = item(list, number + FIELDS)
+            && let Ok(message) = message.cast_exact::<AgentMessage>()
+        {
+            for field in message.get().objects() {
+                load(field, 2);
+            }
+        }
+    }
+}
+
+/// Has the processor load so many cache lines of an object, or what is there in its place.
+#[cfg(target_arch = "x86_64")]
+fn load(object: *mut ffi::PyObject, lines: usize) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
+    for line in 0..lines {
+        let address = object.cast::<i8>().wrapping_add(64 * line);
+        // SAFETY: it is a hint, which no address makes fail.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address) };
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn load(_: *mut ffi::PyObject, _: usize) {}
+
+fn one<S: Sink>(sink: &mut S, message: Object<'_, '_>, schema: i64) -> Written {
+    match message.cast_exact::<AgentMessage>() {
+        Ok(message) => envelope(sink, &message, schema),
+        Err(_) => dict(sink, message, 0),
+    }
 }
 
 fn envelope<S: Sink>(sink: &mut S, message: &Bound<'_, AgentMessage>, schema: i64) -> Written {
     let py = message.py();
     let message = message.get();
     let extra = message.extra.as_ref().map(|extra| extra.bind(py));
-    let fields = message.fields(py);
+    let fields = message.values(py);
     sink.begin_map(1 + fields.len() + extra.map_or(0, PyDictMethods::len))?;
     sink.separate(true);
     sink.text("schema")?;
     sink.colon();
     sink.int(schema);
-    for (name, field) in fields {
-        sink.field(name);
+    for (named, field) in NAMED.iter().zip(fields) {
+        sink.field(named);
         value(sink, field.as_borrowed(), 1)
-            .map_err(|failure| failure.under(|| format!(".{name}")))?;
+            .map_err(|failure| failure.under(|| format!(".{}", named.name)))?;
     }
     if let Some(extra) = extra {
         entries(sink, extra.as_any().as_borrowed(), 1, false)?;

@@ -1,6 +1,7 @@
 //! A message between agents, as Python sees it.
 
 use pyo3::exceptions::PyTypeError;
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString, PyTuple, PyType};
@@ -78,12 +79,14 @@ impl AgentMessage {
         })
     }
 
-    /// Returns the fields by name.
-    pub(super) fn fields<'py>(
-        &self,
-        py: Python<'py>,
-    ) -> [(&'static str, &Bound<'py, PyAny>); FIELDS.len()] {
-        std::array::from_fn(|place| (FIELDS[place], self.fields[place].bind(py)))
+    /// Returns the fields, in their order.
+    pub(super) fn values<'py>(&self, py: Python<'py>) -> [&Bound<'py, PyAny>; FIELDS.len()] {
+        self.fields.each_ref().map(|field| field.bind(py))
+    }
+
+    /// Returns where the fields are.
+    pub(super) fn objects(&self) -> [*mut ffi::PyObject; FIELDS.len()] {
+        self.fields.each_ref().map(Py::as_ptr)
     }
 }
 
@@ -180,7 +183,7 @@ impl AgentMessage {
     /// The message as a new dict, without the envelope's schema.
     fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let dict = PyDict::new(py);
-        for (name, field) in self.fields(py) {
+        for (name, field) in FIELDS.iter().zip(self.values(py)) {
             dict.set_item(name, field)?;
         }
         if let Some(extra) = &self.extra {
@@ -204,12 +207,12 @@ impl AgentMessage {
 
     /// The message as JSON in UTF-8.
     fn to_json<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        super::encode(slf.as_any(), "json", super::SCHEMA)
+        super::encode(slf.as_any(), "json")
     }
 
     /// The message as `MessagePack`.
     fn to_msgpack<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        super::encode(slf.as_any(), "msgpack", super::SCHEMA)
+        super::encode(slf.as_any(), "msgpack")
     }
 
     /// The message that JSON holds.
