@@ -15,7 +15,7 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from crewai_native import _discovery, _otel, _probe, _record, _settings, _targets, slots
+from crewai_native import _discovery, _fork, _otel, _probe, _record, _settings, _targets, slots
 from crewai_native._bind import Binding
 from crewai_native._errors import (
     ConfigurationError,
@@ -477,6 +477,7 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=HOST.lock.release,
         after_in_child=HOST.lock.release,
     )
+    os.register_at_fork(after_in_child=_fork.forget_cut_off_imports)
 
 
 def activate_on_import() -> None:
