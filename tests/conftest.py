@@ -6,6 +6,8 @@ import os
 import signal
 import tempfile
 
+import hypothesis
+
 from crewai_native.testing.offline import OFFLINE
 
 pytest_plugins = ["crewai_native.testing.plugin"]
@@ -20,6 +22,9 @@ os.environ["CREWAI_NATIVE"] = "0"
 os.environ["CREWAI_STORAGE_DIR"] = tempfile.mkdtemp(prefix="crewai-native-tests-")
 # No verdict on a plug-in that a test fabricates belongs into the user's cache.
 os.environ["CREWAI_NATIVE_CACHE_DIR"] = os.environ["CREWAI_STORAGE_DIR"]
+# How long an example takes says something about the machine, not about what is tested.
+hypothesis.settings.register_profile("crewai-native", deadline=None)
+hypothesis.settings.load_profile("crewai-native")
 # A shell starts what it runs in the background with interrupts ignored, and the programs that tests
 # start and interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
