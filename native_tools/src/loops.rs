@@ -8,10 +8,13 @@
 //! - a cycle of up to [`LONGEST_PERIOD`] calls, each with the result that it gave a round before;
 //! - calls of one tool whose arguments differ only a little, with one and the same result.
 //!
-//! The last one is also what honest work in bulk looks like: fifty orders marked as paid, each
-//! answered by "done". So it has a threshold of its own, and can be left out.
+//! Calls are the same if their arguments say the same, however they are typed: see [`hash_words`].
+//! Arguments that differ by more than that, by a word or a digit, are also what honest work in bulk
+//! looks like: fifty orders marked as paid, each answered by "done". So the last pattern has a
+//! threshold of its own, and can be left out.
 
 use std::collections::VecDeque;
+use std::hash::Hasher;
 
 use crate::similarity::{TOO_LONG, ratio};
 
@@ -21,6 +24,60 @@ pub const LONGEST_PERIOD: usize = 8;
 /// How much texts of arguments must resemble each other to differ "only a little".
 const NEAR: f64 = 0.9;
 
+/// Hashes what a text says, and not how it is typed: letter case, white space, quotes, brackets and
+/// the marks between sentences and words do not count.
+///
+/// Marks beside a digit do (`1.5` is not `15`), and so does every other sign: `-1`, `C++` and
+/// `a/b` are not `1`, `C` and `a b`.
+pub fn hash_words(text: &str, hasher: &mut impl Hasher) {
+    let is_digit = |c: Option<char>| c.is_some_and(|c| c.is_ascii_digit());
+    let mut buffer = [0; 4];
+    let mut write = |c: char| hasher.write(c.encode_utf8(&mut buffer).as_bytes());
+    let (mut before, mut gap, mut any) = (None, false, false);
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        // The text is JSON: a quote or a line break inside of it is written with two characters.
+        let escapes = c == '\\'
+            && rest
+                .next_if(|&c| matches!(c, '"' | 'n' | 'r' | 't'))
+                .is_some();
+        let beside_digit = is_digit(before) || is_digit(rest.peek().copied());
+        before = Some(c);
+        if escapes || c.is_whitespace() || (is_mark(c) && !beside_digit) {
+            gap = any;
+            continue;
+        }
+        // Where one word ends and the next begins does count.
+        if std::mem::take(&mut gap) {
+            write(' ');
+        }
+        any = true;
+        c.to_lowercase().for_each(&mut write);
+    }
+}
+
+const fn is_mark(c: char) -> bool {
+    matches!(
+        c,
+        '.' | ','
+            | ';'
+            | ':'
+            | '!'
+            | '?'
+            | '\''
+            | '"'
+            | '`'
+            | '_'
+            | '('
+            | ')'
+            | '['
+            | ']'
+            | '{'
+            | '}'
+            | '\u{2018}'..='\u{201f}' | '\u{2026}'
+    )
+}
+
 /// One finished call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Call {
@@ -28,7 +85,7 @@ pub struct Call {
     pub tool: u64,
     /// The tool's arguments in their canonical spelling, cut to the first [`TOO_LONG`] characters.
     arguments: Vec<char>,
-    /// The tool and the whole of the arguments.
+    /// The tool and what all its arguments say.
     pub call: u64,
     /// What came back. A failure has the hash of its message.
     pub result: u64,
@@ -182,6 +239,40 @@ mod tests {
             .into_iter()
             .enumerate()
             .find_map(|(at, call)| trace.push(call).map(|found| (at + 1, found)))
+    }
+
+    fn words(text: &str) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        hash_words(text, &mut hasher);
+        hasher.finish()
+    }
+
+    #[test]
+    fn how_a_text_is_typed_does_not_count() {
+        let plain = words(r#"{"q":"weather in ulm"}"#);
+        for typed in [
+            r#"{"q":"Weather in Ulm?"}"#,
+            r#"{"q":"  weather, in   ULM..."}"#,
+            r#"{"q":"“weather in (Ulm)”"}"#,
+            r#"{"q":"\"weather\nin\tUlm\""}"#,
+        ] {
+            assert_eq!(words(typed), plain, "{typed}");
+        }
+        for (one, other) in [
+            ("weather in ulm", "weatherin ulm"),
+            ("weather in ulm", "weather in ulm today"),
+            (r#"{"a":1}"#, r#"{"a":2}"#),
+            ("1.5", "15"),
+            ("-1", "1"),
+            ("C++", "C"),
+            ("a/b", "a b"),
+            (r"a\\b", "a b"),
+            ("x < y", "x > y"),
+            ("👍", "👎"),
+            ("", "x"),
+        ] {
+            assert_ne!(words(one), words(other), "{one} {other}");
+        }
     }
 
     #[test]

@@ -615,6 +615,19 @@ class TestLoops:
                 agents.call("t", {}, ValueError("no"), occasion=occasion)
             assert agents.call("t", {}, f"{n} %", occasion=occasion) == f"{n} %"
 
+    def test_the_same_words_typed_otherwise_are_the_same_call(self):
+        agents = Agents()
+        queries = [
+            "weather in Ulm",
+            "Weather in Ulm?",
+            "weather  in ulm.",
+            "WEATHER in (Ulm)",
+            '"weather in Ulm"',
+        ]
+        calls = [agents.call("search", {"q": query}, "nothing") for query in queries]
+        assert calls[:3] == ["nothing"] * 3
+        assert [call.details[STOP_RUN] for call in calls[3:]] == [False, True]
+
     def test_near_calls_where_they_are_asked_for(self):
         agents = Agents(loop_near=5, loop="off")
         calls = [

@@ -1,6 +1,6 @@
 //! The latest tool calls of one run.
 
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, PoisonError};
 
 use crewai_native_sdk::json::to_canonical_json;
@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use crate::canonical::canonical;
-use crate::loops::{Call, Loop, Trace};
+use crate::loops::{Call, Loop, Trace, hash_words};
 
 /// Texts longer than this are hashed with the GIL released.
 const LONG: usize = 1 << 16;
@@ -61,7 +61,7 @@ impl LoopWatch {
         let unique = state.calls;
         let tool = hash(py, tool);
         let call = match &spelling {
-            Some(text) => tool ^ hash(py, text).rotate_left(1),
+            Some(text) => tool ^ hashed(py, text, hash_words).rotate_left(1),
             None => unique,
         };
         if again {
@@ -102,7 +102,15 @@ fn text_of(value: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
 }
 
 fn hash(py: Python<'_>, text: &str) -> u64 {
-    let hash = || BuildHasherDefault::<DefaultHasher>::new().hash_one(text);
+    hashed(py, text, Hash::hash)
+}
+
+fn hashed(py: Python<'_>, text: &str, feed: fn(&str, &mut DefaultHasher)) -> u64 {
+    let hash = || {
+        let mut hasher = DefaultHasher::new();
+        feed(text, &mut hasher);
+        hasher.finish()
+    };
     if text.len() > LONG {
         py.detach(hash)
     } else {
