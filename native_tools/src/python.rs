@@ -20,7 +20,7 @@ mod _native {
     use super::{Bound, PyModule, PyResult};
 
     #[pymodule_export]
-    use super::cache::{ResultCache, totals};
+    use super::cache::{ResultCache, copied, totals};
     #[pymodule_export]
     use super::engine::{Admission, Call, Rules, Tally, Uses, Worker, abandoned};
     #[pymodule_export]

@@ -12,7 +12,7 @@ import contextvars
 import functools
 import itertools
 import secrets
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from crewai_native_tools import _native, workers
 from crewai_native_tools._native import Admission, Call, Rules, Tally, Uses
@@ -82,6 +82,13 @@ def in_engine(tool: Any) -> bool:
     return True
 
 
+class Cancellable(Protocol):
+    """A call that is under way, and whose caller can be let go."""
+
+    def cancel(self) -> bool:
+        """Let its caller go. False: it is let go, or answered, already."""
+
+
 class Run:
     """What belongs to one run: how often its tools were used, and what is under way in it.
 
@@ -96,7 +103,7 @@ class Run:
 
     def __init__(self, name: str | None = None) -> None:
         self.cancelled = False
-        self.active: set[Execution] = set()
+        self.active: set[Cancellable] = set()
         self.purses: dict[int | None, Purse] = {}
         self.name = secrets.token_hex(16) if name is None else name
         self._uses: dict[Any, Uses] = {}
@@ -112,7 +119,7 @@ class Run:
     def cancel(self) -> int:
         """Cancel it; return how many calls were under way. Twice is the same as once."""
         self.cancelled = True
-        return sum(execution.cancel() for execution in list(self.active))
+        return sum(call.cancel() for call in list(self.active))
 
 
 class Shared:
@@ -363,8 +370,8 @@ class Execution:
         for door in self._doors:
             loop = asyncio.get_running_loop()
             turn: asyncio.Future[Any] = loop.create_future()
-            answer = functools.partial(_answer, loop, turn)
-            got = door.enter_later(self.call, answer)
+            tell = functools.partial(answer, loop, turn)
+            got = door.enter_later(self.call, tell)
             if got is True:
                 continue
             if got is False:
@@ -429,7 +436,7 @@ class Execution:
         loop = asyncio.get_running_loop()
         settled: asyncio.Future[str] = loop.create_future()
         self._context = contextvars.copy_context()
-        self.call.when_settled(functools.partial(_answer, loop, settled))
+        self.call.when_settled(functools.partial(answer, loop, settled))
         try:
             thread = workers.take()
         except BaseException:
@@ -501,7 +508,7 @@ class Execution:
         return first
 
 
-def _answer(loop: asyncio.AbstractEventLoop, turn: asyncio.Future[Any], got: Any) -> None:
+def answer(loop: asyncio.AbstractEventLoop, turn: asyncio.Future[Any], got: Any) -> None:
     """Bring a coroutine what it waits for, from another thread."""
 
     def give() -> None:

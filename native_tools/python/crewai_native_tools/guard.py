@@ -6,6 +6,7 @@ events and task output see as such; code that calls a tool gets an exception.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import weakref
@@ -17,6 +18,7 @@ from crewai_native_tools._native import LoopWatch
 from crewai_native_tools.budget import Purse
 from crewai_native_tools.errors import RunStopped, ToolStopped
 from crewai_native_tools.execution import Run, Shared, in_engine
+from crewai_native_tools.flights import Flights
 from crewai_native_tools.plans import Plans
 from crewai_native_tools.policy import MOST_ROUNDS, Layers
 
@@ -131,6 +133,7 @@ class NativeGuard:
         self._prices = options.prices
         self._runs: _Remembered[Run] = _Remembered(Run)
         self._program = Run()
+        self._flights = Flights()
         self._cancels = False
         self._courses: _Remembered[_Course] = _Remembered(
             lambda: _Course(near=self._plans.near_calls_are_watched())
@@ -146,14 +149,13 @@ class NativeGuard:
             return proceed()
         if in_engine(call.author_tool):
             return proceed()
+        key = None if agent is None else self._flights.key(call)
         try:
-            if plan.free:
-                result = proceed()
+            if key is None:
+                result = self._made(call, plan, proceed)
             else:
-                arguments = call.arguments if not call.args else _by_place(call)
-                step = _in_process(call, plan, proceed) if plan.isolated else proceed
-                task = getattr(call.task, "key", "")
-                result = measures.run(plan, self._spending(call, plan), arguments, step, task=task)
+                make = functools.partial(self._made, call, plan, proceed)
+                result = self._flights.once(key, call, plan, self._run_of(), make)
         except Exception as error:
             if agent is None:
                 raise
@@ -173,15 +175,13 @@ class NativeGuard:
             return await proceed()
         if in_engine(call.author_tool):
             return await proceed()
+        key = None if agent is None else self._flights.key(call)
         try:
-            if plan.free:
-                result = await proceed()
+            if key is None:
+                result = await self._amade(call, plan, proceed)
             else:
-                arguments = call.arguments if not call.args else _by_place(call)
-                step = _in_process(call, plan, proceed) if plan.isolated else proceed
-                task = getattr(call.task, "key", "")
-                run = self._spending(call, plan)
-                result = await measures.arun(plan, run, arguments, step, task=task)
+                make = functools.partial(self._amade, call, plan, proceed)
+                result = await self._flights.aonce(key, call, plan, self._run_of(), make)
         except Exception as error:
             if agent is None:
                 raise
@@ -190,6 +190,32 @@ class NativeGuard:
                 raise
             return found
         return result if agent is None else self._watched(call, plan, result, ended=True)
+
+    def _made(
+        self, call: ToolCall, plan: Plan, proceed: Callable[[], Any], left: float | None = None
+    ) -> Any:
+        """Make a call, in the seconds that are left of its timeout, and return its result."""
+        if plan.free:
+            return proceed()
+        arguments = call.arguments if not call.args else _by_place(call)
+        step = _in_process(call, plan, proceed) if plan.isolated else proceed
+        run, task = self._spending(call, plan), getattr(call.task, "key", "")
+        return measures.run(plan, run, arguments, step, task=task, left=left)
+
+    async def _amade(
+        self,
+        call: ToolCall,
+        plan: Plan,
+        proceed: Callable[[], Awaitable[Any]],
+        left: float | None = None,
+    ) -> Any:
+        """As :meth:`_made`, for a call that is awaited."""
+        if plan.free:
+            return await proceed()
+        arguments = call.arguments if not call.args else _by_place(call)
+        step = _in_process(call, plan, proceed) if plan.isolated else proceed
+        run, task = self._spending(call, plan), getattr(call.task, "key", "")
+        return await measures.arun(plan, run, arguments, step, task=task, left=left)
 
     def before_model(self, call: ModelCall) -> Any:
         """Return why a language model must not be asked, or None."""

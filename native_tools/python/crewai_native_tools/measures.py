@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import math
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,6 +33,7 @@ def run(
     *,
     task: str = "",
     detached: bool = False,
+    left: float | None = None,
 ) -> Any:
     """Run a call under a plan and return the tool's result.
 
@@ -44,6 +44,7 @@ def run(
         proceed: Calls the tool.
         task: What tells its task from others of the run.
         detached: As for :func:`~crewai_native_tools.execution.execute`.
+        left: What is left of the plan's timeout, where waiting took some of it.
 
     Raises:
         ToolStopped: The engine ended it.
@@ -52,21 +53,20 @@ def run(
     if plan.side_effects:
         proceed = functools.partial(_once, plan, belongs_to, task, arguments, proceed)
     if plan.retry is None:
-        result = execute(plan, belongs_to, arguments, proceed, detached=detached)
+        result = execute(plan, belongs_to, arguments, proceed, detached=detached, left=left)
     else:
-        end = math.inf if plan.timeout is None else time.monotonic() + plan.timeout
+        clock = _clock(plan, left)
         try:
-            result = execute(plan, belongs_to, arguments, proceed, detached=detached)
+            result = execute(plan, belongs_to, arguments, proceed, detached=detached, left=left)
         except Exception as error:  # noqa: BLE001 - raised where there is no other attempt
-            left = _clock(end)
             result = retry.run(
                 lambda: execute(
-                    plan, belongs_to, arguments, proceed, left=_some(left()), detached=detached
+                    plan, belongs_to, arguments, proceed, left=_some(clock()), detached=detached
                 ),
                 plan.retry,
                 failed=error,
                 final=_final,
-                left=left,
+                left=clock,
                 wait=functools.partial(_wait, belongs_to),
             )
     # Most results are short, and seen to be so at once.
@@ -83,27 +83,31 @@ async def arun(
     *,
     task: str = "",
     on_thread: bool = False,
+    left: float | None = None,
 ) -> Any:
     """As :func:`run`, without blocking the event loop."""
     if plan.side_effects:
         once = _once if on_thread else _aonce
         proceed = functools.partial(once, plan, belongs_to, task, arguments, proceed)
     if plan.retry is None:
-        result = await aexecute(plan, belongs_to, arguments, proceed, on_thread=on_thread)
+        result = await aexecute(
+            plan, belongs_to, arguments, proceed, on_thread=on_thread, left=left
+        )
     else:
-        end = math.inf if plan.timeout is None else time.monotonic() + plan.timeout
+        clock = _clock(plan, left)
         try:
-            result = await aexecute(plan, belongs_to, arguments, proceed, on_thread=on_thread)
+            result = await aexecute(
+                plan, belongs_to, arguments, proceed, on_thread=on_thread, left=left
+            )
         except Exception as error:  # noqa: BLE001 - raised where there is no other attempt
-            left = _clock(end)
             result = await retry.arun(
                 lambda: aexecute(
-                    plan, belongs_to, arguments, proceed, left=_some(left()), on_thread=on_thread
+                    plan, belongs_to, arguments, proceed, left=_some(clock()), on_thread=on_thread
                 ),
                 plan.retry,
                 failed=error,
                 final=_final,
-                left=left,
+                left=clock,
             )
     if plan.max_output is None:
         return result
@@ -145,8 +149,13 @@ def _cut(plan: Plan, result: Any) -> Any:
     return outputs.cap(result, plan.max_output, tool=plan.tool)
 
 
-def _clock(end: float) -> Callable[[], float | None]:
-    return lambda: None if end == math.inf else end - time.monotonic()
+def _clock(plan: Plan, left: float | None) -> Callable[[], float | None]:
+    """Return what says how many seconds are left for the attempts together."""
+    seconds = plan.timeout if left is None else left
+    if seconds is None:
+        return lambda: None
+    end = time.monotonic() + seconds
+    return lambda: end - time.monotonic()
 
 
 def _some(left: float | None) -> float | None:

@@ -201,6 +201,17 @@ impl Drop for ResultCache {
     }
 }
 
+/// A copy of a result, as [`ResultCache::read`] gives it; `models` is the class of models that are
+/// copied.
+#[pyfunction]
+#[pyo3(signature = (result, models=None))]
+pub(super) fn copied<'py>(
+    result: &Bound<'py, PyAny>,
+    models: Option<&Bound<'py, PyType>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    Copier::copy(result, models)
+}
+
 /// The sums over all caches of the process, by name.
 #[pyfunction]
 pub(super) fn totals(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
