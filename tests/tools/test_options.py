@@ -11,7 +11,7 @@ from crewai_native_tools.policy import Budget, Layers, Policy, Rate, Retry, Size
 
 
 def test_without_any_nothing_is_bounded():
-    assert read({}) == Options(PerTool(), PerTool(), None, Layers())
+    assert read({}) == Options(PerTool(), PerTool(), None, PerTool(), Layers())
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,25 @@ def test_without_any_nothing_is_bounded():
 )
 def test_times_to_live(value, expected):
     assert read({"cache_ttl": value}).cache_ttl == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (True, PerTool(True)),
+        ("true", PerTool(True)),
+        ({"search": True}, PerTool(None, {"search": True})),
+        ("search=true,*=false", PerTool(False, {"search": True})),
+    ],
+)
+def test_whether_results_persist(value, expected):
+    assert read({"cache_persist": value}).cache_persist == expected
+
+
+@pytest.mark.parametrize("value", [3, "yes", None, {"search": 1}])
+def test_persistence_that_means_nothing(value):
+    with pytest.raises(ConfigurationError, match=r"tools\.cache_persist is .*; it accepts true or"):
+        read({"cache_persist": value})
 
 
 @pytest.mark.parametrize(

@@ -337,10 +337,11 @@ def _bounded(_: str) -> Run:
     from crewai_native_tools.options import Options
 
     def run() -> dict[str, int]:
-        cache = result_cache(Options(cache_max_bytes=_BOUND))
+        cache: Any = result_cache(Options(cache_max_bytes=_BOUND))
         for number in range(_RESULTS):
             cache.add("search", f'{{"n": {number}}}', "result")
-        return cache.stats()
+        stats: dict[str, int] = cache.stats()
+        return stats
 
     return run
 

@@ -29,6 +29,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from crewai_native_tools import _native
+from crewai_native_tools.kept import exact_json
 from crewai_native_tools.outputs import is_failure
 
 if TYPE_CHECKING:
@@ -331,11 +332,5 @@ def _made(entry: Entry, tool: str) -> Any:
 
 
 def _as_json(result: Any) -> str:
-    try:
-        text = json.dumps(result, allow_nan=False)
-        # A tuple, or a number as a key, would come back as something else.
-        if json.loads(text) == result and not isinstance(result, tuple):
-            return text
-    except (TypeError, ValueError, RecursionError):
-        pass
-    return json.dumps(str(result))
+    text = exact_json(result)
+    return json.dumps(str(result)) if text is None else text

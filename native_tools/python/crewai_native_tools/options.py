@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from crewai_native import ConfigurationError
 from crewai_native_tools import policy
 from crewai_native_tools.policy import Layers, Policy
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _EVERY: Final = "*"
 _MOST_BYTES: Final = 2**63 - 1
@@ -21,7 +18,9 @@ _MOST_SECONDS: Final = 10 * 366 * 86_400
 _SECONDS: Final = f"seconds, above 0 and up to {_MOST_SECONDS}"
 _BYTES: Final = "a whole number of bytes, above 0"
 
-_Value = TypeVar("_Value", int, float)
+_SWITCH: Final = "true or false"
+
+_Value = TypeVar("_Value", int, float, bool)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,6 +40,10 @@ class PerTool(Generic[_Value]):
         """Return the same with names as CrewAI writes them."""
         return PerTool(self.default, {sanitize(name): value for name, value in self.named.items()})
 
+    def of(self, name: str) -> _Value | None:
+        """Return the value for a tool, whose name is written as the names here are."""
+        return self.named.get(name, self.default)
+
 
 class Options(NamedTuple):
     """The options of ``tools``. Without any, results are kept as CrewAI keeps them.
@@ -51,6 +54,8 @@ class Options(NamedTuple):
         cache_tool_max_bytes: Bytes that one tool's results may take, per ``CacheHandler``; written
             like ``cache_ttl``.
         cache_max_bytes: Bytes that all results of one ``CacheHandler`` may take.
+        cache_persist: Whether a tool's results outlive the process; written like ``cache_ttl``.
+            Takes ``crewai-native-db``.
         layers: What is said about calls. Every field of a
             :class:`~crewai_native_tools.policy.Policy` is an option that is written like
             ``cache_ttl``, but for the budgets, which are for no tool. ``agents`` and ``crews`` are
@@ -64,6 +69,7 @@ class Options(NamedTuple):
     cache_ttl: PerTool[float] = PerTool()
     cache_tool_max_bytes: PerTool[int] = PerTool()
     cache_max_bytes: int | None = None
+    cache_persist: PerTool[bool] = PerTool()
     layers: Layers = Layers()
     max_threads: int = 128
     isolation_workers: int | None = None
@@ -74,6 +80,7 @@ _KNOWN: Final = (
     "cache_ttl",
     "cache_tool_max_bytes",
     "cache_max_bytes",
+    "cache_persist",
     *policy.FIELDS,
     "agents",
     "crews",
@@ -93,12 +100,9 @@ def read(options: Mapping[str, Any]) -> Options:
         if name not in _KNOWN:
             raise ConfigurationError(f"tools has no option {name!r}; it has {', '.join(_KNOWN)}")
     found: dict[str, Any] = {}
-    if "cache_ttl" in options:
-        found["cache_ttl"] = _per_tool("cache_ttl", options["cache_ttl"], _seconds, _SECONDS)
-    if "cache_tool_max_bytes" in options:
-        found["cache_tool_max_bytes"] = _per_tool(
-            "cache_tool_max_bytes", options["cache_tool_max_bytes"], _bytes, _BYTES
-        )
+    for name, kind, accepts in _BY_TOOL:
+        if name in options:
+            found[name] = _per_tool(name, options[name], kind, accepts)
     if "cache_max_bytes" in options:
         value = options["cache_max_bytes"]
         if (number := _bytes(value)) is None:
@@ -230,6 +234,12 @@ def _seconds(value: Any) -> float | None:
     return seconds if math.isfinite(seconds) and 0 < seconds <= _MOST_SECONDS else None
 
 
+def _switch(value: Any) -> bool | None:
+    if isinstance(value, str):
+        return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower())
+    return value if isinstance(value, bool) else None
+
+
 def _bytes(value: Any) -> int | None:
     if isinstance(value, str):
         text = value.strip()
@@ -239,3 +249,10 @@ def _bytes(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if 0 < value <= _MOST_BYTES else None
+
+
+_BY_TOOL: Final[tuple[tuple[str, Callable[[Any], Any], str], ...]] = (
+    ("cache_ttl", _seconds, _SECONDS),
+    ("cache_tool_max_bytes", _bytes, _BYTES),
+    ("cache_persist", _switch, _SWITCH),
+)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from crewai_native.bench import Case
     from crewai_native_tools import ResultCache
     from crewai_native_tools.guard import NativeGuard
+    from crewai_native_tools.kept import KeptResults
     from crewai_native_tools.schemas import NativeSchemas
 
 _in_force = _options.Options()
@@ -43,7 +44,7 @@ def guard() -> NativeGuard | None:
 def crewai_native_features() -> dict[str, set[str]]:
     """What can be required."""
     return {
-        "tools.cache": {"bounded", "expiring", "unaliased"},
+        "tools.cache": {"bounded", "expiring", "persistent", "unaliased"},
         "tools.guard": {
             EXACT_COUNT,
             MCP_CONNECTIONS,
@@ -60,7 +61,7 @@ def crewai_native_features() -> dict[str, set[str]]:
 
 
 @hookimpl
-def crewai_native_tools_cache() -> ResultCache:
+def crewai_native_tools_cache() -> ResultCache | KeptResults:
     """An empty cache for one ``CacheHandler``."""
     from crewai_native_tools.cache import result_cache
 
