@@ -172,7 +172,7 @@ def _first_imports(settings: Settings) -> Iterator[Check]:
         candidate = offer.candidate
         yield ok(
             f"first import of {candidate.distribution}",
-            f"{candidate.version}, {offer.value}: sound, tried now in a child process",
+            f"{candidate.version}, {offer.value}: safe, tried now in a child process",
         )
     for distribution, problem in roster.problems:
         yield error(f"first import of {distribution}", problem)

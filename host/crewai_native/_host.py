@@ -43,6 +43,11 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("crewai_native")
 
+# States in which a candidate serves nothing, without the user having wanted that.
+_PASSED_OVER: Final = frozenset(
+    {State.BROKEN, State.TARGET_CHANGED, State.INCOMPATIBLE, State.UNTRUSTED, State.DECLINED}
+)
+
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Bound:
@@ -451,7 +456,14 @@ class Host:
         else:
             status.state, status.provider = State.BOUND, mine.distribution
             status.version, status.how = mine.version, slot.how
+            passed_over = [
+                f"{candidate.distribution} is {candidate.state}: {candidate.reason}"
+                for candidate in candidates
+                if candidate.state in _PASSED_OVER
+            ]
             mine.reason = "; ".join([bound.reason, *bound.binding.notes])
+            status.reason = "; ".join([mine.reason, *passed_over])
+            return status
         status.reason = mine.reason
         return status
 

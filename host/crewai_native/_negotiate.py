@@ -129,7 +129,7 @@ class Screening:
             elif len(ordered) == 1:
                 rule = "the only candidate"
             elif offer.ours and strangers:
-                rule = "a third party's goes before it"
+                rule = "after a third party's"
             elif offer.ours:
                 rule = "by name among this project's own"
             elif len(strangers) == 1:

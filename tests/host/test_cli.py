@@ -107,7 +107,7 @@ def columns_of(text):
     return columns
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [80, 120, 160])
 def test_tables_fit_and_cut_nothing(status, invoke, width):
     result = invoke("list", "--all", width=width)
     assert result.exit_code == 0

@@ -44,6 +44,8 @@ def test_each_bad_kind_is_named_and_the_next_candidate_serves(everyone, miniatur
     for kind, (state, reason) in BAD.items():
         candidate = status.candidate(everyone[kind].name)
         assert (kind, candidate["state"]) == (kind, state)
+        # Without asking for every candidate, too.
+        assert f"{everyone[kind].name} is {state}: {candidate['reason']}" in slot["reason"]
         assert reason in candidate["reason"]
         assert "\n" not in candidate["reason"]
         assert not candidate["steps"][-1]["passed"]

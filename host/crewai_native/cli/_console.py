@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-WIDE: Final = 110
+WIDE: Final = 140
 """Columns from which on a table has a column for everything."""
 
 STYLES: Final = {

@@ -49,7 +49,7 @@ def list_slots(*, as_json: bool, every: bool) -> None:
         table = _console.table("slot", "state", "provider and reason")
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
     if wide:
-        table.columns[4].min_width = len("set_memory_storage_factory")
+        table.columns[4].min_width = len("set_knowledge_storage_factory")
     for slot in status.slots:
         _add_row(table, slot.slot, slot, slot.how, wide=wide)
         for candidate in slot.candidates if every else ():
@@ -179,8 +179,13 @@ def doctor(*, as_json: bool) -> int:
     console = _console.stdout()
     console.print(table)
     warnings = sum(check.health is Health.WARNING for check in checks)
-    console.print(Text(f"{len(checks)} checks: {errors} errors, {warnings} warnings"))
+    counted = ", ".join([_counted(errors, "error"), _counted(warnings, "warning")])
+    console.print(Text(f"{_counted(len(checks), 'check')}: {counted}"))
     return min(errors, 1)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 # --- metrics --------------------------------------------------------------------------------------
