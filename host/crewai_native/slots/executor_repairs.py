@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from crewai_native.slots._base import Repair, Target
+from crewai_native.slots.event_repairs import REPAIRS as _OF_EVENTS
 from crewai_native.slots.kickoff_repairs import FRUGAL
 from crewai_native.slots.kickoff_repairs import REPAIRS as _OF_KICKOFFS
 
@@ -185,5 +186,6 @@ REPAIRS: Final = (
         feature=FRUGAL,
         bind=_own_handlers_at_once,
     ),
+    *_OF_EVENTS,
     *_OF_KICKOFFS,
 )

@@ -10,6 +10,7 @@ import inspect
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
+from crewai_native._errors import Declined
 from crewai_native.slots._base import Repair, Target
 
 if TYPE_CHECKING:
@@ -40,6 +41,21 @@ _READ_OFTEN: Final = (
 )
 
 
+# Of those, the attributes that are read most: several times a step, or for each tool.
+_READ_MOST: Final = frozenset(
+    {
+        "_event_record",
+        "_lock",
+        "_method_outputs",
+        "_original_tool",
+        "_prompts",
+        "_state",
+        "_token_process",
+        "_token_usage",
+    }
+)
+
+
 def _private_attributes_at_once(binding: Binding, _provider: Provider) -> None:
     import importlib
 
@@ -47,6 +63,31 @@ def _private_attributes_at_once(binding: Binding, _provider: Provider) -> None:
         cls = getattr(importlib.import_module(module), name)
         if "__getattr__" not in vars(cls):
             binding.replace(cls, "__getattr__", _getattr_of(cls))
+        for attribute in _READ_MOST & cls.__private_attributes__.keys():
+            declared = cls.__private_attributes__[attribute].default
+            if attribute not in vars(cls) and not hasattr(declared, "__get__"):
+                binding.replace(cls, attribute, _Private(attribute))
+
+
+class _Private:
+    """A private attribute of a pydantic model, found without a detour over what is not there.
+
+    No data descriptor: what somebody has put on an instance itself goes first, as ever.
+    """
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type[Any]) -> Any:
+        if instance is None:
+            return owner.__private_attributes__[self.name]
+        try:
+            return instance.__pydantic_private__[self.name]
+        except (KeyError, TypeError):
+            # Python then asks __getattr__, which has pydantic's words for it.
+            raise AttributeError(self.name) from None
 
 
 def _getattr_of(cls: type[Any]) -> Callable[[Any, str], Any]:
@@ -110,6 +151,35 @@ def _methods_bound_once_examined(binding: Binding, _provider: Provider) -> None:
 
 
 _SCHEMAS_KEPT: Final = 256
+
+
+# --- loggers ----------------------------------------------------------------------------------
+
+
+def _loggers_without_validation(binding: Binding, _provider: Provider) -> None:
+    from crewai.tools.structured_tool import CrewStructuredTool
+    from crewai.utilities.logger import Logger
+
+    declared = CrewStructuredTool.__private_attributes__["_logger"]
+    if declared.default_factory is not Logger or Logger.__private_attributes__:
+        raise Declined("tools get their loggers in some other way")
+    fields = dict(vars(Logger()))
+    new, put = object.__new__, object.__setattr__
+
+    def logger() -> Any:
+        made = new(Logger)
+        put(made, "__dict__", fields.copy())
+        put(made, "__pydantic_fields_set__", set())
+        put(made, "__pydantic_extra__", None)
+        put(made, "__pydantic_private__", None)
+        return made
+
+    declared.default_factory = logger
+
+    def restore() -> None:
+        declared.default_factory = Logger
+
+    binding.on_undo(restore)
 
 
 # --- tools ------------------------------------------------------------------------------------
@@ -241,6 +311,16 @@ REPAIRS: Final = (
         ),
         feature=FRUGAL,
         bind=_signatures_checked_once,
+    ),
+    Repair(
+        name="loggers-without-validation",
+        summary="each tool of each task validates the settings of a logger of its own, which has none",
+        targets=(
+            Target("crewai.utilities.logger:Logger"),
+            Target("crewai.tools.structured_tool:CrewStructuredTool.from_function", wrapped=True),
+        ),
+        feature=FRUGAL,
+        bind=_loggers_without_validation,
     ),
     Repair(
         name="prompts-read-once",

@@ -15,7 +15,15 @@ from crewai.llms.base_llm import BaseLLM, llm_call_context
 from pydantic import BaseModel, PrivateAttr
 
 from crewai_native.testing import memory_answers
-from crewai_native.testing.script import Call, Script, ScriptError, ToolCall, Turn, turn_of
+from crewai_native.testing.script import (
+    Call,
+    Script,
+    ScriptError,
+    ToolCall,
+    Turn,
+    conversation_of,
+    turn_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,7 +117,8 @@ class ScriptedLLM(BaseLLM):
                 from_task=from_task,
                 from_agent=from_agent,
             )
-            time.sleep(self._latency)
+            if self._latency:
+                time.sleep(self._latency)
             return self._end(messages, tools, from_task, from_agent, response_model)
 
     async def acall(  # noqa: PLR0917 - CrewAI's signature
@@ -133,6 +142,7 @@ class ScriptedLLM(BaseLLM):
                 from_task=from_task,
                 from_agent=from_agent,
             )
+            # Without a latency too: others get their turn, as they do while a real model answers.
             await asyncio.sleep(self._latency)
             return self._end(messages, tools, from_task, from_agent, response_model)
 
@@ -146,13 +156,13 @@ class ScriptedLLM(BaseLLM):
 
     def get_input_tokens_count(self, messages: Any, *_: Any, **__: Any) -> int:
         """Return an estimate, without the warning that ``BaseLLM`` logs each time."""
-        turn = turn_of(messages)
-        return sum(len(str(m.get("content"))) for m in turn.messages) // _CHARACTERS_PER_TOKEN
+        conversation = conversation_of(messages)
+        return sum(len(str(m.get("content"))) for m in conversation) // _CHARACTERS_PER_TOKEN
 
     def _begin(self, **request: Any) -> None:
         self._emit_call_started_event(**request)
-        turn = turn_of(request["messages"])
-        if not self._invoke_before_llm_call_hooks(list(turn.messages), request["from_agent"]):
+        conversation = list(conversation_of(request["messages"]))
+        if not self._invoke_before_llm_call_hooks(conversation, request["from_agent"]):
             raise ValueError("LLM call blocked by before_llm_call hook")
 
     def _end(

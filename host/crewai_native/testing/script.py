@@ -93,10 +93,14 @@ def text_of(message: Mapping[str, Any]) -> str:
     return "\n".join(part.get("text", "") for part in content if isinstance(part, Mapping))
 
 
+def conversation_of(messages: str | Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Return a conversation as messages; a text is the user's only one."""
+    return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+
+
 def turn_of(messages: str | Sequence[Mapping[str, Any]]) -> Turn:
     """Return the turn that a conversation has come to."""
-    if isinstance(messages, str):
-        messages = [{"role": "user", "content": messages}]
+    messages = conversation_of(messages)
     spoken = [place for place, m in enumerate(messages) if m.get("role") == "assistant"]
     opening = messages[: spoken[0]] if spoken else messages
     return Turn(len(spoken), "\n\n".join(map(text_of, opening)), list(messages))

@@ -75,14 +75,21 @@ async def _walk(run: FlowRun, start: str, ground: Ground, known: FlowClass) -> N
                 continue
             method = methods[name]
             traits = known.method(name, method)
-            if is_start:
-                method = flow._inject_trigger_payload_for_start_method(method)  # noqa: SLF001
+            inject = flow._inject_trigger_payload_for_start_method  # noqa: SLF001
+            method = inject(method) if is_start else method
             arguments = (given,) if traits.takes_input and not is_start else ()
             if ground.on_loop or not traits.direct:
                 await ground.loop()
                 result, ended = await in_context(
                     context, _on_loop(flow, name, method, arguments, event)
                 )
+            elif known.internal and flow.suppress_flow_events:
+                # No event, no hook: nothing of what is around the call shows.
+                step = _Step(flow, name, known, traits, event)
+                result, unfinished = context.run(_quietly, run, step, method, arguments)
+                ended = None
+                if unfinished:
+                    result = await _finished(run, ground, context, step, result)
             else:
                 context.run(run.step)
                 try:
@@ -139,23 +146,13 @@ class _Step:
 
     def begin(self, method: Any, arguments: tuple[Any, ...]) -> Any:
         """Call the method and return its result."""
-        if self.silent and self.known.internal:
-            # No event, no hook: nothing of what is around the call shows.
-            token = current_flow_method_name.set(self.name)
-            try:
-                return contextvars.copy_context().run(method, *arguments)
-            except HumanFeedbackPending as error:
-                self._failed(error)
-                raise
-            finally:
-                current_flow_method_name.reset(token)
         previous = event_context.get_triggering_event_id()
         if self.event:
             event_context.set_triggering_event_id(self.event)
         try:
             return self._begin(method, arguments)
         except Exception as error:
-            self._failed(error)
+            self.failed(error)
             raise
         finally:
             event_context.set_triggering_event_id(previous)
@@ -201,16 +198,16 @@ class _Step:
             with event_context.triggered_by_scope(self.event):
                 return await result
         except Exception as error:
-            self._failed(error)
+            self.failed(error)
             raise
 
     def finish(self, result: Any) -> tuple[Any, str | None]:
         """Take note of the method's end; return its result and the event of its end."""
         if self.silent and self.known.internal:
             try:
-                self._note(result)
+                self.note(result)
             except Exception as error:
-                self._failed(error)
+                self.failed(error)
                 raise
             return result, None
         previous = event_context.get_triggering_event_id()
@@ -219,7 +216,7 @@ class _Step:
         try:
             return self._finish(result)
         except Exception as error:
-            self._failed(error)
+            self.failed(error)
             raise
         finally:
             event_context.set_triggering_event_id(previous)
@@ -236,7 +233,7 @@ class _Step:
             )
             flow._dispatch_interception(InterceptionPoint.POST_STEP, after)  # noqa: SLF001
             result = after.payload
-        self._note(result)
+        self.note(result)
         if self.silent:
             return result, None
         ended = MethodExecutionFinishedEvent(
@@ -249,7 +246,8 @@ class _Step:
         self._emit(ended)
         return result, ended.event_id
 
-    def _note(self, result: Any) -> None:
+    def note(self, result: Any) -> None:
+        """Keep the result, and count the method as run."""
         flow, name = self.flow, self.name
         private = flow.__pydantic_private__
         private["_method_outputs"].append({"method": name, "output": result})
@@ -267,7 +265,8 @@ class _Step:
         if self.traits.persisted:
             contextvars.copy_context().run(flow._persist_method_completion, name)  # noqa: SLF001
 
-    def _failed(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
+        """Tell of what the method raised."""
         flow = self.flow
         if isinstance(error, HumanFeedbackPending):
             error.context.method_name = self.name
@@ -301,6 +300,49 @@ class _Step:
         future = crewai_event_bus.emit(self.flow, event)
         if future:
             self.flow._event_futures.append(future)  # noqa: SLF001
+
+
+async def _finished(
+    run: FlowRun, ground: Ground, context: contextvars.Context, step: _Step, result: Any
+) -> Any:
+    """Await what a method returned that :func:`_quietly` has run."""
+    try:
+        await ground.loop()
+        result = await in_context(context, step.awaited(result))
+        result, _ = context.run(step.finish, result)
+        return result
+    finally:
+        context.run(run.stepped)
+
+
+def _quietly(
+    run: FlowRun, step: _Step, method: Any, arguments: tuple[Any, ...]
+) -> tuple[Any, bool]:
+    """Run a method that no event and no hook tells of.
+
+    Returns:
+        Its result, and whether that has to be awaited before the method has ended.
+    """
+    run.step()
+    unfinished = False
+    try:
+        token = current_flow_method_name.set(step.name)
+        try:
+            result = contextvars.copy_context().run(method, *arguments)
+        finally:
+            current_flow_method_name.reset(token)
+        # Of what a method of an agent returns nearly all is a name, or nothing.
+        if result is not None and type(result) is not str and asyncio.iscoroutine(result):
+            unfinished = True
+        else:
+            step.note(result)
+    except HumanFeedbackPending as error:
+        step.failed(error)
+        raise
+    finally:
+        if not unfinished:
+            run.stepped()
+    return result, unfinished
 
 
 def _log(listener: str | None, error: Exception) -> None:
