@@ -17,7 +17,8 @@ use std::time::Instant;
 
 use crewai_native_memory::vector::kernels::kernels;
 use crewai_native_memory::vector::{
-    Bitmap, Candidates, Hit, Metric, Partitions, Query, RowRef, ScanBlock, Search, Tail,
+    Bitmap, Candidates, Hit, Metric, Partitions, Query, RowRef, ScanBlock, SealSource, Search,
+    Segment, Tail,
 };
 
 const K: usize = 10;
@@ -47,8 +48,8 @@ impl Normal {
     }
 }
 
-/// The rows, and some queries like them.
-fn data(rows: usize, dimension: usize, clustered: bool) -> (Tail, Vec<Query>) {
+/// The rows, sealed, and some queries like them.
+fn data(rows: usize, dimension: usize, clustered: bool) -> (Segment, Vec<Query>) {
     let mut random = Normal(0x2545_F491_4F6C_DD1D);
     let none = vec![0.0; dimension];
     let centres: Vec<Vec<f32>> = if clustered {
@@ -70,7 +71,18 @@ fn data(rows: usize, dimension: usize, clustered: bool) -> (Tail, Vec<Query>) {
     let queries = (0..100)
         .map(|i| Query::new(&vector(i), Metric::L2).unwrap())
         .collect();
-    (tail, queries)
+    let directory = tempfile::tempdir().unwrap();
+    let source = SealSource {
+        block: tail.block(),
+        deleted: None,
+    };
+    let path = directory.path().join("rows");
+    let fetch = |_, _: &mut [f32]| Ok(());
+    let start = Instant::now();
+    // It stays mapped when the directory goes.
+    let segment = Segment::write(&path, dimension, &[source], true, fetch, &|| true).unwrap();
+    println!("sealed in {:.2} s", start.elapsed().as_secs_f64());
+    (segment, queries)
 }
 
 /// Reads every byte, as fast as one thread can.
@@ -137,9 +149,9 @@ fn quartile(mut times: Vec<f64>) -> f64 {
 }
 
 fn measure(rows: usize, dimension: usize, clustered: bool) {
-    let (tail, queries) = data(rows, dimension, clustered);
+    let (segment, queries) = data(rows, dimension, clustered);
     let all = [ScanBlock {
-        block: tail.block(),
+        block: segment.block(),
         filter: None,
         deleted: None,
     }];
@@ -148,7 +160,7 @@ fn measure(rows: usize, dimension: usize, clustered: bool) {
         filter: Some(eighth.words()),
         ..all[0]
     }];
-    let codes = tail.block().codes;
+    let codes = segment.block().codes;
 
     let repeats = (2_000_000_000 / codes.len()).clamp(13, 1000);
     let mut times = [const { Vec::new() }; 4];
@@ -181,14 +193,14 @@ fn measure(rows: usize, dimension: usize, clustered: bool) {
 }
 
 fn measure_approximate(rows: usize, dimension: usize, clustered: bool) {
-    let (tail, queries) = data(rows, dimension, clustered);
+    let (segment, queries) = data(rows, dimension, clustered);
     let all = [ScanBlock {
-        block: tail.block(),
+        block: segment.block(),
         filter: None,
         deleted: None,
     }];
     let start = Instant::now();
-    let partitions = Partitions::build(&tail.block(), None, Metric::L2, &|| true).unwrap();
+    let partitions = Partitions::build(&segment.block(), None, Metric::L2, &|| true).unwrap();
     let built = start.elapsed().as_secs_f64();
     let top = |blocks: &[ScanBlock<'_>], query: &Query| -> Vec<i64> {
         let Ok(found) = Search::new(blocks, query, K, None)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import subprocess
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -345,3 +347,58 @@ def test_filters_on_metadata_follow_every_change(store):
     store.delete(record_ids=["r3"])
     assert found('{"k": 1}') == {"r5", "r7"}
     assert found('{"k": 2}') == {"r1"}
+
+
+def as_version_1(segment):
+    """Rewrite a segment as releases before sketches wrote it."""
+    data = segment.read_bytes()
+    dimension, rows = struct.unpack_from("<I", data, 12)[0], struct.unpack_from("<Q", data, 16)[0]
+    old = bytearray(data[:8] + struct.pack("<I", 1) + data[12:52] + bytes(8))
+    old += struct.pack("<I", zlib.crc32(old))
+    at = 128
+    for width in (8, 8, 4, 4, -(-dimension // 64) * 64):
+        at = -(-at // 64) * 64
+        old += bytes(-len(old) % 64) + data[at : at + rows * width]
+        at += rows * width
+    segment.write_bytes(old)
+
+
+def version(segment):
+    return struct.unpack_from("<I", segment.read_bytes(), 8)[0]
+
+
+def test_a_segment_of_an_older_format_serves_and_is_replaced(store, place):
+    fill(store, 0, ROWS)
+    store.optimize()
+    store.delete(record_ids=["r3"])
+    store.close()
+    codes = Path(f"{place}-codes")
+    (segment,) = codes.glob("*.codes")
+    assert version(segment) == 2
+    as_version_1(segment)
+    live = set(range(ROWS)) - {3}
+    agree(store, live)
+    # What the first search began is done when `optimize` returns.
+    store.optimize()
+    assert store.holdings() == (ROWS - 1, 0, None)
+    agree(store, live)
+    published = [path for path in codes.glob("*.codes") if path != segment]
+    assert [version(path) for path in published] == [2]
+
+
+def test_a_segment_of_an_older_format_that_is_damaged_goes_out_of_use(store, place):
+    fill(store, 0, ROWS)
+    store.optimize()
+    store.close()
+    (segment,) = Path(f"{place}-codes").glob("*.codes")
+    as_version_1(segment)
+    data = bytearray(segment.read_bytes())
+    data[-100] ^= 64
+    segment.write_bytes(data)
+    search(store, VECTORS[0])
+    deadline = time.monotonic() + 60
+    while segment.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not segment.exists()
+    store.optimize()
+    agree(store, set(range(ROWS)))

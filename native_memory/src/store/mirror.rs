@@ -251,9 +251,9 @@ impl Mirror {
         }
     }
 
-    /// Whether enough rows are in memory to be sealed.
+    /// Whether enough rows are in memory to be sealed, or a segment is of an older format.
     pub fn wants_sealing(&self) -> bool {
-        self.rows_in_memory() >= SEAL_ROWS
+        self.rows_in_memory() >= SEAL_ROWS || self.parts.iter().any(Part::is_outdated)
     }
 
     /// The number of rows that are not in a segment.
@@ -328,14 +328,14 @@ impl Mirror {
 
     /// The first of the parts that become one segment: those in memory, segments that are not
     /// much larger than all after them (so that there are few, and each row is copied few times),
-    /// and whatever follows one that is mostly deleted.
+    /// and whatever follows one that is mostly deleted or of an older format.
     fn first_to_rewrite(&self) -> usize {
         let mut live = 0;
         let mut from = self.parts.len();
         for (at, part) in self.parts.iter().enumerate().rev() {
             let small = part.live() <= 2 * live;
             let wasteful = part.live() < part.columns.records.len() / 2;
-            if matches!(part.codes, Codes::Memory(_)) || small || wasteful {
+            if matches!(part.codes, Codes::Memory(_)) || small || wasteful || part.is_outdated() {
                 from = at;
             }
             live += part.live();
@@ -702,6 +702,10 @@ impl Part {
         // Where most rows of the groups have been deleted since, all others may be wanted.
         let living = nearest.count_without(&self.deleted);
         Ok((living >= k).then_some(nearest))
+    }
+
+    fn is_outdated(&self) -> bool {
+        matches!(&self.codes, Codes::Sealed(segment) if segment.is_outdated())
     }
 
     fn live(&self) -> usize {

@@ -8,17 +8,18 @@
 //!
 //! Data flows one way: [`quantize`] makes codes, [`segment`] keeps them (a memory-mapped file or a
 //! tail in memory, both seen as a [`CodeBlock`]), [`scan`] searches blocks with the functions in
-//! [`kernels`], and leaves out what [`cut`] tells off early. [`partition`] makes an approximate search of it.
+//! [`kernels`], and leaves out what [`sketch`] tells off early. [`partition`] makes an approximate
+//! search of it.
 //! Nothing here knows about SQLite or Python.
 
 mod aligned;
 pub mod bitmap;
-mod cut;
 pub mod kernels;
 pub mod partition;
 pub mod quantize;
 pub mod scan;
 pub mod segment;
+pub mod sketch;
 
 pub use bitmap::Bitmap;
 pub use partition::{NEIGHBOURS, PartitionError, Partitions};

@@ -11,7 +11,7 @@ use std::cmp::Ordering;
 use std::convert::Infallible;
 
 use super::bitmap::{Bitmap, eligible_rows};
-use super::quantize::{Metric, Query, VectorError, stride};
+use super::quantize::{Metric, Query, VectorError};
 use super::scan::{Found, Hit, RowRef, ScanBlock, Search};
 use super::segment::{CodeBlock, Tail};
 
@@ -248,8 +248,8 @@ fn by_row(a: &Hit, b: &Hit) -> Ordering {
 
 /// A row as its codes have it, which is near enough to group it.
 fn decode(block: &CodeBlock<'_>, row: usize) -> Vec<f32> {
-    let codes = &block.codes[row * stride(block.dimension)..][..block.dimension];
-    codes
+    block
+        .codes_of(row)
         .iter()
         .map(|&code| f32::from(code) * block.scales[row])
         .collect()

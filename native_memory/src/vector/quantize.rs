@@ -13,6 +13,7 @@
 
 use super::aligned::{LINE, Lines};
 use super::kernels::kernels;
+use super::sketch::GROUP;
 
 /// The largest number of components of a vector. It keeps every sum of a kernel inside its
 /// integer type and every residual inside f32.
@@ -137,7 +138,7 @@ fn round_ties_even(x: f32) -> f32 {
 }
 
 /// The smallest f32 not below `x`.
-fn round_up(x: f64) -> f32 {
+pub(crate) fn round_up(x: f64) -> f32 {
     let nearest = x as f32;
     if f64::from(nearest) < x {
         nearest.next_up()
@@ -146,7 +147,8 @@ fn round_up(x: f64) -> f32 {
     }
 }
 
-/// A query in the integer form that the kernels read, padded with zeros to [`stride`].
+/// A query in the integer form that the kernels read, padded with zeros to [`stride`]; the high
+/// parts further, to whole groups of a sketch.
 #[allow(dead_code, reason = "an instruction set reads the parts that suit it")]
 pub struct QueryCodes {
     /// The codes, within ±[`QUERY_MAX`].
@@ -168,7 +170,7 @@ impl QueryCodes {
     /// Splits codes within ±[`QUERY_MAX`] for the kernels.
     pub(crate) fn new(mut wide: Vec<i16>) -> Self {
         wide.resize(stride(wide.len()), 0);
-        let mut high = Lines::zeroed(wide.len());
+        let mut high = Lines::zeroed(wide.len().next_multiple_of(GROUP));
         let mut low = Lines::zeroed(wide.len());
         let halves = high.as_mut_slice().iter_mut().zip(low.as_mut_slice());
         for ((high, low), &x) in halves.zip(&wide) {
@@ -253,6 +255,16 @@ impl Query {
         &self.codes
     }
 
+    /// The Euclidean norm.
+    pub(crate) fn norm(&self) -> f64 {
+        self.norm
+    }
+
+    /// The value of one unit of [`QueryCodes::high`].
+    pub(crate) fn high_unit(&self) -> f64 {
+        128.0 * self.step
+    }
+
     /// The score of a row: what an exhaustive search would compute.
     ///
     /// `vector` has the query's dimension; `norm` is its [`RowCode::norm`]. The result is the same
@@ -297,6 +309,23 @@ impl Query {
         }
     }
 
+    /// At least the ranks of many rows, given at least their inner products, and their norms.
+    pub(crate) fn most(&self, dots: &[f64], norms: &[f64], out: &mut [f64]) {
+        // As in `upper_bounds`.
+        let rows = out.iter_mut().zip(dots.iter().zip(norms));
+        let most = |dot| Bounds {
+            lower: f64::NEG_INFINITY,
+            upper: dot,
+        };
+        match self.metric {
+            Metric::L2 => rows.for_each(|(out, (&d, &norm))| *out = self.l2(most(d), norm).upper),
+            Metric::Cosine => {
+                rows.for_each(|(out, (&d, &norm))| *out = self.cosine(most(d), norm).upper);
+            }
+            Metric::Dot => out.copy_from_slice(dots),
+        }
+    }
+
     #[inline]
     fn bounds_dot(&self, product: f64, row: RowCode) -> Bounds {
         let middle = f64::from(row.scale) * self.step * product;
@@ -309,8 +338,12 @@ impl Query {
 
     #[inline]
     fn bounds_l2(&self, product: f64, row: RowCode) -> Bounds {
-        let dot = self.bounds_dot(product, row);
-        let norms = row.norm * row.norm + self.norm * self.norm;
+        self.l2(self.bounds_dot(product, row), row.norm)
+    }
+
+    #[inline]
+    fn l2(&self, dot: Bounds, norm: f64) -> Bounds {
+        let norms = norm * norm + self.norm * self.norm;
         Bounds {
             lower: 2.0 * dot.lower - norms * (1.0 + EPSILON),
             upper: 2.0 * dot.upper - norms * (1.0 - EPSILON),
@@ -319,14 +352,18 @@ impl Query {
 
     #[inline]
     fn bounds_cosine(&self, product: f64, row: RowCode) -> Bounds {
-        let norms = row.norm * self.norm;
+        self.cosine(self.bounds_dot(product, row), row.norm)
+    }
+
+    #[inline]
+    fn cosine(&self, dot: Bounds, norm: f64) -> Bounds {
+        let norms = norm * self.norm;
         if norms == 0.0 {
             return Bounds {
                 lower: 0.0,
                 upper: 0.0,
             };
         }
-        let dot = self.bounds_dot(product, row);
         // The score is clamped, so that everything beyond the ends is a tie with them.
         Bounds {
             lower: (dot.lower / norms - EPSILON).clamp(-1.0, 1.0),

@@ -3,8 +3,8 @@
 //! [`Search::scan`] goes over the codes of the rows that a filter allows. It keeps the `k`-th best
 //! *lower* bound seen so far, and every row whose *upper* bound reaches it. [`Search::finish`]
 //! computes the true scores of those, best upper bound first, until the next upper bound cannot
-//! reach the `k`-th best true score. The result is that of computing every score. Where a part of
-//! a row's codes proves that its upper bound cannot reach, the others are not read ([`super::cut`]).
+//! reach the `k`-th best true score. The result is that of computing every score. Where a row's
+//! sketch proves that its score cannot reach, its codes are not read ([`super::sketch`]).
 //!
 //! One thread calls [`Search::run`]. Several divide [`Search::chunks`] among them in any way, each
 //! with [`Candidates`] of its own; a bound that one finds helps the others at once.
@@ -15,10 +15,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering as Memory};
 
 use super::bitmap::{WORD, eligible};
-use super::cut::{Cut, Shortcut};
-use super::kernels::{Partial, kernels};
+use super::kernels::kernels;
 use super::quantize::{Bounds, Query, RowCode, VectorError};
 use super::segment::CodeBlock;
+use super::sketch::{Probe, Trial};
 
 /// Rows of a chunk: enough to make its overhead vanish, few enough to share work evenly.
 const CHUNK_ROWS: usize = 4096;
@@ -95,6 +95,8 @@ pub struct Found {
 pub struct Chunk {
     block: usize,
     words: Range<usize>,
+    /// Every word in so many.
+    step: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -115,8 +117,8 @@ impl Candidate {
 struct Batch {
     len: usize,
     rows: [u32; BATCH],
-    firsts: [Partial; BATCH],
     products: [f64; BATCH],
+    norms: [f64; BATCH],
     codes: [RowCode; BATCH],
     upper: [f64; BATCH],
 }
@@ -131,8 +133,8 @@ impl Batch {
         Self {
             len: 0,
             rows: [0; BATCH],
-            firsts: [Partial::default(); BATCH],
             products: [0.0; BATCH],
+            norms: [0.0; BATCH],
             codes: [code; BATCH],
             upper: [0.0; BATCH],
         }
@@ -145,7 +147,7 @@ pub struct Candidates {
     rows: Vec<Candidate>,
     compact_at: usize,
     lower: Best,
-    shortcut: Shortcut,
+    trial: Trial,
 }
 
 /// The largest numbers pushed so far, at most `k` of them.
@@ -194,6 +196,8 @@ impl Eq for Total {}
 pub struct Search<'a> {
     blocks: &'a [ScanBlock<'a>],
     query: &'a Query,
+    /// For the sketches of each block.
+    probes: Vec<Option<Probe<'a>>>,
     k: usize,
     min_score: f64,
     /// How many rows the filters allow.
@@ -220,6 +224,10 @@ impl<'a> Search<'a> {
         Ok(Self {
             blocks,
             query,
+            probes: blocks
+                .iter()
+                .map(|rows| Some(Probe::new(query, rows.block.sketches?)))
+                .collect(),
             k,
             min_score,
             eligible: blocks.iter().map(ScanBlock::count).sum(),
@@ -233,18 +241,23 @@ impl<'a> Search<'a> {
     }
 
     /// The parts of the search, each to be passed to [`Search::scan`] once, in any order.
+    ///
+    /// The first are a sample of each block: what is like the query may all lie in one place, and
+    /// the sooner some of it is known, the more of everything else is told off.
     pub fn chunks(&self) -> Vec<Chunk> {
-        let mut chunks = Vec::new();
+        const WORDS: usize = CHUNK_ROWS / WORD;
+        let (mut samples, mut others) = (Vec::new(), Vec::new());
         for (block, rows) in self.blocks.iter().enumerate() {
-            for start in (0..rows.words()).step_by(CHUNK_ROWS / WORD) {
-                let end = rows.words().min(start + CHUNK_ROWS / WORD);
-                chunks.push(Chunk {
-                    block,
-                    words: start..end,
-                });
-            }
+            let words = rows.words();
+            let chunk = |words, step| Chunk { block, words, step };
+            samples.push(chunk(0..words, WORDS));
+            others.extend((0..words).step_by(WORDS).map(|start| {
+                let end = words.min(start + WORDS);
+                chunk(start + 1..end, 1)
+            }));
         }
-        chunks
+        samples.extend(others);
+        samples
     }
 
     /// Goes over the codes of one part and adds the rows that may be in the result.
@@ -254,28 +267,31 @@ impl<'a> Search<'a> {
         }
         let source = &self.blocks[chunk.block];
         let mut batch = Batch::new();
-        for word in chunk.words.clone() {
+        for word in chunk.words.clone().step_by(chunk.step) {
             let mut bits = source.eligible(word);
             while bits != 0 {
                 batch.rows[batch.len] = (word * WORD) as u32 + bits.trailing_zeros();
                 batch.len += 1;
                 bits &= bits - 1;
             }
-            if batch.len + WORD > BATCH || word + 1 == chunk.words.end {
+            if batch.len + WORD > BATCH {
                 self.keep(chunk.block, &mut batch, found);
             }
         }
+        self.keep(chunk.block, &mut batch, found);
     }
 
     /// Adds those of a batch's rows whose upper bounds reach the limit, and raises the limit.
     fn keep(&self, number: usize, batch: &mut Batch, found: &mut Candidates) {
         let block = &self.blocks[number].block;
         let known = self.limit();
-        let cut = found.shortcut.next();
-        if let Some(cut) = cut {
+        if let Some(probe) = &self.probes[number]
+            && known > f64::NEG_INFINITY
+            && found.trial.next()
+        {
             let before = batch.len;
-            self.leave_out(block, cut, batch, known);
-            found.shortcut.left(before, batch.len);
+            self.leave_out(block, probe, batch, known);
+            found.trial.left(before, batch.len);
         }
         let rows = &batch.rows[..batch.len];
         let (products, codes) = (
@@ -312,30 +328,22 @@ impl<'a> Search<'a> {
         if limit > known {
             self.raise_limit(limit);
         }
-        if cut.is_none() {
-            let shortcut = &mut found.shortcut;
-            shortcut.choose(self.query, products, codes, limit, upper);
-        }
         if found.rows.len() >= found.compact_at.max(COMPACT_AT) {
             found.rows.retain(|candidate| !candidate.is_below(limit));
             found.compact_at = 2 * found.rows.len();
         }
     }
 
-    /// Takes those rows out of a batch whose first codes prove that they cannot reach the limit.
-    fn leave_out(&self, block: &CodeBlock<'_>, cut: Cut, batch: &mut Batch, limit: f64) {
+    /// Takes those rows out of a batch whose sketches prove that they cannot reach the limit.
+    fn leave_out(&self, block: &CodeBlock<'_>, probe: &Probe<'_>, batch: &mut Batch, limit: f64) {
         let count = batch.len;
-        let (firsts, products) = (&mut batch.firsts[..count], &mut batch.products[..count]);
-        let (codes, upper) = (&mut batch.codes[..count], &mut batch.upper[..count]);
-        let rows = &batch.rows[..count];
-        (kernels().partial)(self.query.codes(), block.codes, rows, cut.columns, firsts);
-        for (code, &row) in codes.iter_mut().zip(rows) {
-            *code = block.row_code(row as usize);
+        let (dots, norms) = (&mut batch.products[..count], &mut batch.norms[..count]);
+        let upper = &mut batch.upper[..count];
+        probe.most(self.query, &batch.rows[..count], dots);
+        for (norm, &row) in norms.iter_mut().zip(&batch.rows) {
+            *norm = block.norms[row as usize];
         }
-        for (product, (&first, &code)) in products.iter_mut().zip(firsts.iter().zip(&*codes)) {
-            *product = cut.most(first, code);
-        }
-        self.query.upper_bounds(products, codes, upper);
+        self.query.most(dots, norms, upper);
         batch.len = 0;
         for at in 0..count {
             // NaN does not count as below; see `keep`.

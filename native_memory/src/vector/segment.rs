@@ -9,18 +9,23 @@
 //! | bytes | content |
 //! |---|---|
 //! | 0..8 | `CNMSEG\r\n` |
-//! | 8..12 | version, 1 |
+//! | 8..12 | version, 2 |
 //! | 12..16 | dimension |
 //! | 16..24 | number of rows |
 //! | 24..28 | flags: 1 = has the vectors column |
-//! | 28..52 | CRC-32 of each column, in the order below; 0 for a column that is not there |
-//! | 52..60 | zero |
-//! | 60..64 | CRC-32 of bytes 0..60 |
+//! | 28..68 | CRC-32 of each column, in the order below; 0 for a column that is not there |
+//! | 68..124 | zero |
+//! | 124..128 | CRC-32 of bytes 0..124 |
 //!
 //! Then the columns, each starting at the next multiple of 64 bytes, with zeros between: row ids
 //! (i64), norms (f64), scales (f32), residuals (f32), codes (i8, rows padded with zeros to
-//! a multiple of 64), vectors (f32, rows not padded). The layout follows from dimension, number of
-//! rows and flags alone, and so does the length of the file. Nothing depends on the metric.
+//! a multiple of 64), vectors (f32, rows not padded), the mean of the rows (f32, one row), sketches
+//! (2 bits, rows padded with zeros to a multiple of 128; see [`Sketches`]), steps (f32), slacks
+//! (f32). The layout follows from dimension, number of rows and flags alone, and so does the length
+//! of the file. Nothing depends on the metric.
+//!
+//! Version 1 ends with the vectors, and its header with byte 64, whose last four are the CRC-32 of
+//! those before. It can be read, and sealing replaces it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -33,6 +38,7 @@ use memmap2::Mmap;
 use super::aligned::{LINE, Lines};
 use super::bitmap::eligible_rows;
 use super::quantize::{MAX_DIMENSION, RowCode, VectorError, quantize, stride};
+use super::sketch::{self, Sketcher, Sketches};
 
 // The columns are read in place.
 #[cfg(target_endian = "big")]
@@ -40,12 +46,50 @@ compile_error!("segment files are little-endian and are mapped as they are");
 
 const MAGIC: [u8; 8] = *b"CNMSEG\r\n";
 /// The newest format that this code reads, and the one it writes.
-pub const VERSION: u32 = 1;
-const HEADER: usize = 64;
+pub const VERSION: u32 = 2;
+/// The length of the header, and of what all versions' begin with.
+const HEADER: usize = 128;
+const COMMON: usize = 28;
 /// Bytes that are written and flushed, or compared, in one step.
-const STEP: usize = 8 << 20;
+const STEP: usize = if cfg!(test) { 1 << 20 } else { 8 << 20 };
 const HAS_VECTORS: u32 = 1;
-const COLUMNS: [&str; 6] = ["ids", "norms", "scales", "residuals", "codes", "vectors"];
+const COLUMNS: [&str; 10] = [
+    "ids",
+    "norms",
+    "scales",
+    "residuals",
+    "codes",
+    "vectors",
+    "mean",
+    "sketches",
+    "steps",
+    "slacks",
+];
+
+/// The column that has one value for all rows.
+const MEAN: usize = 6;
+
+/// What a version has.
+struct Version {
+    header: usize,
+    columns: usize,
+}
+
+impl Version {
+    fn of(number: u32) -> Option<Self> {
+        match number {
+            1 => Some(Self {
+                header: 64,
+                columns: 6,
+            }),
+            2 => Some(Self {
+                header: HEADER,
+                columns: COLUMNS.len(),
+            }),
+            _ => None,
+        }
+    }
+}
 
 /// A segment file that cannot be written or used. Each message names the file.
 #[derive(Debug, thiserror::Error)]
@@ -133,6 +177,8 @@ pub struct CodeBlock<'a> {
     pub codes: &'a [i8],
     /// The vectors themselves, row by row, where they are kept here.
     pub vectors: Option<&'a [f32]>,
+    /// What tells most rows off without their codes, where it is kept.
+    pub sketches: Option<Sketches<'a>>,
 }
 
 impl<'a> CodeBlock<'a> {
@@ -149,6 +195,11 @@ impl<'a> CodeBlock<'a> {
     /// The vector of a row, where vectors are kept here.
     pub fn vector(&self, row: usize) -> Option<&'a [f32]> {
         Some(&self.vectors?[row * self.dimension..][..self.dimension])
+    }
+
+    /// The codes of a row, without their padding.
+    pub(crate) fn codes_of(&self, row: usize) -> &'a [i8] {
+        &self.codes[row * stride(self.dimension)..][..self.dimension]
     }
 
     pub(crate) fn row_code(&self, row: usize) -> RowCode {
@@ -234,6 +285,7 @@ impl Tail {
             residuals: &self.residuals,
             codes: self.codes.as_slice(),
             vectors: self.vectors.as_deref(),
+            sketches: None,
         }
     }
 }
@@ -263,7 +315,7 @@ struct Layout {
 
 impl Layout {
     /// `None` if the file would be larger than the address space.
-    fn new(dimension: usize, rows: usize, vectors: bool) -> Option<Self> {
+    fn new(version: &Version, dimension: usize, rows: usize, vectors: bool) -> Option<Self> {
         // A search numbers the rows of a block with u32.
         u32::try_from(rows).ok()?;
         let vector = if vectors {
@@ -271,12 +323,16 @@ impl Layout {
         } else {
             0
         };
-        let widths = [8, 8, 4, 4, stride(dimension), vector];
-        let mut length = HEADER;
+        let sketch = sketch::stride(dimension);
+        let one = dimension * size_of::<f32>();
+        let sizes = [8, 8, 4, 4, stride(dimension), vector, 0, sketch, 4, 4]
+            .map(|width| rows.checked_mul(width));
+        let mut length = version.header;
         let mut columns = [const { 0..0 }; COLUMNS.len()];
-        for (column, width) in columns.iter_mut().zip(widths) {
+        for (at, column) in columns.iter_mut().enumerate().take(version.columns) {
             let start = length.checked_next_multiple_of(LINE)?;
-            let end = start.checked_add(rows.checked_mul(width)?)?;
+            let size = if at == MEAN { one } else { sizes[at]? };
+            let end = start.checked_add(size)?;
             *column = start..end;
             length = end;
         }
@@ -298,6 +354,7 @@ pub struct Segment {
     dimension: usize,
     rows: usize,
     has_vectors: bool,
+    has_sketches: bool,
     columns: [Range<usize>; COLUMNS.len()],
     checksums: [u32; COLUMNS.len()],
 }
@@ -321,24 +378,19 @@ impl Segment {
         // SAFETY: a file under a segment's name is complete and is never written again, by this
         // or another process (see the module's description), so that the mapped bytes stay.
         let map = unsafe { Mmap::map(&file) }.map_err(io("map"))?;
-        let Some(&header) = map.first_chunk::<HEADER>() else {
-            let signed = map.starts_with(&MAGIC[..map.len().min(MAGIC.len())]);
-            return Err(if signed {
-                SegmentError::Length {
-                    path: path.into(),
-                    expected: HEADER as u64,
-                    found,
-                }
-            } else {
-                SegmentError::NotASegment(path.into())
-            });
+        let short = |expected: usize| SegmentError::Length {
+            path: path.into(),
+            expected: expected as u64,
+            found,
         };
-        if header[..8] != MAGIC {
+        if !map.starts_with(&MAGIC[..map.len().clamp(1, MAGIC.len())]) {
             return Err(SegmentError::NotASegment(path.into()));
         }
-        let number = |at: usize| {
-            u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
-        };
+        if map.len() < COMMON {
+            return Err(short(HEADER));
+        }
+        let number =
+            |at: usize| u32::from_le_bytes([map[at], map[at + 1], map[at + 2], map[at + 3]]);
         // Before the checksum: a newer format may have it elsewhere.
         let version = number(8);
         if version > VERSION {
@@ -347,7 +399,18 @@ impl Segment {
                 found: version,
             });
         }
-        if crc32fast::hash(&header[..60]) != number(60) {
+        let invalid = |what| SegmentError::Invalid {
+            path: path.into(),
+            what,
+        };
+        let format = Version::of(version).ok_or_else(|| invalid(format!("version {version}")))?;
+        let Some((header, sum)) = map
+            .get(..format.header)
+            .and_then(<[u8]>::split_last_chunk::<4>)
+        else {
+            return Err(short(format.header));
+        };
+        if crc32fast::hash(header) != u32::from_le_bytes(*sum) {
             return Err(SegmentError::Damaged {
                 path: path.into(),
                 part: "header",
@@ -355,34 +418,33 @@ impl Segment {
         }
         let (dimension, flags) = (number(12) as usize, number(24));
         let rows = u64::from(number(16)) | u64::from(number(20)) << 32;
-        let invalid = |what| SegmentError::Invalid {
-            path: path.into(),
-            what,
-        };
-        if version == 0 || !(1..=MAX_DIMENSION).contains(&dimension) || flags > HAS_VECTORS {
-            let what = format!("version {version}, dimension {dimension}, flags {flags}");
-            return Err(invalid(what));
+        if !(1..=MAX_DIMENSION).contains(&dimension) || flags > HAS_VECTORS {
+            return Err(invalid(format!("dimension {dimension}, flags {flags}")));
         }
         let layout = usize::try_from(rows)
             .ok()
-            .and_then(|rows| Layout::new(dimension, rows, flags == HAS_VECTORS))
+            .and_then(|rows| Layout::new(&format, dimension, rows, flags == HAS_VECTORS))
             .ok_or_else(|| invalid(format!("it cannot have {rows} rows")))?;
         if found != layout.length as u64 || map.len() != layout.length {
-            let expected = layout.length as u64;
-            return Err(SegmentError::Length {
-                path: path.into(),
-                expected,
-                found,
-            });
+            return Err(short(layout.length));
         }
+        let sum = |at: usize| {
+            if at < format.columns {
+                number(COMMON + 4 * at)
+            } else {
+                0
+            }
+        };
+        let checksums = std::array::from_fn(sum);
         Ok(Self {
             path: path.into(),
             map,
             dimension,
             rows: layout.rows,
             has_vectors: flags == HAS_VECTORS,
+            has_sketches: MEAN < format.columns,
             columns: layout.columns,
-            checksums: std::array::from_fn(|i| number(28 + 4 * i)),
+            checksums,
         })
     }
 
@@ -431,7 +493,18 @@ impl Segment {
             residuals: self.column(3),
             codes: self.column(4),
             vectors: self.has_vectors.then(|| self.column(5)),
+            sketches: self.has_sketches.then(|| Sketches {
+                mean: self.column(MEAN),
+                codes: self.column(7),
+                steps: self.column(8),
+                slacks: self.column(9),
+            }),
         }
+    }
+
+    /// Whether the file is of a version that is not written any more.
+    pub fn is_outdated(&self) -> bool {
+        !self.has_sketches
     }
 
     /// One column, read in place.
@@ -497,6 +570,7 @@ pub fn is_temporary(path: &Path) -> bool {
 
 /// The types of the columns.
 trait Number: Copy {}
+impl Number for u8 {}
 impl Number for i8 {}
 impl Number for i64 {}
 impl Number for f32 {}
@@ -506,6 +580,58 @@ impl Number for f64 {}
 fn bytes_of<T: Number>(values: &[T]) -> &[u8] {
     // SAFETY: a `Number` has no padding, and u8 no alignment.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// The mean of the rows of all sources, as their codes have them; nothing if told to stop.
+fn mean_of(
+    dimension: usize,
+    sources: &[SealSource<'_>],
+    go_on: &dyn Fn() -> bool,
+) -> Option<Vec<f32>> {
+    let mut sum = vec![0.0; dimension];
+    let mut rows = 0.0;
+    for source in sources {
+        for row in source.rows() {
+            if !go_on() {
+                return None;
+            }
+            sketch::add(
+                &mut sum,
+                source.block.codes_of(row),
+                source.block.scales[row],
+            );
+            rows += 1.0;
+        }
+    }
+    // Without rows it is zero.
+    let mean = |sum| (sum / f64::max(rows, 1.0)) as f32;
+    Some(sum.into_iter().map(mean).collect())
+}
+
+/// Where the columns of a new file will be; `path` is for the messages.
+fn layout_of(
+    path: &Path,
+    dimension: usize,
+    sources: &[SealSource<'_>],
+    keep_vectors: bool,
+) -> Result<Layout, SegmentError> {
+    let invalid = |what| SegmentError::Invalid {
+        path: path.into(),
+        what,
+    };
+    if let Some(other) = sources
+        .iter()
+        .find(|source| source.block.dimension != dimension)
+    {
+        let found = other.block.dimension;
+        return Err(invalid(format!(
+            "rows of {found} components among rows of {dimension}"
+        )));
+    }
+    let rows = sources.iter().map(|source| source.rows().count()).sum();
+    Version::of(VERSION)
+        .and_then(|version| Layout::new(&version, dimension, rows, keep_vectors))
+        .ok_or_else(|| invalid(format!("it cannot have {rows} rows")))
 }
 
 /// Writes header and columns to `temporary` and flushes them; `path` is for the messages.
@@ -523,23 +649,7 @@ fn write_columns(
         path: path.into(),
         source,
     };
-    let invalid = |what| SegmentError::Invalid {
-        path: path.into(),
-        what,
-    };
-    if let Some(other) = sources
-        .iter()
-        .find(|source| source.block.dimension != dimension)
-    {
-        let found = other.block.dimension;
-        return Err(invalid(format!(
-            "rows of {found} components among rows of {dimension}"
-        )));
-    }
-    let rows = sources.iter().map(|source| source.rows().count()).sum();
-    let layout = Layout::new(dimension, rows, keep_vectors)
-        .ok_or_else(|| invalid(format!("it cannot have {rows} rows")))?;
-
+    let layout = layout_of(path, dimension, sources, keep_vectors)?;
     let file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -550,7 +660,14 @@ fn write_columns(
         at: 0,
         flushed: 0,
     };
-    output.pad_to(HEADER).map_err(io)?;
+    for _ in 0..HEADER / LINE {
+        output.pad_to(output.at + LINE).map_err(io)?;
+    }
+    let mean =
+        mean_of(dimension, sources, go_on).ok_or_else(|| SegmentError::Stopped(path.into()))?;
+    let mut sketcher = Sketcher::new(&mean);
+    let mut sketch = vec![0; sketch::stride(dimension)];
+    let (mut steps, mut slacks) = (Vec::new(), Vec::new());
     let mut checksums = [0; COLUMNS.len()];
     for (index, column) in layout.columns.iter().enumerate() {
         output.pad_to(column.start).map_err(io)?;
@@ -566,6 +683,12 @@ fn write_columns(
             }
             output.flush().map_err(io)
         };
+        match index {
+            MEAN => put(bytes_of(&mean))?,
+            8 => put(bytes_of(&steps))?,
+            9 => put(bytes_of(&slacks))?,
+            _ => {}
+        }
         let mut buffer = vec![0.0; if index == 5 { dimension } else { 0 }];
         for source in sources {
             let block = &source.block;
@@ -579,8 +702,14 @@ fn write_columns(
                         let stride = stride(dimension);
                         put(bytes_of(&block.codes[row * stride..][..stride]))?;
                     }
-                    _ if !keep_vectors => break,
-                    _ => {
+                    7 => {
+                        let (codes, code) = (block.codes_of(row), block.row_code(row));
+                        let (step, slack) = sketcher.sketch(codes, code, &mut sketch);
+                        put(&sketch)?;
+                        steps.push(step);
+                        slacks.push(slack);
+                    }
+                    5 if keep_vectors => {
                         let vector = if let Some(vector) = block.vector(row) {
                             vector
                         } else {
@@ -594,6 +723,7 @@ fn write_columns(
                         };
                         put(bytes_of(vector))?;
                     }
+                    _ => break,
                 }
             }
         }
@@ -620,11 +750,11 @@ fn write_header(
     header[16..24].copy_from_slice(&(layout.rows as u64).to_le_bytes());
     let flags = if keep_vectors { HAS_VECTORS } else { 0 };
     header[24..28].copy_from_slice(&flags.to_le_bytes());
-    for (at, sum) in header[28..52].chunks_exact_mut(4).zip(checksums) {
+    for (at, sum) in header[COMMON..].chunks_exact_mut(4).zip(checksums) {
         at.copy_from_slice(&sum.to_le_bytes());
     }
-    let sum = crc32fast::hash(&header[..60]);
-    header[60..].copy_from_slice(&sum.to_le_bytes());
+    let (before, last) = header.split_at_mut(HEADER - 4);
+    last.copy_from_slice(&crc32fast::hash(before).to_le_bytes());
     io::Seek::rewind(&mut file)?;
     file.write_all(&header)
 }

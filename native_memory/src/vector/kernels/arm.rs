@@ -22,7 +22,7 @@ static NEON_DOTPROD: Kernels = Kernels {
         // SAFETY: `available` hands this table out only where NEON and dotprod were found.
         unsafe { products(query, codes, rows, out) }
     },
-    partial: scalar::partial,
+    sketched: scalar::sketched,
     dot: |a, b| {
         // SAFETY: as above.
         unsafe { dot(a, b) }
@@ -60,7 +60,7 @@ fn products(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f64]) {
         const STEP: usize = 16;
         let (query_high, query_low) = (query.high.as_slice(), query.low.as_slice());
         let stride = query.stride();
-        assert!(query_high.len() == stride && query_low.len() == stride);
+        assert!(query_high.len() >= stride && query_low.len() == stride);
         assert!(rows.iter().all(|row| row.len() == stride));
         let mut high = [vdupq_n_s32(0); N];
         let mut low = [vdupq_n_s32(0); N];
@@ -82,7 +82,7 @@ fn products(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f64]) {
         std::array::from_fn(|i| (128 * vaddlvq_s32(high[i]) + vaddlvq_s32(low[i])) as f64)
     }
     for_rows(
-        query,
+        query.stride(),
         codes,
         rows,
         out,

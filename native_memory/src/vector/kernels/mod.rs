@@ -24,21 +24,13 @@ pub struct Kernels {
     /// The exact products of the query with the given rows of `codes`: `out[i]` is that of row
     /// `rows[i]`, an integer below 2^53. Each row has [`QueryCodes::stride`] codes.
     pub(crate) products: fn(&QueryCodes, &[i8], &[u32], &mut [f64]),
-    /// The same of the first codes of each row only, as many as given, a multiple of [`LINE`].
-    pub(crate) partial: fn(&QueryCodes, &[i8], &[u32], usize, &mut [Partial]),
+    /// The exact products of [`QueryCodes::high`] with the levels, as 0 to 3, of the given rows'
+    /// sketches; see [`super::sketch::Sketches::codes`].
+    pub(crate) sketched: fn(&QueryCodes, &[u8], &[u32], &mut [f64]),
     /// The inner product, in f64. The products of two f32 are exact in it.
     pub dot: fn(&[f32], &[f32]) -> f64,
     /// The squared Euclidean distance, in f64.
     pub distance_sq: fn(&[f32], &[f32]) -> f64,
-}
-
-/// What the first codes of a row give: exact integers below 2^53.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Partial {
-    /// Their product with those of the query.
-    pub(crate) product: f64,
-    /// The sum of their squares.
-    pub(crate) squares: f64,
 }
 
 /// The fastest implementation for this CPU.
@@ -64,17 +56,16 @@ const AHEAD: usize = 8 * 1024;
 
 /// Splits the rows into fours, whose loops share the loads of the query, and the rest. Each loop
 /// also gets the rows that will be read soon, to have them fetched. Slicing checks here, once,
-/// that each row has all its codes.
+/// that each row has all its codes, `stride` bytes of them.
 #[inline]
-fn for_rows<T: Copy>(
-    query: &QueryCodes,
-    codes: &[i8],
+fn for_rows<T>(
+    stride: usize,
+    codes: &[T],
     rows: &[u32],
-    out: &mut [T],
-    mut four: impl FnMut([&[i8]; 4], [&[i8]; 4]) -> [T; 4],
-    mut one: impl FnMut(&[i8]) -> T,
+    out: &mut [f64],
+    mut four: impl FnMut([&[T]; 4], [&[T]; 4]) -> [f64; 4],
+    mut one: impl FnMut(&[T]) -> f64,
 ) {
-    let stride = query.stride();
     let row = |at: u32| &codes[at as usize * stride..][..stride];
     let ahead = AHEAD.div_ceil(stride * 4) * 4;
     let whole = rows.len() / 4 * 4;

@@ -1,12 +1,13 @@
 //! The reference: plain loops, for every CPU, whose results all others are tested against.
 
-use super::{Kernels, LANES, Partial, QueryCodes, fold, for_rows};
+use super::super::sketch::GROUP;
+use super::{Kernels, LANES, QueryCodes, fold, for_rows};
 
 pub(super) static KERNELS: Kernels = Kernels {
     name: "scalar",
     products: |query, codes, rows, out| {
         for_rows(
-            query,
+            query.stride(),
             codes,
             rows,
             out,
@@ -14,29 +15,36 @@ pub(super) static KERNELS: Kernels = Kernels {
             |row| product(query, row),
         );
     },
-    partial,
+    sketched,
     dot,
     distance_sq,
 };
 
-pub(super) fn partial(
-    query: &QueryCodes,
-    codes: &[i8],
-    rows: &[u32],
-    columns: usize,
-    out: &mut [Partial],
-) {
-    let stride = query.stride();
-    for (out, &row) in out.iter_mut().zip(rows) {
-        let row = &codes[row as usize * stride..][..columns];
-        *out = Partial {
-            product: product(query, row),
-            squares: row
-                .iter()
-                .map(|&code| i64::from(code) * i64::from(code))
-                .sum::<i64>() as f64,
-        };
-    }
+pub(super) fn sketched(query: &QueryCodes, sketches: &[u8], rows: &[u32], out: &mut [f64]) {
+    let high = query.high.as_slice();
+    let product = |row: &[u8]| {
+        let groups = row.chunks_exact(GROUP / 4).zip(high.chunks_exact(GROUP));
+        let sums = groups.map(|(bytes, high)| {
+            let parts = high.chunks_exact(GROUP / 4).enumerate();
+            let sums = parts.map(|(part, high)| {
+                let pairs = bytes.iter().zip(high);
+                let level = |byte: u8| i32::from(byte >> (2 * part) & 3);
+                pairs
+                    .map(|(&byte, &x)| level(byte) * i32::from(x))
+                    .sum::<i32>()
+            });
+            sums.sum::<i32>()
+        });
+        f64::from(sums.sum::<i32>())
+    };
+    for_rows(
+        high.len() / 4,
+        sketches,
+        rows,
+        out,
+        |four, _| four.map(product),
+        product,
+    );
 }
 
 /// The exact product of the query with as many codes as there are.

@@ -22,14 +22,16 @@ fn assert_products_agree(query: &[i16], codes: &[i8], rows: &[u32]) {
             query.stride()
         );
     }
-    for columns in [64, query.stride() / 2 / 64 * 64, query.stride()] {
-        let mut expected = vec![Partial::default(); rows.len()];
-        (scalar::KERNELS.partial)(&query, codes, rows, columns, &mut expected);
-        for kernels in available() {
-            let mut found = vec![Partial::default(); rows.len()];
-            (kernels.partial)(&query, codes, rows, columns, &mut found);
-            assert_eq!(found, expected, "{}, {columns} columns", kernels.name);
-        }
+}
+
+fn assert_sketched_agree(query: &[i16], sketches: &[u8], rows: &[u32]) {
+    let query = QueryCodes::new(query.to_vec());
+    let mut expected = vec![0.0; rows.len()];
+    (scalar::KERNELS.sketched)(&query, sketches, rows, &mut expected);
+    for kernels in available() {
+        let mut found = vec![f64::NAN; rows.len()];
+        (kernels.sketched)(&query, sketches, rows, &mut found);
+        assert_eq!(found, expected, "{}, {}", kernels.name, query.stride());
     }
 }
 
@@ -55,18 +57,33 @@ fn the_scalar_product_is_the_definition() {
         out.map(|x| x as i64),
         [-381 + 127 * 16256, 3 - 10 + 3 * 16256]
     );
-    let mut partial = [Partial::default()];
-    (scalar::KERNELS.partial)(&query, &codes, &[0], 64, &mut partial);
-    assert_eq!(partial[0].product.to_bits(), out[1].to_bits());
-    assert_eq!(partial[0].squares.to_bits(), 14.0_f64.to_bits());
+}
+
+#[test]
+fn the_scalar_product_with_a_sketch_is_the_definition() {
+    let mut wide = vec![0; 200];
+    for (at, x) in [(0, 16256), (33, -128), (70, 256), (127, 640), (199, 1280)] {
+        wide[at] = x;
+    }
+    let mut sketches = vec![0; 2 * 64];
+    // Of the second row: 0, 33, 70 and 127, in bytes 0, 1, 6 and 31 of the first group, and 199,
+    // in byte 7 of the next.
+    for (at, level, part) in [(0, 1, 0), (1, 3, 1), (6, 2, 2), (31, 3, 3), (39, 1, 2)] {
+        sketches[64 + at] |= level << (2 * part);
+    }
+    let mut out = [f64::NAN; 2];
+    (scalar::KERNELS.sketched)(&QueryCodes::new(wide), &sketches, &[1, 0], &mut out);
+    assert_eq!(out.map(|x| x as i64), [127 - 3 + 4 + 15 + 10, 0]);
 }
 
 #[test]
 fn extremes_do_not_overflow() {
     for stride in [64, 1536, 8192, 8256, super::super::MAX_DIMENSION] {
-        for code in [-128, -127, 127] {
+        for code in [-128, -127, 127, -1] {
             for x in [-QUERY_MAX, QUERY_MAX, 63, 64, -64, -65] {
                 assert_products_agree(&vec![x; stride], &vec![code; stride], &[0]);
+                let sketches = vec![code as u8; stride.next_multiple_of(128) / 4];
+                assert_sketched_agree(&vec![x; stride], &sketches, &[0]);
             }
         }
     }
@@ -99,7 +116,10 @@ proptest! {
             prop::collection::vec(any::<i8>(), 1 + 12 * dimension.next_multiple_of(64)),
             prop::collection::vec(0_u32..12, count),
         )),
+        sketches in prop::collection::vec(any::<u8>(), 1 + 12 * 96),
     ) {
+        assert_sketched_agree(&query, &sketches, &rows);
+        assert_sketched_agree(&query, &sketches[1..], &rows);
         assert_products_agree(&query, &codes, &rows);
         // One byte further on, where nothing is aligned.
         assert_products_agree(&query, &codes[1..], &rows);

@@ -7,7 +7,8 @@
 use std::arch::x86_64::*;
 
 use super::super::aligned::LINE;
-use super::{Kernels, LANES, Partial, QueryCodes, fold, for_rows, scalar};
+use super::super::sketch::GROUP;
+use super::{Kernels, LANES, QueryCodes, fold, for_rows, scalar};
 
 /// The implementations that this CPU can run, the fastest first. The functions in these tables
 /// are reached only through here, after their features were found.
@@ -27,9 +28,9 @@ static AVX512_VNNI: Kernels = Kernels {
         // SAFETY: `available` hands this table out only where AVX-512 F and VNNI were found.
         unsafe { products_avx512(query, codes, rows, out) }
     },
-    partial: |query, codes, rows, columns, out| {
+    sketched: |query, sketches, rows, out| {
         // SAFETY: as above; `available` looks for AVX2 as well.
-        unsafe { partial_avx2(query, codes, rows, columns, out) }
+        unsafe { sketched_avx2(query, sketches, rows, out) }
     },
     dot: |a, b| {
         // SAFETY: as above.
@@ -47,9 +48,9 @@ static AVX_VNNI: Kernels = Kernels {
         // SAFETY: `available` hands this table out only where AVX2 and AVX-VNNI were found.
         unsafe { products_avx_vnni(query, codes, rows, out) }
     },
-    partial: |query, codes, rows, columns, out| {
+    sketched: |query, sketches, rows, out| {
         // SAFETY: as above; `available` looks for AVX2 as well.
-        unsafe { partial_avx2(query, codes, rows, columns, out) }
+        unsafe { sketched_avx2(query, sketches, rows, out) }
     },
     dot: |a, b| {
         // SAFETY: as above.
@@ -67,9 +68,9 @@ static AVX2: Kernels = Kernels {
         // SAFETY: `available` hands this table out only where AVX2 was found.
         unsafe { products_avx2(query, codes, rows, out) }
     },
-    partial: |query, codes, rows, columns, out| {
+    sketched: |query, sketches, rows, out| {
         // SAFETY: as above; `available` looks for AVX2 as well.
-        unsafe { partial_avx2(query, codes, rows, columns, out) }
+        unsafe { sketched_avx2(query, sketches, rows, out) }
     },
     dot: |a, b| {
         // SAFETY: as above.
@@ -97,7 +98,7 @@ fn products_avx512(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f6
         const STEP: usize = 64;
         let (query_high, query_low) = (query.high.as_slice(), query.low.as_slice());
         let stride = query.stride();
-        assert!(query_high.len() == stride && query_low.len() == stride);
+        assert!(query_high.len() >= stride && query_low.len() == stride);
         assert!(rows.iter().chain(&soon).all(|row| row.len() == stride));
         let flip = _mm512_set1_epi8(i8::MIN);
         let mut high = [_mm512_setzero_si512(); N];
@@ -127,7 +128,7 @@ fn products_avx512(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f6
         })
     }
     for_rows(
-        query,
+        query.stride(),
         codes,
         rows,
         out,
@@ -149,7 +150,7 @@ fn products_avx_vnni(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [
         const STEP: usize = 32;
         let (query_high, query_low) = (query.high.as_slice(), query.low.as_slice());
         let stride = query.stride();
-        assert!(query_high.len() == stride && query_low.len() == stride);
+        assert!(query_high.len() >= stride && query_low.len() == stride);
         assert!(rows.iter().chain(&soon).all(|row| row.len() == stride));
         let flip = _mm256_set1_epi8(i8::MIN);
         let mut high = [_mm256_setzero_si256(); N];
@@ -175,7 +176,7 @@ fn products_avx_vnni(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [
         std::array::from_fn(|i| (128 * sum_i32(high[i]) + sum_i32(low[i]) - query.bias) as f64)
     }
     for_rows(
-        query,
+        query.stride(),
         codes,
         rows,
         out,
@@ -227,7 +228,7 @@ fn products_avx2(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f64]
         totals.map(|total| total as f64)
     }
     for_rows(
-        query,
+        query.stride(),
         codes,
         rows,
         out,
@@ -236,69 +237,63 @@ fn products_avx2(query: &QueryCodes, codes: &[i8], rows: &[u32], out: &mut [f64]
     );
 }
 
-/// Few rows get past their first codes, so that reading those is all that counts: for every CPU
-/// that has them, these instructions are as fast as memory.
+/// Few rows get past their sketches, so that reading those is all that counts: for every CPU that
+/// has them, these instructions are about as fast as memory.
 #[target_feature(enable = "avx2")]
-fn partial_avx2(
-    query: &QueryCodes,
-    codes: &[i8],
-    rows: &[u32],
-    columns: usize,
-    out: &mut [Partial],
-) {
-    /// The first codes of `N` rows.
+fn sketched_avx2(query: &QueryCodes, sketches: &[u8], rows: &[u32], out: &mut [f64]) {
+    /// The products of `N` rows.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn partial<const N: usize>(
-        query: &QueryCodes,
-        columns: usize,
-        rows: [&[i8]; N],
-        soon: [&[i8]; N],
-    ) -> [Partial; N] {
-        const STEP: usize = 16;
-        /// As in [`products_avx2`]; squares are smaller.
-        const BLOCK: usize = 8 * 1024;
-        assert!(query.wide.len() >= columns && columns.is_multiple_of(LINE));
-        assert!(rows.iter().chain(&soon).all(|row| row.len() >= columns));
-        let mut totals = [(0_i64, 0_i64); N];
-        for block in (0..columns).step_by(BLOCK) {
-            let mut products = [_mm256_setzero_si256(); N];
-            let mut squares = [_mm256_setzero_si256(); N];
-            for line in (block..columns.min(block + BLOCK)).step_by(LINE) {
-                for row in soon {
-                    // SAFETY: `line < columns`, and each row has as many codes.
-                    unsafe { _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().add(line)) };
-                }
-                for at in (line..line + LINE).step_by(STEP) {
-                    // SAFETY: `columns` is a multiple of `LINE`, so that `at + STEP <= columns`;
-                    // the query and each row have as many codes.
-                    let wide = unsafe { _mm256_loadu_si256(query.wide.as_ptr().add(at).cast()) };
-                    for i in 0..N {
-                        // SAFETY: as above.
-                        let row = unsafe { _mm_loadu_si128(rows[i].as_ptr().add(at).cast()) };
-                        let row = _mm256_cvtepi8_epi16(row);
-                        products[i] = _mm256_add_epi32(products[i], _mm256_madd_epi16(row, wide));
-                        squares[i] = _mm256_add_epi32(squares[i], _mm256_madd_epi16(row, row));
-                    }
+    fn products<const N: usize>(high: &[i8], rows: [&[u8]; N], soon: [&[u8]; N]) -> [f64; N] {
+        const STEP: usize = GROUP / 4;
+        /// Bytes after which the sixteen 16-bit sums are emptied: 10 * 4 * 2 * 3 * 127 < 2^15.
+        const BLOCK: usize = 10 * STEP;
+        let stride = high.len() / 4;
+        assert!(stride.is_multiple_of(STEP));
+        assert!(rows.iter().chain(&soon).all(|row| row.len() == stride));
+        let (three, ones) = (_mm256_set1_epi8(3), _mm256_set1_epi16(1));
+        let mut totals = [_mm256_setzero_si256(); N];
+        for block in (0..stride).step_by(BLOCK) {
+            let mut sums = [_mm256_setzero_si256(); N];
+            for at in (block..stride.min(block + BLOCK)).step_by(STEP) {
+                // SAFETY: `at + STEP <= stride`, and the query has four times as many codes.
+                let high: [__m256i; 4] = std::array::from_fn(|part| unsafe {
+                    _mm256_loadu_si256(high.as_ptr().add(4 * at + part * STEP).cast())
+                });
+                for i in 0..N {
+                    // SAFETY: `at + STEP <= stride`, and each row has `stride` bytes.
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(soon[i].as_ptr().add(at).cast()) };
+                    // SAFETY: as above.
+                    let bits = unsafe { _mm256_loadu_si256(rows[i].as_ptr().add(at).cast()) };
+                    let first = _mm256_and_si256(bits, three);
+                    let second = _mm256_and_si256(_mm256_srli_epi16::<2>(bits), three);
+                    let third = _mm256_and_si256(_mm256_srli_epi16::<4>(bits), three);
+                    let fourth = _mm256_and_si256(_mm256_srli_epi16::<6>(bits), three);
+                    let half = _mm256_add_epi16(
+                        _mm256_maddubs_epi16(first, high[0]),
+                        _mm256_maddubs_epi16(second, high[1]),
+                    );
+                    let other = _mm256_add_epi16(
+                        _mm256_maddubs_epi16(third, high[2]),
+                        _mm256_maddubs_epi16(fourth, high[3]),
+                    );
+                    sums[i] = _mm256_add_epi16(sums[i], _mm256_add_epi16(half, other));
                 }
             }
-            for (i, (product, square)) in totals.iter_mut().enumerate() {
-                *product += sum_i32(products[i]);
-                *square += sum_i32(squares[i]);
+            for i in 0..N {
+                totals[i] = _mm256_add_epi32(totals[i], _mm256_madd_epi16(sums[i], ones));
             }
         }
-        totals.map(|(product, squares)| Partial {
-            product: product as f64,
-            squares: squares as f64,
-        })
+        totals.map(|total| sum_i32(total) as f64)
     }
+    let high = query.high.as_slice();
     for_rows(
-        query,
-        codes,
+        high.len() / 4,
+        sketches,
         rows,
         out,
-        |rows, soon| partial(query, columns, rows, soon),
-        |row| partial(query, columns, [row], [row])[0],
+        |rows, soon| products(high, rows, soon),
+        |row| products(high, [row], [row])[0],
     );
 }
 

@@ -229,41 +229,58 @@ fn rescores_few_of_many() {
     assert!(found.rescored < 100, "{}", found.rescored);
 }
 
+fn sealed(tail: &Tail, directory: &std::path::Path) -> Segment {
+    let source = SealSource {
+        block: tail.block(),
+        deleted: None,
+    };
+    let (path, dimension) = (directory.join("x.seg"), tail.block().dimension);
+    let no_fetch = |_, _: &mut [f32]| Err("the block has the vectors".into());
+    Segment::write(&path, dimension, &[source], true, no_fetch, &|| true).unwrap()
+}
+
 #[test]
-fn rows_that_are_left_out_by_their_first_codes_are_not_missed() {
+fn rows_that_are_told_off_by_their_sketches_are_not_missed() {
     const DIMENSION: usize = 192;
-    // Fewer than what would have the shortcut considered anew after the last row.
     const ROWS: u64 = 7000;
-    // Each row is near one of some centres; with one centre at the origin, near nothing.
-    let row = |centres: u64, id: u64| -> Vec<f32> {
-        let centre = noise(100_000 + id % centres, DIMENSION);
+    // Each row is near one of some centres; with one centre at the origin, near nothing. In one
+    // piece, the rows of a centre lie together; some rows are there twice, and eight are zero.
+    let row = |centres: u64, piece: u64, id: u64| -> Vec<f32> {
+        if id % 500 == 17 && id < 4000 {
+            return vec![0.0; DIMENSION];
+        }
+        let centre = noise(100_000 + id / piece % centres, DIMENSION);
         let pull = if centres == 1 { 0.0 } else { 1.0 };
-        let rest = noise(id, DIMENSION);
+        let rest = noise(id - id % 100 % 2, DIMENSION);
         let pairs = centre.iter().zip(&rest);
         pairs.map(|(c, x)| pull * c + x / 2.0).collect()
     };
     let some: Bitmap = (0..ROWS as usize).filter(|id| id / 40 % 2 == 0).collect();
-    for (centres, left_out) in [(1, false), (40, true)] {
-        let vectors: Vec<_> = (0..ROWS).map(|id| row(centres, id)).collect();
-        let tail = tail(vectors.iter().cloned(), DIMENSION);
+    let directory = tempfile::tempdir().unwrap();
+    for (centres, piece, k) in [(1, 1, 700), (40, 1, 10), (40, 175, 10)] {
+        // Of rows near nothing, many are about as near as the 700th.
+        let told_off = centres > 1;
+        let vectors: Vec<_> = (0..ROWS).map(|id| row(centres, piece, id)).collect();
+        let segment = sealed(&tail(vectors.iter().cloned(), DIMENSION), directory.path());
         for (metric, filter) in [
             (Metric::L2, None),
             (Metric::Cosine, Some(some.words())),
             (Metric::Dot, None),
         ] {
             let blocks = [ScanBlock {
-                block: tail.block(),
+                block: segment.block(),
                 filter,
                 deleted: None,
             }];
-            for seed in 0..4 {
-                let query = Query::new(&row(centres, ROWS + seed), metric).unwrap();
-                let search = Search::new(&blocks, &query, 10, None).unwrap();
+            for seed in 0..2 {
+                let query = row(centres, piece, ROWS + 40 + 200 * seed);
+                let query = Query::new(&query, metric).unwrap();
+                let search = Search::new(&blocks, &query, k, None).unwrap();
                 let mut found = Candidates::default();
                 for chunk in search.chunks() {
                     search.scan(&chunk, &mut found);
                 }
-                assert_eq!(found.shortcut.next().is_some(), left_out, "{metric:?}");
+                assert_eq!(found.trial.paid(), told_off, "{metric:?}");
                 let Ok(found) = search.finish([found], no_fetch, by_id);
                 let mut scores: Vec<(f64, i64)> = vectors
                     .iter()
@@ -273,9 +290,31 @@ fn rows_that_are_left_out_by_their_first_codes_are_not_missed() {
                     .collect();
                 scores.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
                 let hits = found.hits.iter().map(|hit| (hit.score, hit.id));
-                assert!(hits.eq(scores.into_iter().take(10)), "{metric:?}, {seed}");
+                assert!(hits.eq(scores.into_iter().take(k)), "{metric:?}, {seed}");
             }
         }
+    }
+}
+
+#[test]
+fn the_parts_of_a_search_are_all_rows_once() {
+    for rows in [0, 1, 64, 65, 4096, 4097, 10_000] {
+        let tail = tail((0..rows).map(|_| vec![1.0]), 1);
+        let blocks = [tail.block(), tail.block()].map(|block| ScanBlock {
+            block,
+            filter: None,
+            deleted: None,
+        });
+        let query = Query::new(&[0.0], Metric::L2).unwrap();
+        let search = Search::new(&blocks, &query, usize::MAX, None).unwrap();
+        let mut found = Candidates::default();
+        for chunk in search.chunks() {
+            search.scan(&chunk, &mut found);
+        }
+        let mut at: Vec<_> = found.rows.iter().map(|row| row.at).collect();
+        at.sort_unstable();
+        let all = (0..2).flat_map(|block| (0..rows).map(move |row| RowRef { block, row }));
+        assert!(all.eq(at), "{rows}");
     }
 }
 
@@ -378,4 +417,17 @@ fn damaged_columns_cost_rows_but_never_a_crash() {
         .unwrap()
         .run(no_fetch, by_id);
     assert_eq!((found.hits[0].id, found.rescored), (7, 200));
+
+    // Sketches that say nothing tell no row off.
+    let directory = tempfile::tempdir().unwrap();
+    let segment = sealed(&tail, directory.path());
+    let mut block = segment.block();
+    if let Some(sketches) = &mut block.sketches {
+        sketches.slacks = &nan;
+    }
+    let blocks = [ScanBlock { block, ..blocks[0] }];
+    let Ok(found) = Search::new(&blocks, &query, 3, None)
+        .unwrap()
+        .run(no_fetch, by_id);
+    assert_eq!(found.hits[0].id, 7);
 }

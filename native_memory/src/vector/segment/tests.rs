@@ -44,6 +44,7 @@ fn write(path: &Path, tail: &Tail, keep_vectors: bool) -> Result<Segment, Segmen
     )
 }
 
+/// The same rows, whatever is kept beside them to find them faster.
 fn assert_same(a: CodeBlock<'_>, b: CodeBlock<'_>) {
     assert_eq!((a.dimension, a.ids, a.norms), (b.dimension, b.ids, b.norms));
     assert_eq!(
@@ -51,6 +52,19 @@ fn assert_same(a: CodeBlock<'_>, b: CodeBlock<'_>) {
         (b.scales, b.residuals, b.codes)
     );
     assert_eq!(a.vectors, b.vectors);
+}
+
+/// The file of version 1 with the rows of a file of version 2, as releases before wrote it.
+fn version_1(bytes: &[u8], segment: &Segment) -> Vec<u8> {
+    let mut old = bytes[..52].to_vec();
+    old[8] = 1;
+    old.resize(60, 0);
+    old.extend(crc32fast::hash(&old).to_le_bytes());
+    for column in &segment.columns[..6] {
+        old.resize(old.len().next_multiple_of(LINE), 0);
+        old.extend(&bytes[column.clone()]);
+    }
+    old
 }
 
 /// A file with some of its bytes changed, opened and verified.
@@ -99,22 +113,62 @@ fn the_format_is_what_is_documented() {
     let bytes = fs::read(&path).unwrap();
     assert_eq!(
         &bytes[..28],
-        b"CNMSEG\r\n\x01\0\0\0\x03\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0"
+        b"CNMSEG\r\n\x02\0\0\0\x03\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0"
     );
-    // Each column starts on a line: 3 * 8, 3 * 8, 3 * 4, 3 * 4, 3 * 64 bytes, then 3 * 3 * 4.
+    // Each column starts on a line: 3 * 8, 3 * 8, 3 * 4, 3 * 4, 3 * 64 bytes, then 3 * 3 * 4; the
+    // mean with 3 * 4, 3 * 32, 3 * 4, 3 * 4.
     let starts: Vec<_> = segment.columns.iter().map(|column| column.start).collect();
-    assert_eq!(starts, [64, 128, 192, 256, 320, 512]);
-    assert_eq!(bytes.len(), 512 + 36);
+    assert_eq!(starts, [128, 192, 256, 320, 384, 576, 640, 704, 832, 896]);
+    assert_eq!(bytes.len(), 896 + 12);
     assert_eq!(
-        &bytes[64..80],
+        &bytes[128..144],
         b"\x03\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff"
     );
-    assert_eq!(&bytes[320..324], [64, 129, 32, 0]); // 63.5 and 31.75, scaled to 127
+    assert_eq!(&bytes[384..388], [64, 129, 32, 0]); // 63.5 and 31.75, scaled to 127
     // Changes only with the version.
     assert_eq!(crc32fast::hash(&bytes), GOLDEN);
+    assert_eq!(crc32fast::hash(&version_1(&bytes, &segment)), GOLDEN_1);
 }
 
-const GOLDEN: u32 = 1_157_774_585;
+const GOLDEN: u32 = 4_222_433_664;
+const GOLDEN_1: u32 = 1_157_774_585;
+
+#[test]
+fn a_file_of_version_1_is_read_checked_and_sealed_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.seg");
+    for keep_vectors in [false, true] {
+        let new = write(&path, &sample(), keep_vectors).unwrap();
+        let bytes = version_1(&fs::read(&path).unwrap(), &new);
+        let old_path = directory.path().join("old.seg");
+        fs::write(&old_path, &bytes).unwrap();
+        let old = Segment::open(&old_path).unwrap();
+        old.verify(&|| true).unwrap();
+        assert!(old.is_outdated() && !new.is_outdated());
+        assert_same(old.block(), new.block());
+        assert!(old.block().sketches.is_none());
+
+        let source = SealSource {
+            block: old.block(),
+            deleted: None,
+        };
+        let again = Segment::write(&path, 3, &[source], keep_vectors, no_fetch, &|| true).unwrap();
+        assert_same(again.block(), new.block());
+        assert_eq!(again.block().sketches, new.block().sketches);
+
+        for at in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 0x40;
+            let matters = at < 64 || old.columns.iter().any(|column| column.contains(&at));
+            assert_eq!(
+                check(directory.path(), &changed).is_err(),
+                matters,
+                "byte {at}"
+            );
+            assert!(check(directory.path(), &bytes[..at]).is_err(), "{at} bytes");
+        }
+    }
+}
 
 #[test]
 fn every_flipped_byte_is_found() {
@@ -175,7 +229,7 @@ fn other_files_are_named_for_what_they_are() {
         newer.contains("changed.seg") && newer.contains("format 7"),
         "{newer}"
     );
-    assert!(newer.contains("reads up to 1"), "{newer}");
+    assert!(newer.contains("reads up to 2"), "{newer}");
 }
 
 #[test]
@@ -195,8 +249,8 @@ fn a_header_that_makes_no_sense_is_refused_even_with_its_checksum() {
     ] {
         let mut changed = bytes.clone();
         changed[at] = value;
-        let sum = crc32fast::hash(&changed[..60]);
-        changed[60..64].copy_from_slice(&sum.to_le_bytes());
+        let sum = crc32fast::hash(&changed[..HEADER - 4]);
+        changed[HEADER - 4..HEADER].copy_from_slice(&sum.to_le_bytes());
         let error = check(directory.path(), &changed).unwrap_err();
         let length = matches!(error, SegmentError::Length { .. });
         assert!(
@@ -258,6 +312,7 @@ fn no_rows_are_fine() {
     for keep_vectors in [false, true] {
         let segment = write(&path, &empty, keep_vectors).unwrap();
         segment.verify(&|| true).unwrap();
+        assert_eq!(segment.block().sketches.unwrap().mean, [0.0; 5]);
         assert!(segment.is_empty() && segment.block().is_empty());
     }
 }
@@ -330,9 +385,15 @@ proptest! {
         let segment = Segment::write(&path, dimension, &sources, kept.1, fetch, &|| true).unwrap();
         segment.verify(&|| true).unwrap();
         assert_same(segment.block(), expected.block());
+        let sketches = segment.block().sketches.unwrap();
+        let rows = expected.len();
+        prop_assert_eq!((sketches.mean.len(), sketches.steps.len()), (dimension, rows));
+        prop_assert_eq!(sketches.slacks.len(), rows);
+        prop_assert_eq!(sketches.codes.len(), rows * sketch::stride(dimension));
         let again = SealSource { block: segment.block(), deleted: None };
         let path = directory.path().join("b.seg");
         let copy = Segment::write(&path, dimension, &[again], kept.1, no_fetch, &|| true).unwrap();
         assert_same(copy.block(), segment.block());
+        prop_assert_eq!(copy.block().sketches, segment.block().sketches);
     }
 }
