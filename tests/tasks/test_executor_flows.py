@@ -7,6 +7,7 @@ import contextvars
 import enum
 import itertools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from crewai_native.slots import tasks_executor
 from crewai_native.slots.tasks_executor import FlowRun
 from crewai_native.testing.recording import recording
-from crewai_native_tasks.executor import FlowExecutor
+from crewai_native_tasks.executor import FlowExecutor, steps
 
 variable: contextvars.ContextVar[Any] = contextvars.ContextVar("variable", default=None)
 
@@ -616,10 +617,18 @@ def test_methods_never_block_a_loop(executor):
     assert all(ident != loops and not looping for ident, looping, *_ in flow.trace)
 
 
-def test_a_cancelled_kickoff_runs_nothing_more(executor):
+class Own(Quiet):
+    """A flow like CrewAI's own, of whose methods nothing tells."""
+
+    is_crewai_internal = True
+    suppress_flow_events: bool = True
+
+
+@pytest.mark.parametrize("base", [Quiet, Own])
+def test_a_cancelled_kickoff_runs_nothing_more(executor, base):
     began, leave = threading.Event(), threading.Event()
 
-    class Waiting(Quiet):
+    class Waiting(base):
         @start()
         def begin(self):
             began.set()
@@ -642,6 +651,118 @@ def test_a_cancelled_kickoff_runs_nothing_more(executor):
 
     asyncio.run(main())
     assert flow.trace == []
+
+
+class Chain(Own):
+    """Methods one after another, one of which needs the loop."""
+
+    def note(self, name):
+        self.trace.append((name, on_loop(), variable.get()))
+        variable.set(name)
+
+    @start()
+    def begin(self):
+        self.note("begin")
+
+    @listen(begin)
+    def second(self):
+        self.note("second")
+
+    @listen(second)
+    async def awaited(self):
+        self.note("awaited")
+
+    @listen(awaited)
+    def disguised(self):
+        async def later():
+            self.note("disguised")
+            return "later"
+
+        return later()
+
+    @listen(disguised)
+    def last(self, given):
+        self.note("last")
+        return f"after {given}"
+
+
+def test_on_a_loop_methods_run_as_on_crewais_runtime(executor):
+    traces, outputs = [], []
+    for kickoff in (executor.akickoff, None):
+        flow = Chain()
+        flow.trace = []
+        outputs.append(
+            asyncio.run(
+                flow.kickoff_async()
+                if kickoff is None
+                else kickoff(FlowRun(flow, None, None, None))
+            )
+        )
+        traces.append(flow.trace)
+    assert traces[0] == traces[1]
+    assert outputs == ["after later", "after later"]
+    assert [(name, looping) for name, looping, _ in traces[0]] == [
+        ("begin", False),
+        ("second", False),
+        ("awaited", True),
+        ("disguised", True),
+        ("last", False),
+    ]
+
+
+def test_a_thread_is_asked_for_once_for_methods_that_take_no_time(executor, monkeypatch):
+    asked = []
+    stock = asyncio.to_thread
+
+    async def to_thread(function, *args, **kwargs):
+        asked.append(function)
+        return await stock(function, *args, **kwargs)
+
+    monkeypatch.setattr(asyncio, "to_thread", to_thread)
+    monkeypatch.setattr(steps, "_STRETCH", 60.0)
+    flow = Chain()
+    flow.trace = []
+    asyncio.run(executor.akickoff(FlowRun(flow, None, None, None)))
+    stretches = [f for f in asked if f.__qualname__ == "_Course.stretch"]
+    assert len(stretches) == 3
+
+
+def test_a_method_that_takes_long_leaves_the_thread_to_others(executor, monkeypatch):
+    """More runs than a loop has threads get on by turns."""
+    monkeypatch.setattr(steps, "_STRETCH", 0.0)
+    order = []
+
+    class Turn(Own):
+        @start()
+        def begin(self):
+            order.append((self.name, 0))
+
+        @listen(begin)
+        def next(self):
+            order.append((self.name, 1))
+
+    async def main():
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))
+        flows = [Turn(name=name) for name in "ab"]
+        await asyncio.gather(*(executor.akickoff(FlowRun(f, None, None, None)) for f in flows))
+
+    asyncio.run(main())
+    assert [place for _, place in order] == [0, 0, 1, 1]
+
+
+def test_what_a_method_on_a_thread_raises_is_raised_and_logged(executor, caplog):
+    class Failing(Own):
+        @start()
+        def begin(self):
+            return None
+
+        @listen(begin)
+        def fail(self):
+            raise LookupError("nothing there")
+
+    with pytest.raises(LookupError, match="nothing there"):
+        asyncio.run(executor.akickoff(FlowRun(Failing(), None, None, None)))
+    assert "Error executing listener fail: nothing there" in caplog.text
 
 
 def test_each_step_can_be_refused(executor, monkeypatch):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, Final
 
 from crewai.events import event_context
 from crewai.events.event_bus import crewai_event_bus
@@ -24,7 +26,7 @@ from crewai_native_tasks._native import FlowWalk
 from crewai_native_tasks.executor.ground import in_context
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from crewai_native.slots.tasks_executor import FlowRun
     from crewai_native_tasks.executor.classes import FlowClass, Method
@@ -55,57 +57,168 @@ async def from_starts(
 
 async def _walk(run: FlowRun, start: str, ground: Ground, known: FlowClass) -> None:
     flow = run.flow
-    private = flow.__pydantic_private__
-    methods = private["_methods"]
-    walk = FlowWalk(known.graph, flow, private, start)
-    # CrewAI makes a task of a start, and of each listener: what they set in their context is theirs.
-    contexts: list[contextvars.Context] = []
+    walk = FlowWalk(known.graph, flow, flow.__pydantic_private__, start)
+    course = _Course(run, walk, known)
     try:
-        while True:
-            name, is_start, given, event, depth, fresh = walk.next()
-            if name is None:
-                return
-            if fresh:
-                del contexts[depth:]
-                contexts.append(contexts[-1].copy() if contexts else contextvars.copy_context())
-            context = contexts[depth]
-            if type(name) is list:
-                await ground.loop()
-                await in_context(context, _side_by_side(flow, name, given, event))
-                continue
-            method = methods[name]
-            traits = known.method(name, method)
-            inject = flow._inject_trigger_payload_for_start_method  # noqa: SLF001
-            method = inject(method) if is_start else method
-            arguments = (given,) if traits.takes_input and not is_start else ()
-            if ground.on_loop or not traits.direct:
-                await ground.loop()
-                result, ended = await in_context(
-                    context, _on_loop(flow, name, method, arguments, event)
-                )
-            elif known.internal and flow.suppress_flow_events:
-                # No event, no hook: nothing of what is around the call shows.
-                step = _Step(flow, name, known, traits, event)
-                result, unfinished = context.run(_quietly, run, step, method, arguments)
-                ended = None
-                if unfinished:
-                    result = await _finished(run, ground, context, step, result)
+        while (at := course.place()) is not None:
+            if not course.quiet(at):
+                await _one(course, at, ground)
+            elif ground.on_loop:
+                await _off_the_loop(course)
             else:
-                context.run(run.step)
-                try:
-                    step = _Step(flow, name, known, traits, event)
-                    result = context.run(step.begin, method, arguments)
-                    if asyncio.iscoroutine(result):
-                        # A method that only looks synchronous.
-                        await ground.loop()
-                        result = await in_context(context, step.awaited(result))
-                    result, ended = context.run(step.finish, result)
-                finally:
-                    context.run(run.stepped)
-            walk.ran(result, ended)
+                course.stretch(_never)
     except Exception as error:
         _log(walk.innermost(), error)
         raise
+
+
+async def _one(course: _Course, at: _Place, ground: Ground) -> None:
+    """Run what comes next, where it is no quiet method."""
+    run, flow, known = course.run, course.run.flow, course.known
+    if type(at.name) is list:
+        await ground.loop()
+        await in_context(at.context, _side_by_side(flow, at.name, at.given, at.event))
+        course.at = None
+        return
+    name, context = at.name, at.context
+    method, traits, arguments = course.call(at)
+    step = _Step(flow, name, known, traits, at.event)
+    ended = None
+    if at.awaitable is not None:
+        result = await _finished(run, ground, context, step, at.awaitable)
+    elif ground.on_loop or not traits.direct:
+        await ground.loop()
+        result, ended = await in_context(context, _on_loop(flow, name, method, arguments, at.event))
+    else:
+        context.run(run.step)
+        try:
+            result = context.run(step.begin, method, arguments)
+            if asyncio.iscoroutine(result):
+                # A method that only looks synchronous.
+                await ground.loop()
+                result = await in_context(context, step.awaited(result))
+            result, ended = context.run(step.finish, result)
+        finally:
+            context.run(run.stepped)
+    course.ran(result, ended)
+
+
+@dataclasses.dataclass(slots=True)
+class _Place:
+    """Where a run has come to.
+
+    Attributes:
+        name: The method that comes next, or the methods that run side by side.
+        is_start: Whether it is a start.
+        given: Its input.
+        event: The event that triggered it.
+        context: The context that it runs in.
+        awaitable: What it returned, where it has been called and has to be awaited.
+    """
+
+    name: Any
+    is_start: bool
+    given: Any
+    event: str | None
+    context: contextvars.Context
+    awaitable: Any = None
+
+
+class _Course:
+    """The methods of a run in their order.
+
+    Attributes:
+        at: The place that has been come to, until it has been run.
+    """
+
+    def __init__(self, run: FlowRun, walk: FlowWalk, known: FlowClass) -> None:
+        self.run = run
+        self.known = known
+        self.at: _Place | None = None
+        self._walk = walk
+        self._methods = run.flow.__pydantic_private__["_methods"]
+        # CrewAI makes a task of a start, and of each listener: what they set in their context is
+        # theirs.
+        self._contexts: list[contextvars.Context] = []
+
+    def place(self) -> _Place | None:
+        """Return where the run is; None at its end."""
+        if self.at is None:
+            name, is_start, given, event, depth, fresh = self._walk.next()
+            if name is None:
+                return None
+            contexts = self._contexts
+            if fresh:
+                del contexts[depth:]
+                contexts.append(contexts[-1].copy() if contexts else contextvars.copy_context())
+            self.at = _Place(name, is_start, given, event, contexts[depth])
+        return self.at
+
+    def call(self, at: _Place) -> tuple[Any, Method, tuple[Any, ...]]:
+        """Return the method of a place, what is known of it and its arguments."""
+        method = self._methods[at.name]
+        traits = self.known.method(at.name, method)
+        if at.is_start:
+            flow = self.run.flow
+            return flow._inject_trigger_payload_for_start_method(method), traits, ()  # noqa: SLF001
+        return method, traits, (at.given,) if traits.takes_input else ()
+
+    def quiet(self, at: _Place) -> bool:
+        """Whether a place is a method that no event and no hook tells of, and that needs no loop."""
+        return (
+            self.known.internal
+            and self.run.flow.suppress_flow_events
+            and type(at.name) is not list
+            and at.awaitable is None
+            and self.known.method(at.name, self._methods[at.name]).direct
+        )
+
+    def stretch(self, stopped: Callable[[], bool]) -> None:
+        """Run quiet methods one after another, until there is something else or it is stopped."""
+        while not stopped() and (at := self.place()) is not None and self.quiet(at):
+            method, traits, arguments = self.call(at)
+            step = _Step(self.run.flow, at.name, self.known, traits, at.event)
+            result, unfinished = at.context.run(_quietly, self.run, step, method, arguments)
+            if unfinished:
+                at.awaitable = result
+            else:
+                self.ran(result, None)
+
+    def ran(self, result: Any, event: str | None) -> None:
+        """Go on from a method that has run."""
+        self.at = None
+        self._walk.ran(result, event)
+
+
+# Seconds for which methods run one after another away from the loop. What takes longer, as a model
+# does, has the thread for itself, and other runs that share the loop's threads come in between.
+_STRETCH: Final = 0.005
+
+
+def _never() -> bool:
+    return False
+
+
+async def _off_the_loop(course: _Course) -> None:
+    """Run methods on a thread, for as long as none needs the loop and they take no time.
+
+    CrewAI goes to a thread and back for each of them.
+    """
+    # What cancels the task is to be seen at once, not when the task gets to know of it.
+    cancelling = getattr(asyncio.current_task(), "cancelling", int)
+    before, until, left = cancelling(), None, False
+
+    def stopped() -> bool:
+        nonlocal until
+        now = time.perf_counter()
+        if until is None:
+            until = now + _STRETCH
+        return left or now > until or cancelling() != before
+
+    try:
+        await asyncio.to_thread(course.stretch, stopped)
+    finally:
+        left = True
 
 
 async def _on_loop(
