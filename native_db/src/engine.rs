@@ -32,7 +32,10 @@ use turn::Turnstile;
 /// Idle connections kept for readers at least; more are opened when more threads read, and closed
 /// after.
 const IDLE_READERS: usize = 8;
-/// How long to wait for threads that write before the file is rewritten.
+/// How long a write waits for other processes, of which each writes for milliseconds, or, where an
+/// old store is imported, for seconds.
+const TURN_WAIT: Duration = Duration::from_secs(120);
+/// How long to wait for others that write before the file is rewritten.
 const VACUUM_WAIT: Duration = Duration::from_secs(600);
 
 /// What a committed write survives.
@@ -228,7 +231,7 @@ impl Engine {
             return Ok(());
         }
         let _held = self.held(this_thread(), VACUUM_WAIT)?;
-        let _turn = self.turnstile.wait()?;
+        let _turn = self.turnstile.wait(VACUUM_WAIT)?;
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(link) = self.linked(&mut writer)? else {
             return Ok(());
@@ -277,10 +280,12 @@ impl Engine {
             }
         };
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = self.prepared(&mut writer).and_then(|(link, _turn)| {
-            link.set_durability(durability.unwrap_or(Durability::Full))?;
-            transact(&mut link.connection, works)
-        });
+        let done = self
+            .prepared(&mut writer, TURN_WAIT)
+            .and_then(|(link, _turn)| {
+                link.set_durability(durability.unwrap_or(Durability::Full))?;
+                transact(&mut link.connection, works)
+            });
         match done {
             Ok(outcomes) => {
                 self.counters.commits.fetch_add(1, Ordering::Relaxed);
@@ -295,12 +300,16 @@ impl Engine {
         }
     }
 
-    /// The writing connection, and this process's turn to use it.
-    fn prepared<'w>(&self, writer: &'w mut Option<Link>) -> Result<(&'w mut Link, turn::Turn)> {
+    /// The writing connection, and this process's turn to use it, waited for so long at the most.
+    fn prepared<'w>(
+        &self,
+        writer: &'w mut Option<Link>,
+        patience: Duration,
+    ) -> Result<(&'w mut Link, turn::Turn)> {
         if let (None, Some(directory)) = (identity(&self.path)?, self.path.parent()) {
             fs::create_dir_all(directory).map_err(|error| DbError::io(directory, &error))?;
         }
-        let turn = self.turnstile.wait()?;
+        let turn = self.turnstile.wait(patience)?;
         file::create(&self.path, self.schema)?;
         match self.linked(writer)? {
             Some(link) => Ok((link, turn)),

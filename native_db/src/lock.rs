@@ -137,26 +137,7 @@ impl NamedLock {
         if self.state().held.is_some() {
             return Some(std::process::id());
         }
-        let file = fs::metadata(&self.path).ok()?;
-        let (major, minor) = (libc::major(file.dev()), libc::minor(file.dev()));
-        let (device, inode) = (format!("{major:02x}:{minor:02x}"), file.ino().to_string());
-        // As in "12: FLOCK  ADVISORY  WRITE 4711 fe:01:131 0 EOF"; who waits has "->" before
-        // "FLOCK". Some file systems state another device here than for the file.
-        let mut holders = Vec::new();
-        for line in fs::read_to_string("/proc/locks").ok()?.lines() {
-            let mut words = line.split_whitespace().skip(1);
-            if words.next() != Some("FLOCK") {
-                continue;
-            }
-            if let (Some(pid), Some(place)) = (words.nth(2), words.next())
-                && let Some((on, number)) = place.rsplit_once(':')
-                && number == inode
-                && let Ok(pid) = pid.parse()
-            {
-                holders.push((on != device, pid));
-            }
-        }
-        holders.into_iter().min().map(|(_, pid)| pid)
+        holder_of(&self.path)
     }
 
     /// Takes the lock unless another process has it, or waits for it.
@@ -411,4 +392,28 @@ fn flock(file: &File, how: libc::c_int) -> io::Result<bool> {
             _ => return Err(error),
         }
     }
+}
+
+/// The process that holds the lock of a file, as far as the system tells.
+pub fn holder_of(path: &Path) -> Option<u32> {
+    let file = fs::metadata(path).ok()?;
+    let (major, minor) = (libc::major(file.dev()), libc::minor(file.dev()));
+    let (device, inode) = (format!("{major:02x}:{minor:02x}"), file.ino().to_string());
+    // As in "12: FLOCK  ADVISORY  WRITE 4711 fe:01:131 0 EOF"; who waits has "->" before
+    // "FLOCK". Some file systems state another device here than for the file.
+    let mut holders = Vec::new();
+    for line in fs::read_to_string("/proc/locks").ok()?.lines() {
+        let mut words = line.split_whitespace().skip(1);
+        if words.next() != Some("FLOCK") {
+            continue;
+        }
+        if let (Some(pid), Some(place)) = (words.nth(2), words.next())
+            && let Some((on, number)) = place.rsplit_once(':')
+            && number == inode
+            && let Ok(pid) = pid.parse()
+        {
+            holders.push((on != device, pid));
+        }
+    }
+    holders.into_iter().min().map(|(_, pid)| pid)
 }

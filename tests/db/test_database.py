@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 from datetime import UTC, datetime
 
@@ -205,6 +208,33 @@ class TestTransactions:
         assert values(database) == [1]
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+    def test_a_process_that_was_stopped_in_one_holds_nobody_up_for_good(self, database, tmp_path):
+        program = (
+            "import sys\n"
+            "from crewai_native_db import Database\n"
+            "with Database(sys.argv[1]).transaction() as work:\n"
+            "    work.execute('INSERT INTO items VALUES (1)')\n"
+            "    print('begun', flush=True)\n"
+            "    sys.stdin.readline()\n"
+        )
+        arguments = [sys.executable, "-c", program, tmp_path / "own" / "data.db"]
+        with subprocess.Popen(
+            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as other:
+            other.stdout.readline()
+            other.send_signal(signal.SIGSTOP)
+            with (
+                pytest.raises(TimeoutError, match=rf"process {other.pid} has been writing"),
+                database.transaction(timeout=0.05),
+            ):
+                pass
+            assert values(database) == []
+            other.send_signal(signal.SIGCONT)
+            other.communicate("go on\n")
+        with database.transaction(timeout=60) as work:
+            work.execute("INSERT INTO items VALUES (2)")
+        assert values(database) == [1, 2]
+
     def test_a_fork_in_its_middle(self, database):
         """Another thread's is waited for; the forking thread's own is over, in both processes."""
         begun, go = threading.Event(), threading.Event()

@@ -50,7 +50,7 @@ impl Engine {
         let pass = Process::current().enter();
         let held = self.held(thread, limit)?;
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let begun = self.prepared(&mut writer).and_then(|(link, turn)| {
+        let begun = self.prepared(&mut writer, limit).and_then(|(link, turn)| {
             link.set_durability(durability)?;
             link.connection.execute_batch("BEGIN IMMEDIATE")?;
             Ok(turn)
