@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import math
 import threading
@@ -13,7 +14,7 @@ from concurrent import futures
 import pytest
 from crewai import Agent, Crew, Task
 from crewai.tools import BaseTool, tool
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import crewai_native
 import crewai_native_tools.plugin
@@ -197,23 +198,76 @@ class TestAgents:
         with pytest.raises(failures.ToolExecutionFailedError, match="goes round in circles"):
             kickoff([*script, last], [counter, other], native=native)
 
-    def test_the_attempts_that_crewai_makes_at_one_call_are_no_loop(self):
-        calls = []
+    @BOTH
+    def test_a_tool_that_raises_is_run_once_for_one_call(self, native):
+        calls, told = [], []
 
         @tool("flaky")
         def flaky(q: str) -> str:
-            """Fail a few times."""
+            """Fail every other time."""
             calls.append(q)
-            if len(calls) % 6:
-                raise ValueError("not yet")
+            if len(calls) % 2:
+                raise ValueError(f"not at {len(calls)}")
             return f"result {len(calls)}"
 
-        # A text-based agent's raising tool is executed six times for one call.
-        script = [*(ToolCall("flaky", {"q": q}) for q in "abab"), every]
-        out = kickoff(script, [flaky], native=False)
-        assert len(calls) == 24
-        assert "result 24" in out.raw
-        assert "same" not in out.raw
+        script = [ToolCall("flaky", {"q": q}) for q in "abcd"]
+        kickoff(
+            [*script, lambda turn: told.extend(turn.results) or "Done."], [flaky], native=native
+        )
+        assert calls == list("abcd")
+        expected = ["not at 1", "result 2", "not at 3", "result 4"]
+        assert all(text in result for text, result in zip(expected, told, strict=True))
+
+    def test_arguments_that_are_refused_get_crewais_second_chance(self):
+        calls = []
+
+        class Loose(BaseTool):
+            name: str = "Loose"
+            description: str = "Takes what its schema does not name."
+
+            def _run(self, **kwargs) -> str:
+                calls.append(kwargs)
+                return "done"
+
+        class Needs(BaseModel):
+            model_config = ConfigDict(extra="allow")
+            known: int = 0
+
+            @model_validator(mode="after")
+            def needs_more(self):
+                if "more" not in (self.model_extra or {}):
+                    raise ValueError("more is needed")
+                return self
+
+        loose = Loose(args_schema=Needs)
+        out = kickoff([ToolCall("loose", {"known": 1, "more": 2}), last], [loose], native=False)
+        assert calls == [{"known": 1, "more": 2}]
+        assert out.raw == "done"
+
+    def test_what_a_tool_calls_of_its_own_may_be_called_again(self):
+        inner_calls = []
+
+        @tool("inner")
+        def inner(n: int) -> str:
+            """Fail at first."""
+            inner_calls.append(n)
+            if n < 3:
+                raise ValueError("not yet")
+            return "inner done"
+
+        structured = inner.to_structured_tool()
+
+        @tool("outer")
+        def outer() -> str:
+            """Try until it succeeds."""
+            for n in range(3):
+                with contextlib.suppress(ValueError):
+                    structured.invoke({"n": n})
+            return structured.invoke({"n": 3})
+
+        out = kickoff([ToolCall("outer", {}), last], [outer], native=False)
+        assert out.raw == "inner done"
+        assert inner_calls == [0, 1, 2, 3]
 
     def test_kickoffs_of_one_crew_are_no_loop(self):
         counter = Counter(calls=[])

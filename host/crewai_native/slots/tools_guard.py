@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 PROTOCOL: Final = ("run", "arun")
 
 EXACT_COUNT: Final = "exact-usage-count"
-"""The feature of a provider that relies on ``current_usage_count`` being right in every path."""
+"""The feature of a provider that relies on ``current_usage_count`` being right in every path, and on
+one execution of the tool per call."""
 
 STOPS_RUNS: Final = "stops-runs"
 """The feature of a provider whose failures may end a run."""
@@ -103,8 +104,9 @@ class ToolGuard(Protocol):
     all. What the guard returns goes to the caller in place of the tool's result: a
     ``crewai.tools.tool_failure.ToolFailure`` is an error that the agent is told of, once; one whose
     ``details`` say so (:data:`STOP_RUN`) ends the run with CrewAI's ``ToolExecutionFailedError``. An
-    ``Exception`` that it raises is treated as the tool's, and text-based agents run the call again
-    for it, up to five times; a ``BaseException`` ends the run.
+    ``Exception`` that it raises is treated as the tool's. For one of a text-based agent's tool CrewAI
+    makes up to five further attempts; once the tool itself has run, they end alike without coming
+    here, if the provider has the feature :data:`EXACT_COUNT`. A ``BaseException`` ends the run.
     """
 
     def run(self, call: ToolCall, proceed: Callable[[], Any]) -> Any:
@@ -125,6 +127,10 @@ _delegate: contextvars.ContextVar[Any] = contextvars.ContextVar(
 )
 # What stands for the step of a plan that the current context carries out.
 _step: contextvars.ContextVar[Any] = contextvars.ContextVar("crewai_native_tool_step", default=None)
+# The hook context, by its id, of the call that the current context is inside of.
+_inside: contextvars.ContextVar[int | None] = contextvars.ContextVar(
+    "crewai_native_tool_inside", default=None
+)
 # The structured tool that the current context invokes.
 _invoked: contextvars.ContextVar[Any] = contextvars.ContextVar(
     "crewai_native_tool_invoked", default=None
@@ -139,6 +145,10 @@ def _bind_exact_count(binding: Binding, provider: Provider) -> None:  # noqa: AR
             # `invoke` counts the call; ToolUsage counts it again once `invoke` has returned.
             if _invoked.get() is tool:
                 stock(tool)
+                # From here on `invoke` does nothing but run the tool.
+                reference = _surroundings.get()
+                if reference is not None and (around := reference()) is not None:
+                    setattr(around, _RAN, True)
 
         return increment
 
@@ -260,6 +270,12 @@ def _bind_steps(binding: Binding, provider: Provider) -> None:  # noqa: ARG001
     binding.stand_in(StepExecutor, "execute", make)
 
 
+_RAN: Final = "_crewai_native_ran"
+"""What a hook context has when the tool that it is about has been run."""
+_FAILED: Final = "_crewai_native_failed"
+"""What it has when the tool has raised: the error."""
+
+
 class ToolsGuard(Slot):
     """Serves every execution of a tool.
 
@@ -283,7 +299,8 @@ class ToolsGuard(Slot):
     repairs: ClassVar = (
         Repair(
             "exact-usage-count",
-            "a text-based agent's call counts twice against max_usage_count",
+            "a text-based agent's call counts twice against max_usage_count, and runs a tool that "
+            "raises six times",
             (
                 Target(
                     "crewai.tools.structured_tool:CrewStructuredTool._increment_usage_count",
@@ -402,7 +419,9 @@ def _make_invoke(run: Any, stock: Any) -> Any:
                 _invoked.reset(invoked)
                 _delegate.reset(delegate)
 
-        return run(_call(tool, (), input, "react", asynchronous=False), proceed)
+        call = _call(tool, (), input, "react", asynchronous=False)
+        with _Attempt(call):
+            return run(call, proceed)
 
     return invoke
 
@@ -417,9 +436,43 @@ def _make_ainvoke(arun: Any, stock: Any) -> Any:
                 _invoked.reset(invoked)
                 _delegate.reset(delegate)
 
-        return await arun(_call(tool, (), input, "react", asynchronous=True), proceed)
+        call = _call(tool, (), input, "react", asynchronous=True)
+        with _Attempt(call):
+            return await arun(call, proceed)
 
     return ainvoke
+
+
+class _Attempt:
+    """One of the attempts that CrewAI makes at a text-based agent's call of a tool.
+
+    It makes the next one for any exception: for arguments that the tool's schema refuses, with those
+    that it had left out; and then twice more. When the tool itself has run and raised, running it
+    again is not CrewAI's to decide: the further attempts end as the first one did.
+    """
+
+    def __init__(self, call: ToolCall) -> None:
+        self._occasion = call.occasion
+
+    def __enter__(self) -> None:
+        occasion = self._occasion
+        # What a tool calls of its own is no attempt at the call that it is part of.
+        if occasion is not None and _inside.get() == id(occasion):
+            self._occasion = occasion = None
+        if occasion is None:
+            return
+        failed = getattr(occasion, _FAILED, None)
+        if failed is not None:
+            raise failed
+        self._token = _inside.set(id(occasion))
+
+    def __exit__(self, _: object, error: object, __: object) -> None:
+        occasion = self._occasion
+        if occasion is None:
+            return
+        _inside.reset(self._token)
+        if isinstance(error, Exception) and getattr(occasion, _RAN, False):
+            setattr(occasion, _FAILED, error)
 
 
 class _Runs:
