@@ -257,100 +257,6 @@ pub(super) fn messages<S: Sink>(
     }
 }
 
-fn all<S: Sink>(
-    sink: &mut S,
-    list: &Bound<'_, PyList>,
-    schema: i64,
-) -> Result<(), (usize, Failure)> {
-    /// After so many messages it is guessed how long all will be.
-    const SAMPLE: usize = 32;
-    let length = list.len();
-    sink.begin_list(length).map_err(|error| (0, error.into()))?;
-    for number in 0..length {
-        if number == SAMPLE {
-            sink.expect(number, length - number);
-        }
-        ahead(list, number);
-        sink.separate(number == 0);
-        let message = item(list, number).map_err(|error| (number, error.into()))?;
-        one(sink, message, schema).map_err(|failure| (number, failure))?;
-    }
-    sink.end_list();
-    Ok(())
-}
-
-fn item<'a, 'py>(list: &'a Bound<'py, PyList>, number: usize) -> PyResult<Object<'a, 'py>> {
-    // SAFETY: `list` is a list; the item lives as long as nothing changes it.
-    unsafe {
-        let item = ffi::PyList_GetItem(list.as_ptr(), number.cast_signed());
-        Borrowed::from_ptr_or_err(list.py(), item)
-    }
-}
-
-/// Has the processor load what the next messages consist of: many small objects all over the memory,
-/// and waiting for one after the other is most of what writing them takes.
-fn ahead(list: &Bound<'_, PyList>, number: usize) {
-    const MESSAGE: usize = 6;
-    const FIELDS: usize = 3;
-    let length = list.len();
-    if number + MESSAGE < length
-        && let Ok(message) = item(list, number + MESSAGE)
-    {
-        load(message.as_ptr(), 2);
-        if let Ok(message) = item(list, number + FIELDS)
-            && let Ok(message) = message.cast_exact::<AgentMessage>()
-        {
-            for field in message.get().objects() {
-                load(field, 2);
-            }
-        }
-    }
-}
-
-/// Has the processor load so many cache lines of an object, or what is there in its place.
-#[cfg(target_arch = "x86_64")]
-fn load(object: *mut ffi::PyObject, lines: usize) {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-
-    for line in 0..lines {
-        let address = object.cast::<i8>().wrapping_add(64 * line);
-        // SAFETY: it is a hint, which no address makes fail.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address) };
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn load(_: *mut ffi::PyObject, _: usize) {}
-
-fn one<S: Sink>(sink: &mut S, message: Object<'_, '_>, schema: i64) -> Written {
-    match message.cast_exact::<AgentMessage>() {
-        Ok(message) => envelope(sink, &message, schema),
-        Err(_) => dict(sink, message, 0),
-    }
-}
-
-fn envelope<S: Sink>(sink: &mut S, message: &Bound<'_, AgentMessage>, schema: i64) -> Written {
-    let py = message.py();
-    let message = message.get();
-    let extra = message.extra.as_ref().map(|extra| extra.bind(py));
-    let fields = message.values(py);
-    sink.begin_map(1 + fields.len() + extra.map_or(0, PyDictMethods::len))?;
-    sink.separate(true);
-    sink.text("schema")?;
-    sink.colon();
-    sink.int(schema);
-    for (named, field) in NAMED.iter().zip(fields) {
-        sink.field(named);
-        value(sink, field.as_borrowed(), 1)
-            .map_err(|failure| failure.under(|| format!(".{}", named.name)))?;
-    }
-    if let Some(extra) = extra {
-        entries(sink, extra.as_any().as_borrowed(), 1, false)?;
-    }
-    sink.end_map();
-    Ok(())
-}
-
 /// Why a value cannot be written, and where it stands.
 struct Failure(Box<(Reason, Steps)>);
 
@@ -443,6 +349,100 @@ impl Drop for NoCollection {
 // saves two calls for each object.
 
 type Object<'a, 'py> = Borrowed<'a, 'py, PyAny>;
+
+fn all<S: Sink>(
+    sink: &mut S,
+    list: &Bound<'_, PyList>,
+    schema: i64,
+) -> Result<(), (usize, Failure)> {
+    /// After so many messages it is guessed how long all will be.
+    const SAMPLE: usize = 32;
+    let length = list.len();
+    sink.begin_list(length).map_err(|error| (0, error.into()))?;
+    for number in 0..length {
+        if number == SAMPLE {
+            sink.expect(number, length - number);
+        }
+        ahead(list, number);
+        sink.separate(number == 0);
+        let message = item(list, number).map_err(|error| (number, error.into()))?;
+        one(sink, message, schema).map_err(|failure| (number, failure))?;
+    }
+    sink.end_list();
+    Ok(())
+}
+
+fn item<'a, 'py>(list: &'a Bound<'py, PyList>, number: usize) -> PyResult<Object<'a, 'py>> {
+    // SAFETY: `list` is a `list`, and its items live as long as nothing changes it.
+    unsafe {
+        let item = ffi::PyList_GetItem(list.as_ptr(), number.cast_signed());
+        Borrowed::from_ptr_or_err(list.py(), item)
+    }
+}
+
+/// Has the processor load what the next messages consist of: many small objects all over the memory,
+/// and waiting for one after the other is most of what writing them takes.
+fn ahead(list: &Bound<'_, PyList>, number: usize) {
+    const MESSAGE: usize = 6;
+    const FIELDS: usize = 3;
+    let length = list.len();
+    if number + MESSAGE < length
+        && let Ok(message) = item(list, number + MESSAGE)
+    {
+        load(message.as_ptr(), 2);
+        if let Ok(message) = item(list, number + FIELDS)
+            && let Ok(message) = message.cast_exact::<AgentMessage>()
+        {
+            for field in message.get().objects() {
+                load(field, 2);
+            }
+        }
+    }
+}
+
+/// Has the processor load so many cache lines of an object, or what is there in its place.
+#[cfg(target_arch = "x86_64")]
+fn load(object: *mut ffi::PyObject, lines: usize) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
+    for line in 0..lines {
+        let address = object.cast::<i8>().wrapping_add(64 * line);
+        // SAFETY: it is a hint, which no address makes fail.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address) };
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn load(_: *mut ffi::PyObject, _: usize) {}
+
+fn one<S: Sink>(sink: &mut S, message: Object<'_, '_>, schema: i64) -> Written {
+    match message.cast_exact::<AgentMessage>() {
+        Ok(message) => envelope(sink, &message, schema),
+        Err(_) => dict(sink, message, 0),
+    }
+}
+
+fn envelope<S: Sink>(sink: &mut S, message: &Bound<'_, AgentMessage>, schema: i64) -> Written {
+    let py = message.py();
+    let message = message.get();
+    let extra = message.extra.as_ref().map(|extra| extra.bind(py));
+    let fields = message.values(py);
+    sink.begin_map(1 + fields.len() + extra.map_or(0, PyDictMethods::len))?;
+    sink.separate(true);
+    sink.text("schema")?;
+    sink.colon();
+    sink.int(schema);
+    for (named, field) in NAMED.iter().zip(fields) {
+        sink.field(named);
+        value(sink, field.as_borrowed(), 1)
+            .map_err(|failure| failure.under(|| format!(".{}", named.name)))?;
+    }
+    if let Some(extra) = extra {
+        entries(sink, extra.as_any().as_borrowed(), 1, false)?;
+    }
+    sink.end_map();
+    Ok(())
+}
 
 fn value<S: Sink>(sink: &mut S, obj: Object<'_, '_>, depth: usize) -> Written {
     // The types themselves first: whether something derives from them takes a call to find out.
