@@ -16,6 +16,8 @@
 //! Embeddings have much in common, which says nothing about which are near: the less of the mean
 //! is in what two bits have to tell, the more they tell.
 
+use std::ops::RangeInclusive;
+
 use super::kernels::kernels;
 use super::quantize::{EPSILON, Query, RowCode, norm, round_up};
 
@@ -170,14 +172,15 @@ impl<'a> Probe<'a> {
     }
 }
 
-/// Batches of rows, at most, until it is tried anew whether sketches pay.
-const PAUSE: usize = 16;
+/// Batches of rows until it is tried anew whether sketches pay: after the first time that they did
+/// not, and at most. A search knows the best rows of a sample before it tries them at all.
+const PAUSES: RangeInclusive<usize> = 4..=16;
 /// They do if they leave at most one in so many rows.
 const WORTH: usize = 2;
 
 /// Whether sketches pay with the rows of a search, as far as one thread has seen them. Where they
-/// did not, they are tried again soon, then less and less often: a search knows the best rows
-/// better with each batch.
+/// did not, they are tried again, then less often: a search knows the best rows better with each
+/// batch.
 #[derive(Debug, Default)]
 pub(crate) struct Trial {
     wait: usize,
@@ -197,7 +200,7 @@ impl Trial {
         self.pause = if left * WORTH <= rows {
             0
         } else {
-            (2 * self.pause).clamp(1, PAUSE)
+            (4 * self.pause).clamp(*PAUSES.start(), *PAUSES.end())
         };
         self.wait = self.pause;
     }
