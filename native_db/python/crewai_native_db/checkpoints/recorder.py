@@ -483,5 +483,9 @@ def _copied(edges: Any) -> dict[str, list[str]]:
     return {str(kind): list(ends) for kind, ends in edges.items()}
 
 
+# Made once: `json.dumps` makes one for each text that is not written in its own style.
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
+    return _encode(value).encode("ascii")
