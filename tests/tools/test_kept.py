@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crewai_native import ConfigurationError
-from crewai_native_tools import ResultCache, kept
+from crewai_native_tools import ResultCache, kept, plugin
 from crewai_native_tools.cache import result_cache
 from crewai_native_tools.kept import KeptResults, Store, exact_json
 from crewai_native_tools.options import Options, read
@@ -151,6 +151,27 @@ def test_threads_and_processes_share_it(file, clock):
         [sys.executable, "-c", program, file], check=True, capture_output=True, text=True
     )
     assert seen.stdout.strip() == str([str(n) for n in range(100)])
+
+
+def test_what_became_of_lookups_is_counted(file, clock):
+    def count():
+        return {
+            name: value
+            for name, value in plugin.crewai_native_metrics().items()
+            if name.startswith("tools.cache.file.")
+        }
+
+    before = count()
+    cache = make(file, clock, most=300)
+    for n in range(3):
+        cache.add("kept", f'{{"n": {n}}}', "x" * 100)
+        clock.now += 1
+    assert [cache.read("kept", f'{{"n": {n}}}') is None for n in range(3)] == [True, False, False]
+    assert {name: value - before[name] for name, value in count().items()} == {
+        "tools.cache.file.hits": 2,
+        "tools.cache.file.misses": 1,
+        "tools.cache.file.evictions": 1,
+    }
 
 
 def test_texts_that_are_no_unicode_are_not_found(file, clock):

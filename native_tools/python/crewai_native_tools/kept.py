@@ -64,6 +64,9 @@ _SCHEMA: Final = (
 
 _default: Store | None = None
 
+counts: Final = {"hits": 0, "misses": 0, "evictions": 0}
+"""What became of this process's lookups in the file, and the results that went to make room."""
+
 
 class _Work(Protocol):
     def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> int: ...
@@ -170,6 +173,7 @@ def _make_room(work: _Work, which: str, whose: list[str], most: float) -> None:
             if excess <= 0:
                 break
             _forget(work, row["tool"], row["input"])
+            counts["evictions"] += 1
             excess -= row["bytes"]
 
 
@@ -217,6 +221,7 @@ class KeptResults:
         persists, ttl, _ = self._policy(name)
         if persists and (key := _key(input)) is not None:
             found = self._store.get(name, key, ttl=ttl)
+            counts["misses" if found is None else "hits"] += 1
             if found is not None:
                 return json.loads(found)
         return self._memory.read(tool, input)

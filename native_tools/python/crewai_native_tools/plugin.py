@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from crewai_native import hookimpl
@@ -90,6 +91,9 @@ def crewai_native_tools_schemas() -> NativeSchemas:
 def crewai_native_metrics() -> dict[str, float]:
     """What all caches of the process have done and hold, and what became of guarded calls."""
     found: dict[str, float] = {f"tools.cache.{name}": n for name, n in totals().items()}
+    # What was never imported has looked nothing up.
+    if (kept := sys.modules.get("crewai_native_tools.kept")) is not None:
+        found |= {f"tools.cache.file.{name}": n for name, n in kept.counts.items()}
     found["tools.guard.abandoned"] = abandoned()
     for stats in () if _guard is None else _guard.shared.stats().values():
         for name, count in stats.items():
