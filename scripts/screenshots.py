@@ -19,7 +19,7 @@ from crewai_native.demo import report
 from crewai_native.demo.run import run
 
 IMAGES: Final = Path(__file__).parents[1] / "docs" / "images"
-WIDTH: Final = 120
+WIDTH: Final = 144
 
 
 def _demo() -> None:
