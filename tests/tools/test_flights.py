@@ -56,7 +56,7 @@ class Agents:
         cache = types.SimpleNamespace()
         self.agent = types.SimpleNamespace(tools_handler=types.SimpleNamespace(cache=cache))
 
-    def make(self, **arguments):
+    def make(self, *, asynchronous=False, **arguments):
         return GuardedCall(
             tool=None,
             author_tool=types.SimpleNamespace(cache_function=self.keeps),
@@ -64,7 +64,7 @@ class Agents:
             args=(),
             arguments=arguments,
             path="native",
-            asynchronous=False,
+            asynchronous=asynchronous,
             agent=self.agent,
             task=None,
             crew=None,
@@ -80,7 +80,7 @@ class Agents:
         return self.flights.once(key, call, self.plan, self.run, work)
 
     async def acall(self, work, **arguments):
-        call = self.make(**arguments)
+        call = self.make(asynchronous=True, **arguments)
         return await self.flights.aonce(self.flights.key(call), call, self.plan, self.run, work)
 
     def waiting(self, count):
@@ -227,6 +227,20 @@ async def test_awaited_calls_do_the_same():
     assert results == [["found"]] * 4
     assert len(set(map(id, results))) == 4
     assert calls == 1
+
+
+async def test_a_call_that_blocks_the_loop_waits_for_none_that_needs_it():
+    agents, end = Agents(), asyncio.Event()
+
+    async def work(left=None):
+        await end.wait()
+        return "awaited"
+
+    first = asyncio.create_task(agents.acall(work, q=1))
+    await asyncio.sleep(0)
+    assert agents.call(lambda left: "by itself", q=1) == "by itself"
+    end.set()
+    assert await first == "awaited"
 
 
 async def test_an_awaited_call_has_a_deadline_too():

@@ -5,8 +5,9 @@ come while the first one is under way find nothing there, and run the tool again
 the first one and get a copy of its result, if it is one that CrewAI keeps: no failure, and accepted
 by the tool's ``cache_function``. Otherwise each of them runs, at once and by itself, as in CrewAI.
 
-Who waits never makes anybody wait: a call that is made inside another that others may be waiting for
-runs by itself. So no two can wait for each other.
+Who waits never makes anybody wait. A call that is made inside another that others may be waiting for
+runs by itself, so no two can wait for each other; and none that blocks its thread waits for one that is
+awaited, whose event loop that thread may be needed for.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from crewai_native.slots.tools_guard import ToolCall
     from crewai_native_tools.execution import Plan, Run
 
-_Key = tuple[int, int, str, str]
+_Key = tuple[int, int, bool, str, str]
 
 _NOTHING: Final = object()
 """The outcome of a call that raised."""
@@ -60,7 +61,7 @@ class Flights:
             # CrewAI cannot look them up either.
             return None
         # A child of a fork has the entries of calls that are under way in its parent alone.
-        return os.getpid(), id(cache), call.name, arguments
+        return os.getpid(), id(cache), call.asynchronous, call.name, arguments
 
     def once(
         self,
