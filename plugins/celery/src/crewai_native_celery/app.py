@@ -22,6 +22,7 @@ MARGIN: Final = 120.0
 BACKSTOP: Final = 30.0
 """Seconds after its time limit at which Celery kills a process that has not ended itself."""
 _FILESYSTEM: Final = "filesystem://"
+_FOLDER: Final = "crewai_native_celery.folder:Transport"
 
 
 @functools.cache
@@ -80,7 +81,7 @@ def made(options: Options) -> Celery:
     transport.setdefault("visibility_timeout", 2 * options.celery_time_limit + MARGIN)
     if options.broker.startswith(_FILESYSTEM):
         folder = Path(options.broker.removeprefix(_FILESYSTEM))
-        app.conf.broker_url = _FILESYSTEM
+        app.conf.update(broker_url=_FILESYSTEM, broker_transport=_FOLDER)
         transport |= {
             "data_folder_in": str(folder / "queue"),
             "data_folder_out": str(folder / "queue"),
