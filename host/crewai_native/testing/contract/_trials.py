@@ -322,7 +322,8 @@ def _outcome(exercise: Callable[[], Any]) -> Any:
 
 def _together(exercise: Callable[[], Any]) -> tuple[list[Any], float]:
     """Return the outcomes of several threads, and how long a further one had to wait meanwhile."""
-    barrier, over = threading.Barrier(THREADS + 1), threading.Event()
+    barrier = threading.Barrier(THREADS)
+    looking, over = threading.Event(), threading.Event()
     pause = 0.0
 
     def use() -> Any:
@@ -331,8 +332,9 @@ def _together(exercise: Callable[[], Any]) -> tuple[list[Any], float]:
 
     def look() -> None:
         nonlocal pause
-        barrier.wait()
         before = time.monotonic()
+        # Before the others begin, or the first of them could hold the GIL until all is over.
+        looking.set()
         while not over.wait(0.001):
             now = time.monotonic()
             pause, before = max(pause, now - before), now
@@ -341,6 +343,7 @@ def _together(exercise: Callable[[], Any]) -> tuple[list[Any], float]:
 
     watching = threading.Thread(target=look)
     watching.start()
+    looking.wait()
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         outcomes = [used.result() for used in [pool.submit(use) for _ in range(THREADS)]]
     over.set()
