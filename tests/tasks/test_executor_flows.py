@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import enum
 import itertools
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,7 +22,8 @@ from pydantic import BaseModel, ValidationError
 from crewai_native.slots import tasks_executor
 from crewai_native.slots.tasks_executor import FlowRun
 from crewai_native.testing.recording import recording
-from crewai_native_tasks.executor import FlowExecutor, steps
+from crewai_native_tasks.executor import FlowExecutor, classes, steps
+from crewai_native_tasks.executor import kickoff as kickoffs
 
 variable: contextvars.ContextVar[Any] = contextvars.ContextVar("variable", default=None)
 
@@ -824,3 +826,51 @@ def test_restored_flows_are_crewais(executor):
     flow = Circling()
     flow._pending_feedback_context = object()
     assert not executor.drives(flow)
+
+
+# --- the state that the event of the end has -----------------------------------------------------
+
+
+class Contents(BaseModel):
+    """A state of anything."""
+
+    value: Any = None
+
+
+class Uncopyable:
+    """What cannot be copied, and pydantic cannot write down."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("no copies")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{"role": "user", "content": "x"}, {"nested": [1, (2, 3), {4}]}],
+        Contents(value=Contents(value=[1.5, None, True, b"bytes"])),
+        object(),
+        Uncopyable(),
+        {"deep": threading.Lock()},
+    ],
+    ids=["plain", "models", "object", "uncopyable", "lock"],
+)
+def test_the_state_of_the_event_is_what_crewai_writes_of_a_copy(value):
+    class Internal(Flow[Contents]):
+        is_crewai_internal = True
+        _skip_auto_memory = True
+
+        @start()
+        def begin(self):
+            return None
+
+    flow = Internal()
+    flow.state.value = value
+    known = classes.Classes().of(flow)
+    sides = []
+    for write in (lambda: kickoffs._state_of(flow, known), flow._copy_and_serialize_state):
+        try:
+            sides.append(repr(write()))
+        except Exception as error:  # noqa: BLE001 - compared
+            sides.append(repr(error))
+    assert re.sub("0x[0-9a-f]+", "", sides[0]) == re.sub("0x[0-9a-f]+", "", sides[1])

@@ -17,11 +17,12 @@ from crewai.events.types.llm_events import LLMCallCompletedEvent
 from crewai.events.types.tool_usage_events import ToolUsageStartedEvent
 from crewai.execution import set_execution_uuid
 from crewai.flow.flow import Flow, listen, router, start
-from crewai.tools import BaseTool
+from crewai.tools.base_tool import BaseTool
+from crewai.tools.base_tool import Tool as MadeTool
 from crewai.tools.structured_tool import CrewStructuredTool
 from crewai.utilities import file_store
 from crewai.utilities.i18n import I18N
-from pydantic import BaseModel, PrivateAttr
+from pydantic import BaseModel, PrivateAttr, ValidationError
 
 import crewai_native
 
@@ -442,3 +443,85 @@ def test_prompts_are_read_once_and_are_each_ones_own(tmp_path, monkeypatch):
     assert read == [str(own)]
     with crewai_native.using({SLOT: "stock"}):
         assert I18N().slice("a") == "b"
+
+
+# --- what agents call of tools ----------------------------------------------------------------
+
+
+class Text(str):
+    """A text that pydantic makes a plain one of."""
+
+    __slots__ = ()
+
+
+class Counted(BaseTool):
+    name: str = "counted"
+    description: str = "counts"
+    max_usage_count: int | None = 3
+    result_as_answer: bool = True
+
+    def _run(self, number: int, text: str = "x") -> str:
+        return text * number
+
+
+class Unfitting(BaseTool):
+    name: str = "unfitting"
+    description: str = "asks for what its schema does not have"
+    args_schema: type[BaseModel] = State
+
+    def _run(self, missing: int) -> int:
+        return missing
+
+
+def never(_args=None, _result=None):
+    return False
+
+
+def echo(topic: str) -> str:
+    return topic
+
+
+def contents(structured):
+    return (
+        type(structured),
+        list(structured.__dict__.items()),
+        structured.__pydantic_fields_set__,
+        structured.__pydantic_extra__,
+        list(structured.__pydantic_private__.items()),
+    )
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        Counted(),
+        Counted(name=Text("a subclass"), cache_function=never),
+        MadeTool(name="made", description="of a function", args_schema=State, func=echo),
+        Counted.model_construct(name=7, description="never validated", args_schema=State),
+    ],
+    ids=["class", "text", "function", "constructed"],
+)
+def test_what_agents_call_of_a_tool_is_what_crewai_makes(tool):
+    # A value that pydantic refuses is refused; else both sides have equal and equally typed ones.
+    sides = []
+    for make in (type(tool).to_structured_tool, type(tool).to_structured_tool.__wrapped__):
+        try:
+            sides.append(contents(make(tool)))
+        except Exception as error:  # noqa: BLE001 - compared
+            sides.append((type(error), str(error)))
+    assert sides[0] == sides[1]
+    assert repr(sides[0]) == repr(sides[1])
+
+
+def test_what_agents_call_of_a_tool_is_made_anew_each_time():
+    tool = Counted()
+    one, two = tool.to_structured_tool(), tool.to_structured_tool()
+    one.current_usage_count, one.name = 2, "other"
+    assert (two.current_usage_count, two.name, tool.name) == (0, "counted", "counted")
+    assert one._logger is not two._logger
+    assert one._original_tool is two._original_tool is tool
+
+
+def test_a_tool_that_does_not_fit_its_schema_is_refused_in_pydantics_words():
+    with pytest.raises(ValidationError, match="parameter 'missing' not found in args_schema"):
+        Unfitting().to_structured_tool()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from crewai_native._errors import Declined
 from crewai_native.slots._base import Repair, Target
-from crewai_native.slots.kickoff_repairs import FRUGAL
+from crewai_native.slots.kickoff_repairs import FRUGAL, OF_A_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,9 +111,9 @@ class _Stamps:
             fields["previous_event_id"] = last_of.get()
             fields["triggered_by_event_id"] = trigger_of.get()
             fields["emission_sequence"] = next_sequence()
-            if event.parent_event_id is None:
+            if fields["parent_event_id"] is None:
                 enclose(fields, named, event)
-            last_of.set(event.event_id)
+            last_of.set(fields["event_id"])
             for sink in sinks_of.get():
                 sink(source, event)
             state = state_of.get()
@@ -168,12 +168,28 @@ def _setter_of_fields() -> Any:
 # --- the record -------------------------------------------------------------------------------
 
 
-_OF_A_MODEL: Final = (
-    "__dict__",
-    "__pydantic_fields_set__",
-    "__pydantic_extra__",
-    "__pydantic_private__",
+# Where an event says which other it belongs to; the edge there, and the edge back.
+_EDGES: Final = (
+    ("parent_event_id", "parent", "child"),
+    ("triggered_by_event_id", "triggered_by", "trigger"),
+    ("previous_event_id", "previous", "next"),
+    ("started_event_id", "started", "completed_by"),
 )
+
+
+def _link(nodes: Any, node: Any, event: Any) -> None:
+    """Put the edges between an event and those that it names."""
+    fields, edges = event.__dict__, node.edges
+    own = fields["event_id"]
+    for name, forth, back in _EDGES:
+        there = fields[name]
+        if there and (other := nodes.get(there)) is not None:
+            edges.setdefault(forth, []).append(there)
+            others = other.edges
+            if back in others:
+                others[back].append(own)
+            else:
+                others[back] = [own]
 
 
 def _recorded_at_once(binding: Binding, _provider: Provider) -> None:
@@ -193,20 +209,8 @@ def _recorded_at_once(binding: Binding, _provider: Provider) -> None:
 
     probe = BaseEvent(type="probe")
     expected, made = EventNode(event=probe), node_of(probe)
-    if any(getattr(made, name) != getattr(expected, name) for name in _OF_A_MODEL):
+    if any(getattr(made, name) != getattr(expected, name) for name in OF_A_MODEL):
         raise Declined("CrewAI's nodes of the record have other fields")
-
-    def link(nodes: Any, node: Any, event: Any) -> None:
-        own = event.event_id
-        for there, forth, back in (
-            (event.parent_event_id, "parent", "child"),
-            (event.triggered_by_event_id, "triggered_by", "trigger"),
-            (event.previous_event_id, "previous", "next"),
-            (event.started_event_id, "started", "completed_by"),
-        ):
-            if there and (other := nodes.get(there)) is not None:
-                node.edges.setdefault(forth, []).append(there)
-                other.edges.setdefault(back, []).append(own)
 
     def make(stock: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         def add(record: Any, event: Any) -> Any:
@@ -214,13 +218,17 @@ def _recorded_at_once(binding: Binding, _provider: Provider) -> None:
                 lock = record.__pydantic_private__["_lock"]
                 # Readers and writers all come past the condition: whoever holds it while there are
                 # none is alone.
-                with lock._cond:  # noqa: SLF001
+                condition = lock._cond  # noqa: SLF001
+                condition.acquire()
+                try:
                     if not lock._readers and not lock._writer:  # noqa: SLF001
                         node = node_of(event)
                         nodes = record.nodes
                         nodes[event.event_id] = node
-                        link(nodes, node, event)
+                        _link(nodes, node, event)
                         return node
+                finally:
+                    condition.release()
             return stock(record, event)
 
         return add

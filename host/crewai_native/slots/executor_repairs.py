@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextvars
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -99,55 +100,107 @@ _OWN_HANDLERS: Final = frozenset(
         "crewai.flow.runtime",
     }
 )
+_IDLE: Final = "TraceCollectionListener._on.<locals>.register.<locals>.legacy_handler"
+_SIGNALS: Final = "crewai.events.types.system_events"
+_WITH_STATE: Final = 3
+
+
+class _Handlers:
+    """What is to be called for a kind of event whose handlers are all CrewAI's own.
+
+    Attributes:
+        registered: The handlers that it was made of. A change of them makes another set.
+        left_out: Whether CrewAI itself has to call them.
+        called: Those that do something within a kickoff, and whether they take the state too.
+    """
+
+    __slots__ = ("called", "left_out", "registered")
+
+    def __init__(self, registered: Any, kind: type) -> None:
+        from crewai.events.types.llm_events import LLMStreamChunkEvent
+
+        self.registered = registered
+        # CrewAI handles what streams where it arises by itself. A signal's handler sends traces,
+        # and may want a lock that is held by what the signal has interrupted.
+        self.left_out = (
+            kind is LLMStreamChunkEvent
+            or kind.__module__ == _SIGNALS
+            or not all(
+                inspect.isfunction(handler) and handler.__module__ in _OWN_HANDLERS
+                for handler in registered
+            )
+        )
+        self.called: tuple[tuple[Any, bool], ...] = ()
+        if not self.left_out:
+            self.called = tuple(
+                (handler, _parameters_of(handler) >= _WITH_STATE)
+                for handler in registered
+                if handler.__code__.co_qualname != _IDLE
+            )
+
+
+def _parameters_of(function: Any) -> int:
+    """Return what CrewAI finds out from the signature: each agent's run makes a handler anew."""
+    from crewai.events.utils.handlers import _get_param_count
+
+    code = function.__code__
+    if vars(function) or code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS):
+        return _get_param_count(function)
+    return int(code.co_argcount + code.co_kwonlyargcount)
 
 
 def _own_handlers_at_once(binding: Binding, _provider: Provider) -> None:
-    from crewai.events.base_events import BaseEvent
     from crewai.events.event_bus import CrewAIEventsBus
-    from crewai.events.types import system_events
-    from crewai.events.types.llm_events import LLMStreamChunkEvent
     from crewai.execution import get_execution_uuid
 
-    # CrewAI handles what streams where it arises by itself. A signal's handler sends traces, and may
-    # want a lock that is held by what the signal has interrupted.
-    left_alone = {
-        LLMStreamChunkEvent,
-        *(
-            kind
-            for kind in vars(system_events).values()
-            if isinstance(kind, type) and issubclass(kind, BaseEvent)
-        ),
-    }
+    known: dict[type, _Handlers] = {}
+    # Whoever waits for it finds that it is done. That is all that there is to one.
+    called: concurrent.futures.Future[None] = concurrent.futures.Future()
+    called.set_result(None)
 
     def make(stock: Callable[..., Any]) -> Callable[..., Any]:
         def emit(bus: Any, source: Any, event: Any) -> Any:
             kind = type(event)
             handlers = bus._sync_handlers.get(kind)  # noqa: SLF001 - as its own emit, here and below
+            if not handlers:
+                return stock(bus, source, event)
+            plan = known.get(kind)
+            if plan is None or plan.registered is not handlers:
+                plan = known[kind] = _Handlers(handlers, kind)
             if (
-                not handlers
-                or kind in left_alone
+                plan.left_out
                 or kind in bus._async_handlers  # noqa: SLF001
                 or kind in bus._handler_dependencies  # noqa: SLF001
                 or bus._shutting_down  # noqa: SLF001
                 or get_execution_uuid() is None
-                or not all(handler.__module__ in _OWN_HANDLERS for handler in handlers)
             ):
                 return stock(bus, source, event)
             bus._prepare_event(source, event)  # noqa: SLF001
-            contextvars.copy_context().run(
-                bus._call_handlers,  # noqa: SLF001
-                source,
-                event,
-                handlers,
-                bus._runtime_state,  # noqa: SLF001
-            )
-            called: concurrent.futures.Future[None] = concurrent.futures.Future()
-            called.set_result(None)
+            if plan.called:
+                state = bus._runtime_state  # noqa: SLF001
+                contextvars.copy_context().run(_call_each, bus, plan.called, source, event, state)
             return called
 
         return emit
 
     binding.stand_in(CrewAIEventsBus, "emit", make)
+
+
+def _call_each(bus: Any, handlers: Any, source: Any, event: Any, state: Any) -> None:
+    """Do what ``CrewAIEventsBus._call_handlers`` does."""
+    failed = []
+    for handler, with_state in handlers:
+        try:
+            if with_state:
+                handler(source, event, state)
+            else:
+                handler(source, event)
+        except Exception as error:  # noqa: BLE001 - CrewAI prints it
+            failed.append((handler, error))
+    for handler, raised in failed:
+        bus._console.print(  # noqa: SLF001
+            f"[CrewAIEventsBus] Sync handler error in {handler.__name__}: {raised}"
+        )
 
 
 _BUS: Final = "crewai.events.event_bus:CrewAIEventsBus"
@@ -179,6 +232,7 @@ REPAIRS: Final = (
             Target(f"{_BUS}.emit", wrapped=True),
             Target(f"{_BUS}._prepare_event", wrapped=True),
             Target(f"{_BUS}._call_handlers", wrapped=True),
+            Target("crewai.events.utils.handlers:is_call_handler_safe", wrapped=True),
             Target(f"{_TRACES}._on", wrapped=True),
             Target("crewai.events.event_listener:EventListener.setup_listeners", wrapped=True),
             Target("crewai.flow.runtime:Flow._attach_usage_aggregation_listener", wrapped=True),

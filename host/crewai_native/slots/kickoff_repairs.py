@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 FRUGAL: Final = "frugal"
 """What a driver of flows calls itself that wants these left out."""
 
+OF_A_MODEL: Final = (
+    "__dict__",
+    "__pydantic_fields_set__",
+    "__pydantic_extra__",
+    "__pydantic_private__",
+)
+"""Where an instance of a pydantic model keeps all that it has."""
+
 
 # --- attributes -------------------------------------------------------------------------------
 
@@ -29,6 +37,7 @@ FRUGAL: Final = "frugal"
 # The classes whose private attributes are read at every step: where they are, and their names.
 _READ_OFTEN: Final = (
     ("crewai.flow.runtime", "Flow"),
+    ("crewai.agents.agent_executor", "AgentExecutor"),
     ("crewai.agents.agent_builder.base_agent", "BaseAgent"),
     ("crewai.crew", "Crew"),
     ("crewai.task", "Task"),
@@ -44,14 +53,26 @@ _READ_OFTEN: Final = (
 # Of those, the attributes that are read most: several times a step, or for each tool.
 _READ_MOST: Final = frozenset(
     {
+        "_deferred_file_aliases",
+        "_definition",
         "_event_record",
+        "_fired_or_listeners",
+        "_guardrails",
         "_lock",
+        "_memory",
         "_method_outputs",
+        "_or_listeners_lock",
+        "_original_backstory",
+        "_original_goal",
+        "_original_role",
         "_original_tool",
         "_prompts",
         "_state",
         "_token_process",
         "_token_usage",
+        "_tool_call_counts",
+        "_usage_aggregation_handler",
+        "_usage_lock",
     }
 )
 
@@ -223,6 +244,93 @@ def _signatures_checked_once(binding: Binding, _provider: Provider) -> None:
     binding.stand_in(CrewStructuredTool, "_validate_function_signature", make)
 
 
+def _structured_without_validation(binding: Binding, _provider: Provider) -> None:
+    from crewai.tools.base_tool import BaseTool
+
+    binding.stand_in(BaseTool, "to_structured_tool", lambda stock: _Structured(stock).make())
+
+
+class _Structured:
+    """Makes of a tool what an agent calls: a model that holds the tool's own, validated, values."""
+
+    def __init__(self, stock: Callable[[Any], Any]) -> None:
+        from crewai.tools.base_tool import EnvVar, Tool
+        from crewai.tools.structured_tool import CrewStructuredTool
+        from crewai.tools.tool_failure import ToolFailurePolicy
+        from pydantic import BaseModel
+
+        self._stock = stock
+        self._class = CrewStructuredTool
+        self._policy = ToolFailurePolicy
+        self._model = BaseModel
+        self._logger = CrewStructuredTool.__private_attributes__["_logger"]
+
+        tool = Tool(name="probe", description="probe", args_schema=EnvVar, func=lambda: None)
+        expected, made = stock(tool), self._filled(tool)
+        validators = CrewStructuredTool.__pydantic_decorators__
+        if (
+            made is None
+            or validators.field_validators
+            or validators.root_validators
+            or validators.validators
+            or set(validators.model_validators) != {"_validate_func"}
+        ) or any(repr(getattr(made, name)) != repr(getattr(expected, name)) for name in OF_A_MODEL):
+            raise Declined("what agents call of a tool has other fields")
+
+    def make(self) -> Callable[[Any], Any]:
+        """Return what stands for ``BaseTool.to_structured_tool``."""
+        stock, filled = self._stock, self._filled
+
+        def to_structured_tool(tool: Any) -> Any:
+            tool._set_args_schema()  # noqa: SLF001 - as CrewAI's own does
+            made = filled(tool)
+            if made is None:
+                return stock(tool)
+            try:
+                made._validate_func()  # noqa: SLF001
+            except Exception:  # noqa: BLE001 - pydantic has words around it
+                return stock(tool)
+            return made
+
+        return to_structured_tool
+
+    def _filled(self, tool: Any) -> Any:
+        """Return the model, or None where pydantic has to look at the tool's values."""
+        arguments, result, policy = tool.args_schema, tool.result_schema, tool.tool_failure_policy
+        most, uses = tool.max_usage_count, tool.current_usage_count
+        fields = {
+            "name": tool.name,
+            "description": tool.description,
+            "args_schema": arguments,
+            "result_schema": result,
+            "func": tool._run,  # noqa: SLF001
+            "result_as_answer": tool.result_as_answer,
+            "max_usage_count": most,
+            "current_usage_count": uses,
+            "tool_failure_policy": policy,
+            "cache_function": tool.cache_function,
+        }
+        if not (
+            type(fields["name"]) is type(fields["description"]) is str
+            and type(fields["result_as_answer"]) is bool
+            and type(uses) is int
+            and (most is None or type(most) is int)
+            and (policy is None or type(policy) is self._policy)
+            and all(
+                schema is None or (isinstance(schema, type) and issubclass(schema, self._model))
+                for schema in (arguments, result)
+            )
+        ):
+            return None
+        made, put = object.__new__(self._class), object.__setattr__
+        put(made, "__dict__", fields)
+        put(made, "__pydantic_fields_set__", set(fields))
+        put(made, "__pydantic_extra__", None)
+        private = {"_logger": self._logger.get_default(), "_original_tool": tool}
+        put(made, "__pydantic_private__", private)
+        return made
+
+
 # --- prompts ----------------------------------------------------------------------------------
 
 
@@ -273,6 +381,7 @@ def _prompts_read_once(binding: Binding, _provider: Provider) -> None:
 
 
 _FLOW_METHOD: Final = "crewai.flow.flow_wrappers:FlowMethod"
+_STRUCTURED: Final = "crewai.tools.structured_tool"
 
 REPAIRS: Final = (
     Repair(
@@ -311,6 +420,17 @@ REPAIRS: Final = (
         ),
         feature=FRUGAL,
         bind=_signatures_checked_once,
+    ),
+    Repair(
+        name="tools-without-validation",
+        summary="what agents call of each tool is validated for each task, as the tool was",
+        targets=(
+            Target("crewai.tools.base_tool:BaseTool.to_structured_tool", wrapped=True),
+            Target(f"{_STRUCTURED}:CrewStructuredTool._validate_func", wrapped=True),
+            Target(f"{_STRUCTURED}:_deserialize_schema", wrapped=True),
+        ),
+        feature=FRUGAL,
+        bind=_structured_without_validation,
     ),
     Repair(
         name="loggers-without-validation",

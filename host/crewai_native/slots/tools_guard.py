@@ -220,6 +220,8 @@ def _bind_parallel(binding: Binding, provider: Provider) -> None:  # noqa: ARG00
 
 def _only_limits_forbid(executor: Any, tool_calls: list[Any]) -> bool:
     """Whether a batch runs one by one for limits of uses alone that leave room for all of it."""
+    if len(tool_calls) <= 1:
+        return False
     from crewai.tools.base_tool import BaseTool
     from crewai.utilities.agent_utils import extract_tool_call_info
     from crewai.utilities.string_utils import sanitize_tool_name
@@ -237,7 +239,7 @@ def _only_limits_forbid(executor: Any, tool_calls: list[Any]) -> bool:
         if mapped is not None:
             tools[id(mapped)] = mapped
             wanted[id(mapped)] = wanted.get(id(mapped), 0) + 1
-    return len(tool_calls) > 1 and all(
+    return all(
         not tool.result_as_answer
         and (
             tool.max_usage_count is None

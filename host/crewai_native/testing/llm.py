@@ -156,8 +156,8 @@ class ScriptedLLM(BaseLLM):
 
     def get_input_tokens_count(self, messages: Any, *_: Any, **__: Any) -> int:
         """Return an estimate, without the warning that ``BaseLLM`` logs each time."""
-        conversation = conversation_of(messages)
-        return sum(len(str(m.get("content"))) for m in conversation) // _CHARACTERS_PER_TOKEN
+        lengths = [len(str(m.get("content"))) for m in conversation_of(messages)]
+        return sum(lengths) // _CHARACTERS_PER_TOKEN
 
     def _begin(self, **request: Any) -> None:
         self._emit_call_started_event(**request)
@@ -268,6 +268,7 @@ class ScriptedLLM(BaseLLM):
 
 
 def _name_of(tool: Any) -> str:
-    if isinstance(tool, Mapping):
+    # For each of the tools of each call, so what nearly all are goes first.
+    if type(tool) is dict or isinstance(tool, Mapping):
         return str(tool.get("function", tool).get("name", ""))
     return str(getattr(tool, "name", tool))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import collections
+import functools
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,6 +41,7 @@ def answer(structure: str, question: str) -> dict[str, Any] | None:
     return None if rule is None else rule(question)
 
 
+@functools.lru_cache(maxsize=64)  # a model asks with the prompt of each of its calls
 def structure_of(system: str) -> str | None:
     """Return the name of the structure that a system prompt of CrewAI's memory asks for."""
     from crewai.utilities.i18n import I18N_DEFAULT

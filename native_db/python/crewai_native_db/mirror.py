@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("crewai_native")
 _TIMEOUT: Final = 30.0
+# Seconds from one writing to the next. Each costs some disk accesses, and crews that run side by
+# side end many tasks a second.
+_REST: Final = 0.25
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS latest_kickoff_task_outputs (
     task_id TEXT PRIMARY KEY,
@@ -122,6 +125,7 @@ class Mirror:
         self._places: set[str] = set()
         self._state = threading.Condition()
         self._writing = False
+        self._waiting = 0
         self._thread: threading.Thread | None = None
 
     def changed(self, place: str) -> None:
@@ -138,23 +142,31 @@ class Mirror:
     def flush(self) -> None:
         """Wait until everything is written that was said to have changed."""
         with self._state:
-            self._state.wait_for(lambda: not self._places and not self._writing)
+            self._waiting += 1
+            self._state.notify_all()
+            try:
+                self._state.wait_for(lambda: not self._places and not self._writing)
+            finally:
+                self._waiting -= 1
 
     def _work(self) -> None:
         while True:
             with self._state:
+                self._state.wait_for(lambda: bool(self._places))
+                places, self._places = self._places, set()
+                self._writing = True
+            for place in places:
+                try:
+                    write(self._store, place)
+                except Exception:
+                    # Our own log has it. A thread cannot tell anybody but the log.
+                    _logger.exception(
+                        "%s: crewai log-tasks-outputs will not show the newest run", place
+                    )
+            with self._state:
                 self._writing = False
                 self._state.notify_all()
-                self._state.wait_for(lambda: bool(self._places))
-                place = self._places.pop()
-                self._writing = True
-            try:
-                write(self._store, place)
-            except Exception:
-                # Our own log has it. A thread cannot tell anybody but the log.
-                _logger.exception(
-                    "%s: crewai log-tasks-outputs will not show the newest run", place
-                )
+                self._state.wait_for(lambda: self._waiting > 0, _REST)
 
 
 def _columns(db: sqlite3.Connection) -> set[str]:

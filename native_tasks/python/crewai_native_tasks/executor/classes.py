@@ -8,6 +8,7 @@ import sys
 import weakref
 from typing import Any, Final, NamedTuple
 
+from crewai.flow.flow_wrappers import FlowMethod
 from crewai.flow.runtime import Flow
 
 from crewai_native import _bind
@@ -26,12 +27,14 @@ class Method(NamedTuple):
         direct: Whether it can be called without a loop: it is no coroutine function, and no human
             is asked about its result.
         persisted: Whether the state may have to be persisted after it.
+        plain: Whether calling it is calling the function with the flow.
     """
 
     function: Any
     takes_input: bool
     direct: bool
     persisted: bool
+    plain: bool
 
 
 class FlowClass:
@@ -78,7 +81,10 @@ class FlowClass:
 
     def method(self, name: str, bound: Any) -> Method:
         """Return what is known of a method, by its name and as the flow has it."""
-        function = getattr(bound, "_meth", None) or getattr(bound, "__func__", bound)
+        try:
+            function = bound._meth  # noqa: SLF001
+        except AttributeError:
+            function = getattr(bound, "__func__", bound)
         known = self._methods.get(name)
         if known is None or known.function is not function:
             definition = self._definitions[name]
@@ -88,6 +94,7 @@ class FlowClass:
                 any(parameter.name != "self" for parameter in parameters),
                 not asyncio.iscoroutinefunction(bound) and definition.human_feedback is None,
                 self._persist if definition.persist is None else definition.persist.enabled,
+                type(bound).__call__ is FlowMethod.__call__,
             )
         return known
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -40,6 +41,7 @@ from crewai.types.usage_metrics import UsageMetrics
 from crewai.utilities.env import get_env_context
 from opentelemetry import baggage
 from opentelemetry.context import attach, detach
+from pydantic import BaseModel
 
 from crewai_native_tasks.executor import steps
 
@@ -125,7 +127,7 @@ async def _between(run: FlowRun, ends: _Ends, ground: Ground, known: FlowClass) 
     except HumanFeedbackPending as pending:
         return await _pause(flow, pending, ground)
     flow._is_execution_resuming = False
-    return await _finish(flow, ends, ground)
+    return await _finish(flow, ends, ground, known)
 
 
 class _Ends:
@@ -300,7 +302,7 @@ async def _pause(flow: Any, pending: HumanFeedbackPending, ground: Ground) -> Hu
     return pending
 
 
-async def _finish(flow: Any, ends: _Ends, ground: Ground) -> Any:
+async def _finish(flow: Any, ends: _Ends, ground: Ground, known: FlowClass) -> Any:
     """Emit the event of the end and return the output."""
     outputs = flow.method_outputs
     output = ends.end(outputs[-1] if outputs else None)
@@ -316,12 +318,24 @@ async def _finish(flow: Any, ends: _Ends, ground: Ground) -> Any:
                 type="flow_finished",
                 flow_name=flow._definition.name,
                 result=output,
-                state=flow._copy_and_serialize_state(),
+                state=_state_of(flow, known),
             ),
         )
         if future:
             await _settle(future, "FlowFinishedEvent handler failed", ground)
     return output
+
+
+def _state_of(flow: Any, known: FlowClass) -> Any:
+    """Return what ``Flow._copy_and_serialize_state`` does.
+
+    That copies all of the state first, of which nothing is left in what can be JSON.
+    """
+    state = flow._state
+    if known.internal and isinstance(state, BaseModel):
+        with contextlib.suppress(Exception):  # CrewAI's code has other ways for it
+            return state.model_dump(mode="json")
+    return flow._copy_and_serialize_state()
 
 
 async def _emit_failed(flow: Any, error: Exception, ground: Ground) -> None:

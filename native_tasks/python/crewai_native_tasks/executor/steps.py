@@ -166,8 +166,7 @@ class _Course:
     def quiet(self, at: _Place) -> bool:
         """Whether a place is a method that no event and no hook tells of, and that needs no loop."""
         return (
-            self.known.internal
-            and self.run.flow.suppress_flow_events
+            self._silent()
             and type(at.name) is not list
             and at.awaitable is None
             and self.known.method(at.name, self._methods[at.name]).direct
@@ -175,14 +174,25 @@ class _Course:
 
     def stretch(self, stopped: Callable[[], bool]) -> None:
         """Run quiet methods one after another, until there is something else or it is stopped."""
-        while not stopped() and (at := self.place()) is not None and self.quiet(at):
+        while not stopped() and (at := self.place()) is not None and self._silent():
+            if type(at.name) is list or at.awaitable is not None:
+                return
             method, traits, arguments = self.call(at)
+            if not traits.direct:
+                return
             step = _Step(self.run.flow, at.name, self.known, traits, at.event)
+            if traits.plain and getattr(method, "_instance", None) is not None:
+                # Calling the wrapper comes to this.
+                method, arguments = traits.function, (method._instance, *arguments)  # noqa: SLF001
             result, unfinished = at.context.run(_quietly, self.run, step, method, arguments)
             if unfinished:
                 at.awaitable = result
-            else:
-                self.ran(result, None)
+                return
+            self.ran(result, None)
+
+    def _silent(self) -> bool:
+        """Whether no event and no hook tells of the flow's methods."""
+        return self.known.internal and self.run.flow.suppress_flow_events
 
     def ran(self, result: Any, event: str | None) -> None:
         """Go on from a method that has run."""
