@@ -1,14 +1,15 @@
 //! SQLite files, each used by all threads of a process and shared with other processes.
 //!
 //! Data flows one way: threads hand their writes to a [`group`], whose transaction waits for the
-//! process's [`turn`] and goes through the one writing connection; reads take one of several
-//! connections. [`file`] creates and opens. [`Process`] shares engines between handles and takes them
+//! process's [`turn`] and goes through the one writing connection, which has [`reserve`]d room in the
+//! log; reads take one of several connections. [`file`] creates and opens. [`Process`] shares engines between handles and takes them
 //! through a fork.
 
 pub mod error;
 mod file;
 mod group;
 mod open;
+mod reserve;
 mod turn;
 
 use std::fs;
@@ -27,6 +28,7 @@ pub use file::Schema;
 use crate::process::{Process, this_thread};
 
 use group::{Group, Job, Work};
+use reserve::Reserve;
 use turn::Turnstile;
 
 /// Idle connections kept for readers at least; more are opened when more threads read, and closed
@@ -97,6 +99,7 @@ struct Link {
     connection: Connection,
     identity: Identity,
     durability: Option<Durability>,
+    reserve: Reserve,
 }
 
 /// Which file a path names, so that a file that was replaced is not taken for the old one.
@@ -284,7 +287,7 @@ impl Engine {
             .prepared(&mut writer, TURN_WAIT)
             .and_then(|(link, _turn)| {
                 link.set_durability(durability.unwrap_or(Durability::Full))?;
-                transact(&mut link.connection, works)
+                transact(link, works)
             });
         match done {
             Ok(outcomes) => {
@@ -339,6 +342,7 @@ impl Engine {
             connection,
             identity,
             durability: None,
+            reserve: Reserve::default(),
         }))
     }
 }
@@ -358,8 +362,13 @@ impl Link {
 }
 
 /// Runs each work so that its failure takes back only what it did itself; then commits.
-fn transact(connection: &mut Connection, works: Vec<Work>) -> Result<Vec<Result<()>>> {
-    let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+fn transact(link: &mut Link, works: Vec<Work>) -> Result<Vec<Result<()>>> {
+    let mut transaction = link
+        .connection
+        .transaction_with_behavior(TransactionBehavior::Immediate)?;
+    if link.durability == Some(Durability::Full) {
+        link.reserve.refill(&transaction);
+    }
     let mut outcomes = Vec::with_capacity(works.len());
     for work in works {
         let mut part = transaction.savepoint()?;
