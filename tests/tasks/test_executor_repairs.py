@@ -485,7 +485,7 @@ def contents(structured):
     return (
         type(structured),
         list(structured.__dict__.items()),
-        structured.__pydantic_fields_set__,
+        sorted(structured.__pydantic_fields_set__),
         structured.__pydantic_extra__,
         list(structured.__pydantic_private__.items()),
     )

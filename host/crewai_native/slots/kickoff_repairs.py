@@ -270,11 +270,13 @@ class _Structured:
         validators = CrewStructuredTool.__pydantic_decorators__
         if (
             made is None
+            or list(vars(made).items()) != list(vars(expected).items())
+            or any(getattr(made, name) != getattr(expected, name) for name in OF_A_MODEL)
             or validators.field_validators
             or validators.root_validators
             or validators.validators
             or set(validators.model_validators) != {"_validate_func"}
-        ) or any(repr(getattr(made, name)) != repr(getattr(expected, name)) for name in OF_A_MODEL):
+        ):
             raise Declined("what agents call of a tool has other fields")
 
     def make(self) -> Callable[[Any], Any]:
