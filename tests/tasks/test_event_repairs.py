@@ -6,6 +6,7 @@ import contextvars
 import os
 import re
 import threading
+from datetime import UTC, date, datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -15,13 +16,20 @@ from crewai.events.base_events import BaseEvent
 from crewai.events.event_bus import CrewAIEventsBus, crewai_event_bus
 from crewai.events.event_context import EventContextConfig, MismatchBehavior
 from crewai.events.stream_context import add_stream_sink
+from crewai.events.types.llm_events import (
+    LLMCallCompletedEvent,
+    LLMCallStartedEvent,
+    LLMCallType,
+)
+from crewai.events.types.tool_usage_events import ToolUsageFinishedEvent, ToolUsageStartedEvent
 from crewai.state.event_record import EventNode, EventRecord
 from crewai.state.runtime import RuntimeState
 from crewai.tools.structured_tool import CrewStructuredTool
+from crewai.tools.tool_failure import ToolFailure
 from crewai.utilities.logger import Logger
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ConfigDict
+from pydantic import BaseModel, ConfigDict
 
 import crewai_native
 from crewai_native.slots import event_repairs
@@ -204,6 +212,222 @@ def test_threads_that_record_at_once_lose_nothing():
     assert len(record.nodes) == 1601
     assert len(record.nodes["first"].edges["child"]) == 1600
     assert isinstance(record.nodes["first"], EventNode)
+
+
+# --- sources ----------------------------------------------------------------------------------
+
+
+class Model(BaseModel):
+    """A source that is nothing to register."""
+
+
+class Extra(BaseModel):
+    """A source that may have any attribute."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Knowing(BaseModel):
+    """A source that knows of attributes that it does not have."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "entity_type":
+            return "crew"
+        return super().__getattr__(name)
+
+
+class Crewlike(BaseModel):
+    """A source that says what it is."""
+
+    entity_type: str = "crew"
+
+
+@pytest.mark.parametrize(
+    ("make", "registered"),
+    [
+        (Model, False),
+        (lambda: Extra(entity_type="flow"), True),
+        (Extra, False),
+        (Knowing, True),
+        (Crewlike, True),
+        (lambda: Crewlike(entity_type="other"), False),
+        (object, False),
+    ],
+)
+def test_sources_are_registered_as_by_crewai(stock, make, registered):
+    CrewAIEventsBus._prepare_event(crewai_event_bus, None, Plain(type="other"))
+
+    def of(prepare):
+        seen = []
+        bus = crewai_event_bus
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(bus), "register_entity", lambda _, entity: seen.append(entity))
+            for source in sources:
+                prepare(bus, source, Plain(type="other"))
+        return seen
+
+    # The second of a class is where it is known.
+    sources = [make(), make()]
+    mine = contextvars.Context().run(of, CrewAIEventsBus._prepare_event)
+    theirs = contextvars.Context().run(of, stock)
+    assert [id(source) for source in mine] == [id(source) for source in theirs]
+    assert len(mine) == 2 * registered
+
+
+# --- what pydantic makes of values ------------------------------------------------------------
+
+KINDS = (
+    LLMCallStartedEvent,
+    LLMCallCompletedEvent,
+    ToolUsageStartedEvent,
+    ToolUsageFinishedEvent,
+)
+
+
+class Text(str):
+    """A text that pydantic may look at."""
+
+    __slots__ = ()
+
+
+class Odd(dict):
+    """A dictionary of a program's own."""
+
+
+class Someone:
+    """An agent or a task."""
+
+    def __init__(self, **said: Any) -> None:
+        self.__dict__.update(said)
+
+
+VALUES = st.sampled_from(
+    [
+        None,
+        "text",
+        "\ud800",
+        Text("text"),
+        "2026-01-01T00:00:00Z",
+        b"bytes",
+        True,
+        0,
+        7,
+        2**70,
+        1.5,
+        float("inf"),
+        "tool_call",
+        LLMCallType.LLM_CALL,
+        datetime(2026, 1, 1),  # noqa: DTZ001 - CrewAI's have none
+        datetime(2026, 1, 1, tzinfo=UTC),
+        date(2026, 1, 1),
+        [],
+        ["a", "b"],
+        ["a", Text("b")],
+        ("a", "b"),
+        {"a", "b"},
+        [1, None],
+        {},
+        {"a": {"b": [1]}},
+        {1: "a"},
+        Odd(a=1),
+        [{"role": "user", "content": None}, {}],
+        [{"role": "user"}, Odd(a=1)],
+        [{1: "a"}],
+        [{"a": 1}, None],
+        object,
+        ToolFailure(message="failed"),
+    ]
+)
+PEOPLE = st.sampled_from(
+    [
+        None,
+        0,
+        Someone(id=1, role="role", name="name", description="d"),
+        Someone(id="i", role=Text("role"), name=None, description="d"),
+        Someone(id="i", role=None, name="", description=None),
+        Someone(),
+    ]
+)
+NEEDED = {
+    "call_id": st.just("c"),
+    "response": VALUES,
+    "call_type": st.sampled_from([LLMCallType.TOOL_CALL, "llm_call", "no such type"]),
+    "tool_name": st.just("t"),
+    "tool_args": st.sampled_from([{"a": 1}, "{}", {}, None]),
+    "output": VALUES,
+    "started_at": st.just(datetime(2026, 1, 1)),  # noqa: DTZ001
+    "finished_at": st.just(datetime(2026, 1, 2)),  # noqa: DTZ001
+}
+
+
+@st.composite
+def said(draw: st.DrawFn) -> tuple[type, dict[str, Any]]:
+    kind = draw(st.sampled_from(KINDS))
+    given = {name: draw(value) for name, value in NEEDED.items() if name in kind.model_fields}
+    names = st.sampled_from([*kind.model_fields, "unknown"])
+    given |= draw(st.dictionaries(names, VALUES, max_size=4))
+    given |= draw(st.dictionaries(st.sampled_from(["from_task", "from_agent", "agent"]), PEOPLE))
+    for name in draw(st.lists(names, max_size=1)):
+        given.pop(name, None)
+    return kind, given
+
+
+def made(initialise, kind, given):
+    event = object.__new__(kind)
+    try:
+        initialise(event, **given)
+    except Exception as error:  # noqa: BLE001 - compared
+        return (type(error), re.sub(r"0x[0-9a-f]+", "", str(error)))
+    # Those that are made for each event differ.
+    own = {"timestamp", "event_id"} - given.keys()
+    fields = [(name, None if name in own else value) for name, value in vars(event).items()]
+    for name in own:
+        assert vars(event)[name]
+    # What is a container is a copy, except where it may be anything.
+    shared = [
+        name
+        for name, value in fields
+        if isinstance(value, list | dict) and value and value is given.get(name)
+    ]
+    return (
+        repr(fields),
+        [(name, type(value)) for name, value in fields],
+        event.__pydantic_fields_set__,
+        event.__pydantic_extra__,
+        event.__pydantic_private__,
+        shared,
+    )
+
+
+@settings(deadline=None, max_examples=600)
+@given(said())
+def test_an_event_is_made_as_pydantic_makes_it(what):
+    kind, given = what
+    assert made(kind.__init__, kind, given) == made(kind.__init__.__wrapped__, kind, given)
+
+
+def test_an_event_that_fits_is_not_validated(monkeypatch):
+    validated = []
+    init = BaseEvent.__init__
+    monkeypatch.setattr(BaseEvent, "__init__", lambda self, **data: validated.append(data))
+    task = Someone(id=1, name=None, description="d")
+    agent = Someone(id=2, role="r")
+    messages = [{"role": "user", "content": "hello"}]
+    event = LLMCallStartedEvent(
+        call_id="c", messages=messages, tools=[{"a": {}}], from_task=task, from_agent=agent
+    )
+    assert not validated
+    assert (event.task_id, event.task_name, event.agent_id, event.agent_role) == (
+        "1",
+        "d",
+        "2",
+        "r",
+    )
+    event.messages.append({})
+    event.messages[0]["content"] = ""
+    assert messages == [{"role": "user", "content": "hello"}]
+    monkeypatch.setattr(BaseEvent, "__init__", init)
+    assert LLMCallStartedEvent.model_validate(event.model_dump()) == event
 
 
 # --- identifiers ------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ def _identifiers_made_together(binding: Binding, _provider: Provider) -> None:
 
 # --- what the bus adds to an event ------------------------------------------------------------
 
+_FINDERS: Final = frozenset({"pydantic.main", "crewai_native.slots.kickoff_repairs"})
 _ALWAYS: Final = ("previous_event_id", "triggered_by_event_id", "emission_sequence")
 _STAMPED: Final = frozenset({*_ALWAYS, "parent_event_id", "started_event_id"})
 
@@ -97,15 +98,21 @@ class _Stamps:
         last_of, trigger_of = context._last_event_id, context._triggering_event_id  # noqa: SLF001
         known_of, state_of = event_bus._registered_entity_ids_var, event_bus._runtime_state_var  # noqa: SLF001
         sinks_of = stream_context._stream_sinks  # noqa: SLF001
+        # Classes of what is neither a flow nor a crew nor an agent, such as models: to find that out
+        # of each object, pydantic raises and catches.
+        strangers: set[type] = set()
 
         def prepare(bus: Any, source: Any, event: Any) -> None:
             if type(event) not in plain:
                 self._stock(bus, source, event)
                 self._examine(type(event))
                 return
-            known = known_of.get()
-            if known is None or id(source) not in known:
-                bus._register_source(source)  # noqa: SLF001
+            if type(source) not in strangers:
+                known = known_of.get()
+                if known is None or id(source) not in known:
+                    bus._register_source(source)  # noqa: SLF001
+                if _lacks(type(source), "entity_type"):
+                    strangers.add(type(source))
             fields, named = event.__dict__, event.__pydantic_fields_set__
             named.update(_ALWAYS)
             fields["previous_event_id"] = last_of.get()
@@ -156,6 +163,26 @@ class _Stamps:
         expected = context.VALID_EVENT_PAIRS.get(name)
         if expected and began and began != expected:
             context.handle_mismatch(name, began, expected)
+
+
+def _lacks(kind: type, name: str) -> bool:
+    """Whether no object of a class has an attribute, for sure."""
+    from pydantic import BaseModel
+
+    return (
+        issubclass(kind, BaseModel)
+        and kind.model_config.get("extra") != "allow"
+        and kind.__getattribute__ is object.__getattribute__
+        and name not in kind.model_fields
+        and name not in kind.__private_attributes__
+        and not any(name in vars(cls) for cls in kind.__mro__)
+        # Else one that a program has written may know of it.
+        and all(
+            vars(cls)["__getattr__"].__module__ in _FINDERS
+            for cls in kind.__mro__
+            if "__getattr__" in vars(cls)
+        )
+    )
 
 
 def _setter_of_fields() -> Any:

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from crewai_native.slots._base import Repair, Target
 from crewai_native.slots.event_repairs import REPAIRS as _OF_EVENTS
+from crewai_native.slots.event_validation import REPAIRS as _OF_VALIDATION
 from crewai_native.slots.kickoff_repairs import FRUGAL
 from crewai_native.slots.kickoff_repairs import REPAIRS as _OF_KICKOFFS
 
@@ -241,5 +242,6 @@ REPAIRS: Final = (
         bind=_own_handlers_at_once,
     ),
     *_OF_EVENTS,
+    *_OF_VALIDATION,
     *_OF_KICKOFFS,
 )
