@@ -82,9 +82,9 @@ def forget(name: str, callback: "Callable[[], None]") -> None:
 
 
 def _activate() -> None:
-    from crewai_native import _host
+    from crewai_native import _start
 
-    _host.activate_on_import()
+    _start.activate()
 
 
 if os.environ.get("CREWAI_NATIVE", "1").strip().lower() not in {"0", "false", "off", "no"}:

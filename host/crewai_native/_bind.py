@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import _crewai_native_hook
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from crewai_native._watch import Watch
+
+    _Place = tuple[types.ModuleType, str, Any]
 
 _logger = logging.getLogger("crewai_native")
 _ABSENT: Final = object()
@@ -292,21 +294,74 @@ class Binding:
             raise ExceptionGroup("undoing a binding", errors)
 
 
-def _names_of(
-    functions: Collection[Any], package: str
-) -> Iterator[tuple[types.ModuleType, str, Any]]:
+def _names_of(functions: Collection[Any], package: str) -> Iterator[_Place]:
     """Find the names that the loaded modules of a package know functions by."""
     wanted = {id(function): function for function in functions}
+    if _look is not None and _look.package == package and _look.wanted.keys() >= wanted.keys():
+        return _look.places_of(wanted)
+    return _search(wanted, _modules(package, set(sys.modules)).values())
+
+
+def _modules(package: str, names: Collection[str]) -> dict[str, types.ModuleType]:
+    """Return those of some modules, by name, that belong to a package and are still there."""
     prefix = f"{package}."
-    # Copies, each made in one step: other threads import modules meanwhile, and list(items())
-    # fails when one does.
-    for module_name, module in sys.modules.copy().items():
-        if module is None or not (module_name == package or module_name.startswith(prefix)):
-            continue
+    return {
+        name: module
+        for name in names
+        if name == package or name.startswith(prefix)
+        if (module := sys.modules.get(name)) is not None
+    }
+
+
+def _search(wanted: Mapping[int, Any], modules: Iterable[types.ModuleType]) -> Iterator[_Place]:
+    for module in modules:
         # Hardly any module knows one of them, and this asks at the speed of C. It runs no Python
         # code and makes nothing that the garbage collector counts, so no other thread gets a turn.
         if wanted.keys().isdisjoint(map(id, vars(module).values())):
             continue
+        # A copy, as list(items()) fails when another thread adds a name.
         for name, attribute in vars(module).copy().items():
             if id(attribute) in wanted:
                 yield module, name, attribute
+
+
+class _Look:
+    """One search for many functions, which several searches for some of them share."""
+
+    def __init__(self, functions: Iterable[Any], package: str) -> None:
+        self.wanted = {id(function): function for function in functions}
+        self.package = package
+        self._seen: set[str] = set()
+        self._places: list[_Place] = []
+
+    def places_of(self, wanted: Mapping[int, Any]) -> Iterator[_Place]:
+        """Find the names of some, where they still stand."""
+        names = sys.modules.keys() - self._seen
+        new = _modules(self.package, names)
+        # What another thread is importing meanwhile may copy a function after we have looked.
+        unsettled = {name: module for name, module in new.items() if _initializing(module)}
+        self._seen |= names - unsettled.keys()
+        settled = [module for name, module in new.items() if name not in unsettled]
+        self._places += _search(self.wanted, settled)
+        for module, name, function in self._places:
+            if id(function) in wanted and vars(module).get(name) is function:
+                yield module, name, function
+        yield from _search(wanted, unsettled.values())
+
+
+def _initializing(module: types.ModuleType) -> bool:
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
+
+
+_look: _Look | None = None
+
+
+@contextlib.contextmanager
+def one_look(functions: Iterable[Any], package: str = "crewai") -> Iterator[None]:
+    """Search for these functions once only, however many bindings replace them in a block."""
+    global _look  # noqa: PLW0603 - one at a time: the host binds under its lock
+    _look = _Look(functions, package)
+    try:
+        yield
+    finally:
+        _look = None

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import email.parser
-import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -12,7 +9,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from crewai_native._settings import normalise
 from crewai_native._types import CONTRACT, Candidate, State
@@ -20,10 +17,9 @@ from crewai_native.slots import SLOT_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from email.message import Message
-    from importlib.metadata import Distribution, EntryPoint, PackageMetadata
+    from importlib.metadata import Distribution, EntryPoint
 
-_GROUP: Final = re.compile(r"crewai_native\.v(\d+)")
+_GROUP: Final = "crewai_native.v"
 # As every build back-end writes it.
 _ACCELERATES: Final = re.compile(
     r"""crewai ?\(?([<>=!~.,*\w]+)\)? ?; ?extra ?== ?["']accelerates["']"""
@@ -35,8 +31,7 @@ OURS: Final = frozenset(
 )
 
 
-@dataclasses.dataclass(slots=True, eq=False)
-class Offer:
+class Offer(NamedTuple):
     """An entry point of an installed distribution: its offer to serve a slot.
 
     Attributes:
@@ -76,7 +71,7 @@ def offers() -> tuple[dict[str, list[Offer]], list[Candidate]]:
         try:
             entries = _entries(distribution)
             headers = _headers(distribution)
-            name, version = _field(headers, "Name"), _field(headers, "Version")
+            name, version = headers["name"][0], headers["version"][0]
             accelerates = _accelerates(headers)
         except Exception as error:  # noqa: BLE001 - differs between releases of importlib.metadata
             # A damaged folder, such as an interrupted pip leaves behind.
@@ -122,14 +117,36 @@ def _distributions() -> Iterator[Distribution]:
     """Yield the installed distributions that have entry points for us, without parsing the rest."""
     seen = set()
     for distribution in importlib.metadata.distributions():
-        text = distribution.read_text("entry_points.txt")
-        if text is None or "crewai_native.v" not in text:
+        text = _entry_points(distribution)
+        if not text or _GROUP.encode() not in text:
             continue
         # A folder that is on the path twice, or under two names, holds one installation.
         place = (os.path.realpath(str(distribution.locate_file(""))), text)
         if place not in seen:
             seen.add(place)
             yield distribution
+
+
+def _entry_points(distribution: Distribution) -> bytes | None:
+    """Return the text of a distribution's entry points, or None where it has none.
+
+    There are hundreds of distributions, and every start asks each of them. To make a path object,
+    an exception and a decoder for each, as ``read_text`` does, takes longer than to read the files.
+    """
+    folder = getattr(distribution, "_path", None)
+    if not isinstance(folder, Path):  # one in a zip file, or of somebody else's finder
+        text = distribution.read_text("entry_points.txt")
+        return None if text is None else text.encode()
+    try:
+        file = os.open(
+            f"{folder}{os.sep}entry_points.txt", os.O_RDONLY | getattr(os, "O_BINARY", 0)
+        )
+    except OSError:
+        return None
+    try:
+        return os.read(file, os.fstat(file).st_size)
+    finally:
+        os.close(file)
 
 
 def crewai_version() -> str:
@@ -150,51 +167,43 @@ def _used(name: str) -> tuple[Distribution, str]:
         importlib.metadata.PackageNotFoundError: There is none.
     """
     for distribution in importlib.metadata.distributions(name=name):
-        # Where the standard library looks for it, too.
-        if any(distribution.read_text(file) for file in ("METADATA", "PKG-INFO", "")):
-            return distribution, _field(_headers(distribution), "Version")
+        headers = _headers(distribution)
+        if headers:
+            return distribution, headers["version"][0]
     raise importlib.metadata.PackageNotFoundError(name)
 
 
-def _headers(distribution: Distribution) -> Message | PackageMetadata:
-    """Return the fields of a distribution's metadata.
+def _headers(distribution: Distribution) -> dict[str, list[str]]:
+    """Return the fields of a distribution's metadata, by their names in lower case.
 
     A wheel's metadata is a mail's headers with a README for a body. ``distribution.metadata`` loads
     a third of the email package to reformat that body, at every question; that is milliseconds of
     each start.
     """
-    text = distribution.read_text("METADATA")
-    return distribution.metadata if text is None else _parsed(text.partition("\n\n")[0])
-
-
-@functools.lru_cache(maxsize=64)
-def _parsed(headers: str) -> Message:
-    return email.parser.HeaderParser().parsestr(headers)
-
-
-def _field(headers: Message | PackageMetadata, name: str) -> str:
-    """Return a required field.
-
-    Raises:
-        KeyError: The metadata lacks it.
-    """
-    value = headers[name]
-    if value is None:
-        raise KeyError(name)
-    return str(value)
+    found: dict[str, list[str]] = {}
+    # Where the standard library looks for it, too.
+    texts = (distribution.read_text(file) for file in ("METADATA", "PKG-INFO", ""))
+    headers = next(filter(None, texts), "").partition("\n\n")[0]
+    # Further lines of a field are indented.
+    for line in headers.replace("\n ", " ").replace("\n\t", " ").split("\n"):
+        name, colon, value = line.partition(":")
+        if colon:
+            found.setdefault(name.lower(), []).append(value.strip())
+    return found
 
 
 def _entries(distribution: Distribution) -> list[tuple[int, EntryPoint]]:
     """Return a distribution's entry points for any contract, with the contract's major version."""
     return [
-        (int(match[1]), entry)
+        (int(major), entry)
         for entry in distribution.entry_points
-        if (match := _GROUP.fullmatch(entry.group))
+        if entry.group.startswith(_GROUP)
+        if (major := entry.group.removeprefix(_GROUP)).isdecimal()
     ]
 
 
-def _accelerates(headers: Message | PackageMetadata) -> str | None:
-    for line in headers.get_all("Requires-Dist") or ():
+def _accelerates(headers: dict[str, list[str]]) -> str | None:
+    for line in headers.get("requires-dist", ()):
         if "accelerates" not in line:
             continue
         if simple := _ACCELERATES.fullmatch(line):

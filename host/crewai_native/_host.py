@@ -7,15 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import importlib
 import logging
 import os
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from crewai_native import _discovery, _fork, _otel, _probe, _record, _settings, _targets, slots
+from crewai_native import (
+    _bind,
+    _cache,
+    _discovery,
+    _fork,
+    _otel,
+    _probe,
+    _settings,
+    _targets,
+    slots,
+)
 from crewai_native._bind import Binding
 from crewai_native._errors import (
     ConfigurationError,
@@ -28,6 +37,7 @@ from crewai_native._errors import (
 )
 from crewai_native._negotiate import Screening
 from crewai_native._plugins import Plugin, Plugins
+from crewai_native._start import no_collection
 from crewai_native._types import STOCK, State
 from crewai_native._watch import Metrics, Watch
 from crewai_native.slots._base import Provider
@@ -49,8 +59,7 @@ _PASSED_OVER: Final = frozenset(
 )
 
 
-@dataclasses.dataclass(slots=True, eq=False)
-class _Bound:
+class _Bound(NamedTuple):
     """A slot that is served: by whom, and how to take it back."""
 
     slot: Slot
@@ -70,9 +79,9 @@ class Host:
         self._bound: dict[str, _Bound] = {}
         self._offers: dict[str, list[Offer]] = {}
         self._strangers: list[Candidate] = []
-        self._stock_reasons: dict[str, str] = {}
         self._configured: dict[tuple[str, str], Plugin] = {}
         self._verdicts: dict[str, _probe.Verdict] = {}
+        self._fingerprints = _targets.Fingerprints()
         self._crewai = ""
         self._thread = threading.local()
         self._reason = "not activated"
@@ -106,9 +115,12 @@ class Host:
             try:
                 self._settings = settings
                 self._reason = reason
-                with _no_collection():
+                with no_collection():
                     self._discover()
+                    remembered = _cache.file(settings, "fingerprints.json")
+                    self._fingerprints = _targets.Fingerprints(remembered)
                     self._rebind(slots.SLOT_NAMES)
+                    self._fingerprints.keep()
                 self._check_strict()
             except BaseException as error:
                 self._reset()
@@ -116,6 +128,8 @@ class Host:
                 raise
             _otel.export(self)
             if settings.metrics is not None:
+                from crewai_native import _record
+
                 _record.at_exit(self, settings.metrics)
 
     def activate_on_import(self) -> None:
@@ -209,7 +223,6 @@ class Host:
         self._overrides.clear()
         self._offers = {}
         self._strangers = []
-        self._stock_reasons.clear()
         self._verdicts.clear()
         self._warnings.clear()
 
@@ -237,10 +250,10 @@ class Host:
             self._offers[name].sort(key=(eligible[name] + self._offers[name]).index)
         # One child process tries everybody's first choice; a later choice is rarely needed.
         self._try_first([ranked[0] for ranked in eligible.values() if ranked], settings)
-        for name in names:
-            self._stock_reasons.pop(name, None)
-            if eligible[name]:
-                self._serve(slots.load(name), eligible[name], settings)
+        served = [slots.load(name) for name in names if eligible[name]]
+        with _bind.one_look(_targets.functions(served)):
+            for slot in served:
+                self._serve(slot, eligible[slot.name], settings)
 
     def _try_first(self, offers: list[Offer], settings: Settings) -> None:
         unseen = [offer for offer in offers if offer.value not in self._verdicts]
@@ -248,7 +261,7 @@ class Host:
             self._verdicts.update(_probe.verdicts(unseen, settings))
 
     def _serve(self, slot: Slot, ranked: list[Offer], settings: Settings) -> None:
-        problems = _targets.problems(slot.targets)
+        problems = _targets.problems(slot.targets, self._fingerprints)
         if problems:
             for offer in ranked:
                 offer.candidate.failed("target", State.TARGET_CHANGED, "; ".join(problems))
@@ -351,14 +364,14 @@ class Host:
         offer.candidate.state = State.BOUND
         offer.candidate.reason = "available by name"
 
-    @staticmethod
-    def _repair(binding: Binding, repair: Repair, provider: Provider) -> None:
+    def _repair(self, binding: Binding, repair: Repair, provider: Provider) -> None:
         if repair.feature not in provider.features:
             binding.notes.append(f"without repair {repair.name} (needs {repair.feature})")
             return
+        fingerprints = self._fingerprints
 
         def bind() -> None:
-            if problems := _targets.problems(repair.targets):
+            if problems := _targets.problems(repair.targets, fingerprints):
                 binding.notes.append(f"without repair {repair.name} ({'; '.join(problems)})")
             elif error := binding.attempt(lambda: repair.bind(binding, provider)):
                 _logger.error("repair %s could not be bound", repair.name, exc_info=error)
@@ -492,11 +505,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_fork.forget_cut_off_imports)
 
 
-def activate_on_import() -> None:
-    """Called by the import hook once CrewAI has been imported."""
-    HOST.activate_on_import()
-
-
 def _forget(candidate: Candidate) -> None:
     """Clear what an earlier negotiation left on a candidate, but for its discovery."""
     candidate.steps = [step for step in candidate.steps if step.name == "discover"]
@@ -544,26 +552,6 @@ def _take_back(binding: Binding) -> None:
         binding.undo()
     except ExceptionGroup:
         _logger.exception("%s was not unbound cleanly", binding.watch.slot)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector from going over all that importing CrewAI has made, for nothing.
-
-    That takes 0.2 s and more, which is longer than activating. What activating makes lives as long
-    as the program, as a rule, so it is handed to the oldest generation: to freeze and to unfreeze
-    moves lists of objects as they are, where the next collection would go over each of them.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            if not gc.get_freeze_count():  # what the program has frozen must stay so
-                gc.freeze()
-                gc.unfreeze()
-            gc.enable()
 
 
 def _one_line(error: BaseException) -> str:

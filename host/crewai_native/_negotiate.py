@@ -7,24 +7,19 @@ from __future__ import annotations
 
 import functools
 import operator
-import re
 from typing import TYPE_CHECKING, Final
 
-from crewai_native import _trust
 from crewai_native._errors import ConfigurationError
 from crewai_native._types import STOCK, State
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from crewai_native._discovery import Offer
     from crewai_native._settings import Settings
 
 
-# What nearly every range and release is written like.
-_CLAUSE: Final = re.compile(r"\s*(>=|<=|<|>|==|!=)\s*([0-9]+(?:\.[0-9]+)*)\s*")
-_RELEASE: Final = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 _COMPARE: Final = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -47,6 +42,8 @@ class Screening:
         self._crewai = crewai
         self._pins: Mapping[str, Mapping[str, Any]] = {}
         if settings.trust == "locked" or (settings.trust == "listed" and settings.lock.exists()):
+            from crewai_native import _trust
+
             self._pins = _trust.read(settings.lock)
 
     def eligible(self, slot: str, offers: list[Offer]) -> list[Offer]:
@@ -92,6 +89,8 @@ class Screening:
         settings = self._settings
         reason = None
         if settings.trust == "locked":
+            from crewai_native import _trust
+
             reason = _trust.mismatch(self._pins, offer, settings.lock)
         elif settings.trust == "listed":
             named = {*(settings.plugins or ()), *settings.slots.values(), *self._pins}
@@ -150,20 +149,36 @@ def _within(specifier: str, version: str) -> bool:
     Raises:
         ValueError: One of them is not written as PEP 440 demands.
     """
-    clauses = [_CLAUSE.fullmatch(clause) for clause in specifier.split(",")]
-    if _RELEASE.fullmatch(version) and all(clauses):
-        # Nothing but numbers: to import packaging takes longer than the rest of the screening.
-        installed = _numbers(version)
-        return all(_COMPARE[c[1]](installed, _numbers(c[2])) for c in clauses if c)
+    installed = _numbers(version)
+    clauses = [_clause(clause) for clause in specifier.split(",")]
+    if installed is not None and None not in clauses:
+        # As nearly every range and release is written: to import packaging takes longer than the
+        # rest of the screening.
+        return all(compare(installed, bound) for compare, bound in filter(None, clauses))
     from packaging.specifiers import SpecifierSet
     from packaging.version import Version
 
     return SpecifierSet(specifier).contains(Version(version), prereleases=True)
 
 
-def _numbers(release: str) -> tuple[int, ...]:
-    """Return a release's numbers, without the zeros at its end, which make no difference."""
-    numbers = [int(part) for part in release.split(".")]
+def _clause(text: str) -> tuple[Callable[[Any, Any], bool], tuple[int, ...]] | None:
+    """Return how a clause of a range compares, and with what; None where it is no plain one."""
+    for sign, compare in _COMPARE.items():
+        if text.strip().startswith(sign):
+            bound = _numbers(text.strip().removeprefix(sign))
+            return None if bound is None else (compare, bound)
+    return None
+
+
+def _numbers(release: str) -> tuple[int, ...] | None:
+    """Return a release's numbers, without the zeros at its end, which make no difference.
+
+    None where it does not consist of numbers alone.
+    """
+    parts = release.strip().split(".")
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        return None
+    numbers = [int(part) for part in parts]
     while numbers and not numbers[-1]:
         numbers.pop()
     return tuple(numbers)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pluggy
 
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from crewai_native._discovery import Offer
 
 
-@dataclasses.dataclass(slots=True, eq=False)
-class Plugin:
+class Plugin(NamedTuple):
     """An imported, validated plug-in.
 
     Attributes:

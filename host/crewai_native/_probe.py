@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import logging
 import os
 import platform
 import subprocess
@@ -20,9 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
-import platformdirs
-
-from crewai_native import _children
+from crewai_native import _cache
 from crewai_native._discovery import content_hash
 
 if TYPE_CHECKING:
@@ -30,8 +27,6 @@ if TYPE_CHECKING:
 
     from crewai_native._discovery import Offer
     from crewai_native._settings import Settings
-
-_logger = logging.getLogger("crewai_native")
 
 # Reads one plug-in's name after the other and answers each with a line once it has been imported.
 # The answers go to a duplicate of standard output, so that what a plug-in prints cannot be taken
@@ -56,7 +51,6 @@ for line in sys.stdin:
 # Exit handlers of what was imported are the plug-in's business in a real run, not in a trial.
 os._exit(0)
 """
-_MOST_REMEMBERED: Final = 256
 
 
 class Verdict(NamedTuple):
@@ -87,7 +81,7 @@ def verdicts(
     plugins = {offer.value: offer for offer in offers}
     keys = {value: _key(offer) for value, offer in plugins.items()}
     path = cache_file(settings)
-    remembered = _read(path)
+    remembered = _cache.read(path)
     found: dict[str, Verdict] = {}
     unseen = []
     for value, key in keys.items():
@@ -98,15 +92,13 @@ def verdicts(
     if unseen:
         tried = _try_all(unseen, settings.probe_timeout)
         found.update({value: Verdict(problem, fresh=True) for value, problem in tried.items()})
-        kept = {**remembered, **{keys[value]: problem for value, problem in tried.items()}}
-        _write(path, dict(list(kept.items())[-_MOST_REMEMBERED:]))
+        _cache.write(path, remembered | {keys[value]: problem for value, problem in tried.items()})
     return found
 
 
 def cache_file(settings: Settings) -> Path:
     """Return the file that holds the verdicts."""
-    folder = settings.cache_dir or Path(platformdirs.user_cache_dir("crewai-native"))
-    return folder / "first-imports.json"
+    return _cache.file(settings, "first-imports.json")
 
 
 def _try_all(values: list[str], limit: float) -> dict[str, str | None]:
@@ -134,6 +126,8 @@ def _try(values: list[str], limit: float) -> tuple[dict[str, str | None], str]:
     Returns:
         What it answered, and how it ended: the fate of the first one it did not answer for.
     """
+    from crewai_native import _children
+
     lines = "\n".join([json.dumps(sys.path), *values]) + "\n"
     # Files, not pipes: nothing that a plug-in starts and leaves behind can keep us waiting.
     with tempfile.TemporaryFile() as questions, tempfile.TemporaryFile() as answers:
@@ -158,6 +152,8 @@ def _try(values: list[str], limit: float) -> tuple[dict[str, str | None], str]:
 
 def _wait(child: subprocess.Popen[bytes], answers: IO[bytes], limit: float) -> str:
     """Wait for as long as answers come, and return how the child ended."""
+    from crewai_native import _children
+
     answered = -1
     while answered < (size := os.fstat(answers.fileno()).st_size):
         answered = size
@@ -183,25 +179,3 @@ def _machine() -> tuple[str, ...]:
     except OSError:
         flags = platform.processor()  # no such file outside Linux
     return (sys.executable, sys.version, platform.machine(), flags)
-
-
-def _read(path: Path) -> dict[str, str | None]:
-    try:
-        remembered = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        _logger.warning("verdicts in %s cannot be read and are made anew: %s", path, error)
-        return {}
-    return remembered if isinstance(remembered, dict) else {}
-
-
-def _write(path: Path, verdicts: dict[str, str | None]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(verdicts, file, indent=1)
-        Path(file.name).replace(path)
-    except OSError as error:
-        # Nothing is lost but time: the next start tries the plug-ins once more.
-        _logger.info("verdicts cannot be kept in %s: %s", path, error)

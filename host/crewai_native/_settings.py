@@ -74,7 +74,7 @@ class Settings(NamedTuple):
         verify: Share of the calls of stateless slots that run through CrewAI's code too, 0 to 1.
         probe_timeout: Seconds that the first import of a plug-in may take.
         require: Features that a provider must have, per slot.
-        cache_dir: Where verdicts on plug-ins are kept.
+        cache_dir: Where verdicts on plug-ins and fingerprints of CrewAI's code are kept.
         metrics: File to which each process adds its metrics as it exits; None keeps none.
         options: Further settings per component, for the plug-ins to check.
         sources: Where each setting that is not a default came from.

@@ -4,23 +4,30 @@ An official extension point must exist with the parameters that the slot was wri
 that a slot stands in for must be, word for word, code that the tests have run against: CrewAI
 changes internals in patch releases. What is known is data, ``fingerprints.json``, written by
 ``crewai-native fingerprints --refresh`` after the tests have passed on a release.
+
+To read and cut two dozen source files at every start would take longer than to bind most slots, so
+the fingerprints of files that have not changed since are remembered, see :class:`Fingerprints`.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import inspect
 import json
 import linecache
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from crewai_native import _cache
+
 if TYPE_CHECKING:
+    import types
     from collections.abc import Iterable
 
-    from crewai_native.slots._base import Target
+    from crewai_native.slots._base import Slot, Target
 
 FINGERPRINTS: Final = Path(__file__).with_name("fingerprints.json")
 
@@ -41,6 +48,75 @@ class Report(NamedTuple):
     known: tuple[str, ...] = ()
 
 
+class Fingerprints:
+    """The fingerprints of functions' sources.
+
+    A function is known by the file and the line that its code says it is from, so that one which
+    was put in another's place is not taken for it. A file is known by what the system says of it, and
+    what it had before it changed is not looked at.
+
+    Args:
+        path: The file that remembers them from one start to the next; None remembers nothing.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._remembered = {} if path is None else _cache.read(path)
+        # By file: what it is remembered by, if at all, and its functions by their first lines.
+        self._files: dict[str, tuple[str | None, dict[str, str]]] = {}
+        self._new = False
+        # Of what cuts the sources out.
+        self._own_stamp = _stamp(__file__)
+
+    def of(self, function: Any) -> str | None:
+        """Return the fingerprint of a function's source, or None where there is no source."""
+        # A wrapper that another library put over the function keeps the original in __wrapped__,
+        # and the original is what must be known: ours will then call theirs.
+        original = inspect.unwrap(function) if hasattr(function, "__wrapped__") else function
+        code = getattr(original, "__code__", None)
+        if code is None:
+            return None
+        _, functions = self._file(code.co_filename)
+        line = str(code.co_firstlineno)
+        if line not in functions:
+            source = _source(code)
+            if source is None:
+                return None
+            functions[line] = hashlib.sha256(source.encode()).hexdigest()[:16]
+            self._new = True
+        return functions[line]
+
+    def keep(self) -> None:
+        """Remember what is new."""
+        if self._new and self._path is not None:
+            known = {key: functions for key, functions in self._files.values() if key is not None}
+            _cache.write(self._path, self._remembered | known)
+            self._new = False
+
+    def _file(self, name: str) -> tuple[str | None, dict[str, str]]:
+        if name not in self._files:
+            stamp = _stamp(name)
+            key = None if stamp is None else f"{name} {stamp} {self._own_stamp}"
+            functions = None if key is None else self._remembered.get(key)
+            if not isinstance(functions, dict):
+                functions = {}
+                if key is not None:
+                    # Somebody may have asked for its lines before it changed.
+                    linecache.updatecache(name)
+            self._files[name] = key, functions
+        return self._files[name]
+
+
+def _stamp(file: str) -> str | None:
+    """Return what is different once a file has changed, or None where it is none."""
+    try:
+        stat = os.stat(file)  # noqa: PTH116 - a start asks for dozens
+    except OSError:
+        return None
+    # The last cannot be set, as archives and installers set the times of what they unpack.
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino} {stat.st_ctime_ns}"
+
+
 def resolve(path: str) -> tuple[Any, str, Any]:
     """Find a target: the module or class that owns it, its name there, and itself.
 
@@ -49,14 +125,16 @@ def resolve(path: str) -> tuple[Any, str, Any]:
         AttributeError: The module or class lacks it.
     """
     module_name, _, attribute = path.partition(":")
-    owner: Any = importlib.import_module(module_name)
+    # As import_module does, at the speed of C for what is loaded.
+    __import__(module_name)
+    owner: Any = sys.modules[module_name]
     *classes, name = attribute.split(".")
     for part in classes:
         owner = getattr(owner, part)
     return owner, name, getattr(owner, name)
 
 
-def probe(target: Target) -> Report:
+def probe(target: Target, fingerprints: Fingerprints | None = None) -> Report:
     """Look at one target."""
     try:
         _, _, found = resolve(target.path)
@@ -75,19 +153,29 @@ def probe(target: Target) -> Report:
             )
     if not target.wrapped:
         return Report(target.path, None)
-    source = _source(found)
-    if source is None:
+    fingerprint = (fingerprints or Fingerprints()).of(found)
+    if fingerprint is None:
         return Report(target.path, f"the source of {target.path} is not available")
-    fingerprint = hashlib.sha256(source.encode()).hexdigest()[:16]
     known = tuple(_known().get(target.path, {}).get(fingerprint, ()))
     problem = None if known else f"{target.path} is not code that was tested ({fingerprint})"
     return Report(target.path, problem, fingerprint, known)
 
 
-def problems(targets: Iterable[Target]) -> list[str]:
+def problems(targets: Iterable[Target], fingerprints: Fingerprints | None = None) -> list[str]:
     """Return what is wrong with targets; nothing where all can be used."""
-    reports = [probe(target) for target in targets]
+    reports = [probe(target, fingerprints) for target in targets]
     return [report.problem for report in reports if report.problem is not None]
+
+
+def functions(slots: Iterable[Slot]) -> list[Any]:
+    """Return what stands at those targets that are functions of modules which are loaded."""
+    found = []
+    for slot in slots:
+        for target in (*slot.targets, *(t for repair in slot.repairs for t in repair.targets)):
+            module, _, name = target.path.partition(":")
+            if module in sys.modules and "." not in name and target.wrapped:
+                found.append(getattr(sys.modules[module], name, None))
+    return found
 
 
 def refresh(targets: Iterable[Target], crewai: str) -> list[Report]:
@@ -114,18 +202,13 @@ def _known() -> dict[str, dict[str, list[str]]]:
     return known
 
 
-def _source(function: Any) -> str | None:
-    """Return a function's source without comments and blank lines, or None.
+def _source(code: types.CodeType) -> str | None:
+    """Return the source of a function's code without comments and blank lines, or None.
 
     The text itself, not bytecode or a syntax tree: both differ between Python versions. Cut out
     by indentation, which takes microseconds where :func:`inspect.getsource` tokenises for
     milliseconds, and start-up has dozens of targets.
     """
-    # A wrapper that another library put over the function keeps the original in __wrapped__, and
-    # the original is what must be known: ours will then call theirs.
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    if code is None:
-        return None
     lines = linecache.getlines(code.co_filename)[code.co_firstlineno - 1 :]
     if not lines:
         return None

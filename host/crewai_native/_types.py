@@ -47,7 +47,7 @@ class Step(NamedTuple):
     detail: str
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(slots=True, eq=False)
 class Candidate:
     """One distribution's offer to serve one slot, and what became of it."""
 

@@ -9,6 +9,7 @@ import types
 
 import pytest
 
+from crewai_native import _bind
 from crewai_native._bind import Binding
 from crewai_native._watch import Watch
 
@@ -176,6 +177,69 @@ def test_a_function_is_replaced_under_every_name_and_given_back(binding, package
         assert modules[name].function is package.function
     assert modules["acme_package.a"].alias is package.function
     assert later.copied is package.function
+
+
+class TestOneLook:
+    """Several bindings that search the same modules for functions that were named beforehand."""
+
+    @pytest.fixture
+    def others(self, monkeypatch):
+        def other():
+            return "stock"
+
+        monkeypatch.setattr(sys.modules["acme_package.a"], "other", other, raising=False)
+        return other
+
+    def test_modules_are_searched_once(self, binding, package, others, monkeypatch):
+        searched = []
+        search = _bind._search
+
+        def noted(wanted, modules):
+            modules = list(modules)
+            searched.extend(module.__name__ for module in modules)
+            return search(wanted, modules)
+
+        monkeypatch.setattr(_bind, "_search", noted)
+        with _bind.one_look([package.function, others], "acme_package"):
+            binding.replace_functions([(package.function, lambda: "ours")], "acme_package")
+            package.module("acme_package.later", other=others)
+            binding.replace_functions([(others, lambda: "ours")], "acme_package")
+        assert sorted(searched) == ["acme_package", "acme_package.a", "acme_package.later"]
+        assert sys.modules["acme_package.a"].alias() == "ours"
+        assert sys.modules["acme_package.a"].other() == "ours"
+        assert sys.modules["acme_package.later"].other() == "ours"
+        binding.undo()
+        assert sys.modules["acme_package.a"].alias is package.function
+        assert sys.modules["acme_package.later"].other is others
+
+    def test_a_module_that_is_being_imported_is_searched_again(self, binding, package, others):
+        begun = package.module("acme_package.begun")
+        begun.__spec__ = types.SimpleNamespace(_initializing=True)
+        with _bind.one_look([package.function, others], "acme_package"):
+            binding.replace_functions([(package.function, lambda: "ours")], "acme_package")
+            begun.other = others
+            binding.replace_functions([(others, lambda: "ours")], "acme_package")
+        assert begun.other() == "ours"
+        binding.undo()
+        assert begun.other is others
+
+    def test_what_was_put_elsewhere_since_is_left_alone(self, binding, package, others):
+        with _bind.one_look([package.function, others], "acme_package"):
+            binding.replace_functions([(package.function, lambda: "ours")], "acme_package")
+            sys.modules["acme_package.a"].other = None
+            binding.replace_functions([(others, lambda: "ours")], "acme_package")
+        assert sys.modules["acme_package.a"].other is None
+
+    def test_a_replacement_can_be_replaced(self, binding, package):
+        def ours():
+            return "ours"
+
+        with _bind.one_look([package.function], "acme_package"):
+            binding.replace_functions([(package.function, ours)], "acme_package")
+            binding.replace_functions([(ours, lambda: "on top")], "acme_package")
+        assert sys.modules["acme_package.a"].alias() == "on top"
+        binding.undo()
+        assert sys.modules["acme_package.a"].alias is package.function
 
 
 def test_a_body_is_replaced_behind_references_and_given_back(binding):

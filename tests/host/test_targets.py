@@ -7,9 +7,12 @@ import functools
 import inspect
 import json
 import json.decoder
+import linecache
 import logging
+import os
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -61,7 +64,8 @@ def test_the_source_is_what_inspect_finds(owner):
     ]
     assert len(functions) > 3
     for function in functions:
-        assert _targets._source(function).splitlines() == lines(inspect.getsource(function))
+        code = inspect.unwrap(function).__code__
+        assert _targets._source(code).splitlines() == lines(inspect.getsource(function))
 
 
 def test_a_target_that_there_is_not():
@@ -118,3 +122,83 @@ def test_the_fingerprints_that_are_shipped_are_sound():
         for fingerprint, versions in entries.items():
             assert len(fingerprint) == 16
             assert versions
+
+
+class TestRememberedFingerprints:
+    SOURCE = "def function(a):\n    return a + 1\n"
+
+    @pytest.fixture
+    def cache(self, tmp_path):
+        return tmp_path / "cache" / "fingerprints.json"
+
+    @pytest.fixture
+    def found(self, cache, monkeypatch):
+        """Looks at a function in a start of its own, and says what its source had to be read for."""
+
+        def look(function):
+            read = []
+            getlines = linecache.getlines
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    linecache, "getlines", lambda name: read.append(name) or getlines(name)
+                )
+                fingerprints = _targets.Fingerprints(cache)
+                fingerprint = fingerprints.of(function)
+                fingerprints.keep()
+            return fingerprint, len(read)
+
+        return look
+
+    def test_a_source_is_read_once(self, module, tmp_path, found):
+        function = module(self.SOURCE, tmp_path).function
+        first, read = found(function)
+        assert read == 1
+        assert found(function) == (first, 0)
+        assert _targets.Fingerprints().of(function) == first
+
+    def test_a_file_that_has_changed_is_read_anew(self, module, tmp_path, found):
+        made = module(self.SOURCE, tmp_path)
+        path = Path(made.function.__code__.co_filename)
+        before = path.stat()
+        first, _ = found(made.function)
+        # As long as before, and as old as an installer says.
+        path.write_text(self.SOURCE.replace("1", "2"))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        second, read = found(made.function)
+        assert read == 1
+        assert second != first
+
+    def test_a_function_that_stands_in_for_another_is_seen(
+        self, module, tmp_path, known, cache, found
+    ):
+        target = Target("acme_code:function", wrapped=True)
+        made = module(self.SOURCE, tmp_path)
+        _targets.refresh([target], "1.0")
+        found(made.function)
+        assert _targets.probe(target, _targets.Fingerprints(cache)).problem is None
+        made.function = lambda a: a
+        problem = _targets.probe(target, _targets.Fingerprints(cache)).problem
+        assert "is not code that was tested" in problem
+
+    @pytest.mark.parametrize("content", ["[]", "{", '{"%s": 1}'])
+    def test_what_cannot_be_read_is_found_out_anew(self, module, tmp_path, cache, found, content):
+        function = module(self.SOURCE, tmp_path).function
+        first, _ = found(function)
+        key = next(iter(json.loads(cache.read_text())))
+        cache.write_text(content.replace("%s", key))
+        assert found(function) == (first, 1)
+        assert found(function) == (first, 0)
+
+    def test_where_nothing_can_be_written_nothing_is_remembered(
+        self, module, tmp_path, cache, found
+    ):
+        cache.parent.write_text("a file")
+        function = module(self.SOURCE, tmp_path).function
+        first, _ = found(function)
+        assert found(function) == (first, 1)
+
+    def test_what_is_in_no_file_is_not_remembered(self, cache, found):
+        made = {}
+        exec("def function(a):\n    return a\n", made)
+        assert found(made["function"])[0] is None
+        assert not cache.exists()

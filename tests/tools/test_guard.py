@@ -485,6 +485,20 @@ class TestCancelling:
             cancel(talkers(1)[0])
 
 
+def test_first_calls_at_the_same_time_share_one_guard(monkeypatch):
+    together = threading.Barrier(2)
+
+    class Slow:
+        def __init__(self, options):
+            together.wait(60)
+
+    monkeypatch.setattr("crewai_native_tools.guard.NativeGuard", Slow)
+    late = crewai_native_tools.plugin._Guard()
+    with futures.ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: late.make(), range(2))
+    assert first is second is late.made
+
+
 class TestCode:
     def test_code_is_told_of_a_budget_by_an_exception(self):
         configure(default=Policy(run_budget={"tool_calls": 10_000}))

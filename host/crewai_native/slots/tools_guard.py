@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextvars
-import dataclasses
 import functools
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, Protocol
 
 from crewai_native.slots import tools_mcp
 from crewai_native.slots._base import Repair, Slot, Target
@@ -35,8 +34,7 @@ STOP_RUN: Final = "crewai_native_stop_run"
 """A key in the ``details`` of a ``ToolFailure``: if its value is true, the run ends with it."""
 
 
-@dataclasses.dataclass(slots=True, eq=False)
-class ToolCall:
+class ToolCall(NamedTuple):
     """One execution of a tool, about to happen.
 
     Attributes:
@@ -75,8 +73,7 @@ class ToolCall:
     step: Any
 
 
-@dataclasses.dataclass(slots=True, eq=False)
-class ModelCall:
+class ModelCall(NamedTuple):
     """A call of a language model, about to happen.
 
     Attributes:

@@ -7,19 +7,56 @@ from typing import TYPE_CHECKING, Any
 from crewai_native import hookimpl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import typer
 
     from crewai_native.bench import Case
     from crewai_native.health import Check
+    from crewai_native.slots.checkpoint_writer import Checkpoint
     from crewai_native_db.checkpoints.writer import CheckpointWriter
     from crewai_native_db.locks import NamedLock
     from crewai_native_db.persistence import NativeFlowPersistence
     from crewai_native_db.replay import ReplayStore
 
 _options: dict[str, Any] = {}
-_writer: CheckpointWriter | None = None
+_writer: _Writer | None = None
+
+
+class _Writer:
+    """Serves ``checkpoint.writer``; what it consists of is loaded by the first checkpoint."""
+
+    made: CheckpointWriter | None = None
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        (self.made or self._make()).write(checkpoint)
+
+    def save(self, checkpoint: Checkpoint) -> str:
+        return (self.made or self._make()).save(checkpoint)
+
+    def read(self, location: str, stock: Callable[[], str]) -> str:
+        return (self.made or self._make()).read(location, stock)
+
+    def restored(self, state: Any, location: str) -> None:
+        (self.made or self._make()).restored(state, location)
+
+    def prune(self, location: str, keep: int, branch: str, stock: Callable[[], int]) -> int:
+        return (self.made or self._make()).prune(location, keep, branch, stock)
+
+    def drain(self, state: Any) -> None:
+        if self.made is not None:
+            self.made.drain(state)
+
+    def _make(self) -> CheckpointWriter:
+        from crewai_native_db.checkpoints.writer import CheckpointWriter
+
+        new = CheckpointWriter(
+            durable=_options.get("synchronous", "full") == "full",
+            strict=_options.get("strict_checkpoints", False),
+        )
+        # One for all threads, whichever of them comes first: it knows the runs.
+        made: CheckpointWriter = vars(self).setdefault("made", new)
+        return made
 
 
 @hookimpl
@@ -55,15 +92,10 @@ def crewai_native_flow_persistence() -> NativeFlowPersistence:
 
 
 @hookimpl
-def crewai_native_checkpoint_writer() -> CheckpointWriter:
+def crewai_native_checkpoint_writer() -> _Writer:
     """The writer of all runs of this process."""
     global _writer  # noqa: PLW0603 - its counts are this process's
-    from crewai_native_db.checkpoints.writer import CheckpointWriter
-
-    _writer = CheckpointWriter(
-        durable=_options.get("synchronous", "full") == "full",
-        strict=_options.get("strict_checkpoints", False),
-    )
+    _writer = _Writer()
     return _writer
 
 
@@ -125,8 +157,8 @@ def crewai_native_metrics() -> dict[str, float]:
         "replay": _native.ReplayStore(location.default_path(replay.FILE_NAME), durable=True),
     }
     counts = {name: file.statistics() for name, file in files.items()}
-    if _writer is not None:
-        counts["checkpoint"] = _writer.statistics()
+    if _writer is not None and _writer.made is not None:
+        counts["checkpoint"] = _writer.made.statistics()
     return {
         f"db.{name}.{what}": float(count)
         for name, found in counts.items()
