@@ -98,6 +98,7 @@ def crewai_native_benchmarks():
     yield case("alone", sleepy, sides=("native",), limit=0.005)
     yield case("isolated", where, sides=three, isolated=frozenset({"rival"}), check=apart)
     yield case("differing", differing)
+    yield case("wrong", sleepy, sides=("native",), check=lambda results: "no such result")
     yield case("noisy", noisy)
     yield case("raising", raising)
     yield case("aborting", aborting)
@@ -175,7 +176,7 @@ def results(ran):
 def test_every_case_is_reported_and_a_failure_is_the_exit_status(ran, results):
     done, _, folder = ran
     assert done.returncode == 1
-    assert len(results) == 15
+    assert len(results) == 16
     assert "Traceback" not in done.stderr
     assert (folder / "chart.svg").read_text().startswith("<svg")
 
@@ -214,6 +215,7 @@ def test_what_a_case_prints_is_no_answer(results):
     ("case", "reason"),
     [
         ("differing", "the results differ: native gave another result than stock"),
+        ("wrong", "the result is wrong: no such result"),
         ("raising", "native: ValueError: no such index"),
         ("aborting", "native: open ended the process with SIGABRT"),
         ("hanging", "native: open did not end within 1 s"),

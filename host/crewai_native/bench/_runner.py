@@ -291,7 +291,7 @@ def _measure(subject: Subject, workers: _Workers, seconds: float) -> Result:
             result.outcome = Outcome.SKIPPED
             result.reason = "; ".join(f"{s}: {why}" for s, why in result.unavailable.items())
         else:
-            if subject.compared and len(sides) > 1:
+            if subject.compared:
                 _check(workers.of(""), subject, found)
             _time(result, {side: side_workers[side] for side in sides}, seconds)
         for worker in set(side_workers.values()):
@@ -306,7 +306,8 @@ def _measure(subject: Subject, workers: _Workers, seconds: float) -> Result:
 def _check(worker: _Worker, subject: Subject, results: dict[str, Any]) -> None:
     answer = worker.ask("check", subject.timeout, case=subject.id, results=results)
     if answer["difference"] is not None:
-        raise _Failure(f"the results differ: {answer['difference']}")
+        what = "the results differ" if len(results) > 1 else "the result is wrong"
+        raise _Failure(f"{what}: {answer['difference']}")
 
 
 def _ask(worker: _Worker, subject: Subject, side: str, op: str, **arguments: Any) -> dict[str, Any]:
