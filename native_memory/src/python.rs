@@ -3,6 +3,7 @@
 mod care;
 mod convert;
 mod error;
+mod floats;
 mod handle;
 mod rows;
 

@@ -4,7 +4,6 @@ use std::sync::{Mutex, PoisonError};
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
-use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyFloat, PyList, PyString, PyTuple};
 
@@ -12,6 +11,7 @@ use crate::store::scope;
 use crate::store::{Record, StoreError};
 
 use super::error::raise;
+use super::floats::floats;
 
 /// A stored vector. Python floats are made when somebody asks for them.
 #[pyclass(frozen, module = "crewai_native_memory._native")]
@@ -156,8 +156,16 @@ fn text(value: &Bound<'_, PyAny>, field: &str) -> Result<String, String> {
 /// Float32 values of a list, tuple, array or anything else that holds numbers.
 fn vector(value: &Bound<'_, PyAny>) -> Result<Box<[f32]>, String> {
     let py = value.py();
+    if let Ok(list) = value.cast::<PyList>()
+        && let Some(numbers) = floats(list)
+    {
+        return Ok(numbers);
+    }
     let numbers: Vec<f32> = if let Ok(list) = value.cast::<PyList>() {
-        floats(list)?
+        list.iter()
+            .enumerate()
+            .map(component)
+            .collect::<Result<_, _>>()?
     } else if let Ok(tuple) = value.cast::<PyTuple>() {
         tuple
             .iter()
@@ -199,30 +207,6 @@ fn vector(value: &Bound<'_, PyAny>) -> Result<Box<[f32]>, String> {
         ));
     }
     Ok(numbers.into())
-}
-
-/// The components of a list: nearly always floats, and thousands of them per record.
-fn floats(list: &Bound<'_, PyList>) -> Result<Vec<f32>, String> {
-    let mut numbers = Vec::with_capacity(list.len());
-    for at in 0..list.len() {
-        // SAFETY: the list is alive and this thread is attached. What comes back is borrowed from
-        // the list, or null with an exception set where the list has shrunk meanwhile, which an
-        // item's own conversion to a float could have done. A float that is not of a subclass is
-        // read without running Python, so that the borrowed item outlives its use.
-        let number = unsafe {
-            let item = ffi::PyList_GetItem(list.as_ptr(), at as ffi::Py_ssize_t);
-            (!item.is_null() && ffi::PyFloat_CheckExact(item) != 0)
-                .then(|| ffi::PyFloat_AsDouble(item))
-        };
-        numbers.push(if let Some(number) = number {
-            narrow(at, number)?
-        } else {
-            drop(PyErr::take(list.py()));
-            let item = list.get_item(at).map_err(|error| error.to_string())?;
-            component((at, item))?
-        });
-    }
-    Ok(numbers)
 }
 
 fn component((at, value): (usize, Bound<'_, PyAny>)) -> Result<f32, String> {

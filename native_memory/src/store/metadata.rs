@@ -5,7 +5,6 @@
 //! that is equal makes it all but certain, and the records that a search returns are looked at
 //! themselves (see `Engine::find`).
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 
 use serde_json::{Map, Value};
@@ -22,42 +21,44 @@ const UNKNOWN: u64 = 0;
 pub(super) struct MetadataColumns {
     /// With a random key, so that nobody can choose values whose hashes are equal.
     state: RandomState,
-    columns: HashMap<String, Vec<u64>>,
+    columns: Vec<(String, Vec<u64>)>,
 }
 
 /// The columns that a filter is about, and the hashes that it wants.
-pub(super) struct Wanted<'a> {
-    pairs: Vec<(&'a str, u64)>,
+pub(super) struct Wanted {
+    /// Positions of columns, and hashes.
+    pairs: Vec<(usize, u64)>,
 }
 
 impl MetadataColumns {
     /// Makes room for a filter on `rows` rows.
-    pub(super) fn prepare<'a>(
-        &mut self,
-        wanted: &'a Map<String, Value>,
-        rows: usize,
-    ) -> Wanted<'a> {
-        let new = wanted.keys().filter(|key| !self.columns.contains_key(*key));
+    pub(super) fn prepare(&mut self, wanted: &Map<String, Value>, rows: usize) -> Wanted {
+        let new = wanted.keys().filter(|key| self.position(key).is_none());
         if self.columns.len() + new.count() > KEYS {
             self.columns.clear();
         }
-        for key in wanted.keys() {
-            let column = self.columns.entry(key.clone()).or_default();
-            column.resize(rows, UNKNOWN);
-        }
+        let pairs = wanted.iter().map(|(key, value)| {
+            let at = self.position(key).unwrap_or_else(|| {
+                self.columns.push((key.clone(), Vec::new()));
+                self.columns.len() - 1
+            });
+            self.columns[at].1.resize(rows, UNKNOWN);
+            (at, self.hash(value))
+        });
         Wanted {
-            pairs: wanted
-                .iter()
-                .map(|(key, value)| (key.as_str(), self.hash(value)))
-                .collect(),
+            pairs: pairs.collect(),
         }
     }
 
+    fn position(&self, key: &str) -> Option<usize> {
+        self.columns.iter().position(|(known, _)| known == key)
+    }
+
     /// Whether a row has the wanted values, or `None` if it was not read yet.
-    pub(super) fn fits(&self, row: usize, wanted: &Wanted<'_>) -> Option<bool> {
+    pub(super) fn fits(&self, row: usize, wanted: &Wanted) -> Option<bool> {
         let mut fits = true;
-        for (key, hash) in &wanted.pairs {
-            match self.columns.get(*key)?.get(row).copied()? {
+        for (at, hash) in &wanted.pairs {
+            match self.columns.get(*at)?.1.get(row).copied()? {
                 UNKNOWN => return None,
                 known => fits &= known == *hash,
             }
@@ -80,7 +81,7 @@ impl MetadataColumns {
 
     /// Forgets a row, which has changed.
     pub(super) fn forget(&mut self, row: usize) {
-        for column in self.columns.values_mut() {
+        for (_, column) in &mut self.columns {
             if let Some(place) = column.get_mut(row) {
                 *place = UNKNOWN;
             }

@@ -591,27 +591,24 @@ impl Mirror {
         let columns = &part.columns;
         let rows = columns.records.len();
         let mut selected: Option<Bitmap> = None;
-        let mut keep = |test: &dyn Fn(usize) -> bool| {
-            selected = Some(match selected.take() {
-                None => pack(rows, test),
-                Some(mut some) => {
-                    retain(&mut some, test);
-                    some
-                }
-            });
-        };
         if let Some(scope) = filter.scope.as_deref().filter(|scope| *scope != ROOT) {
             let inside = self.scopes.subtree(connection, scope)?;
-            keep(&|row| inside.get(columns.scopes[row] as usize) == Some(&true));
+            let scopes = &columns.scopes[..rows];
+            keep(&mut selected, rows, |row| {
+                inside.get(scopes[row] as usize) == Some(&true)
+            });
         }
         if let Some(wanted) = &filter.categories {
-            let fits = self.sets.having(wanted);
-            keep(&|row| fits.get(columns.sets[row] as usize) == Some(&true));
+            let having = self.sets.having(wanted);
+            let sets = &columns.sets[..rows];
+            keep(&mut selected, rows, |row| {
+                having.get(sets[row] as usize) == Some(&true)
+            });
         }
         if filter.created_from.is_some() || filter.created_before.is_some() {
             let from = filter.created_from.unwrap_or(i64::MIN);
             let before = filter.created_before;
-            keep(&|row| {
+            keep(&mut selected, rows, |row| {
                 let at = columns.created_at[row];
                 from <= at && before.is_none_or(|before| at < before)
             });
@@ -621,13 +618,15 @@ impl Mirror {
                 .iter()
                 .filter_map(|name| self.sources.get(name).copied())
                 .collect();
-            keep(&|row| wanted.contains(&columns.sources[row]));
+            keep(&mut selected, rows, |row| {
+                wanted.contains(&columns.sources[row])
+            });
         }
         if let Visibility::Only(viewer) = &filter.visible_to {
             let viewer = viewer
                 .as_ref()
                 .and_then(|name| self.sources.get(name).copied());
-            keep(&|row| {
+            keep(&mut selected, rows, |row| {
                 !columns.private.contains(row)
                     || viewer.is_some_and(|viewer| columns.sources[row] == viewer)
             });
@@ -931,32 +930,28 @@ fn scan(search: &Search<'_>, spread: bool) -> Vec<Candidates> {
     SCANNERS.map_chunks(&chunks, size, |_, chunks| some(chunks))
 }
 
-/// The rows below `rows` that pass, as a set.
-fn pack(rows: usize, test: &dyn Fn(usize) -> bool) -> Bitmap {
-    let mut set = Bitmap::new();
-    let words = set.words_mut();
-    words.reserve(rows.div_ceil(64));
-    for start in (0..rows).step_by(64) {
-        let mut word = 0;
-        for row in start..rows.min(start + 64) {
-            word |= u64::from(test(row)) << (row - start);
-        }
-        words.push(word);
-    }
-    set
-}
-
-fn retain(set: &mut Bitmap, test: &dyn Fn(usize) -> bool) {
-    for (number, word) in set.words_mut().iter_mut().enumerate() {
-        let mut left = *word;
-        while left != 0 {
-            let bit = left.trailing_zeros() as usize;
-            left &= left - 1;
-            if !test(number * 64 + bit) {
-                *word &= !(1 << bit);
+/// Leaves those rows in `selected` that pass; all below `rows` are in it while it is `None`.
+///
+/// Generic, so that the test becomes part of the loop: it runs for every row of the store.
+fn keep(selected: &mut Option<Bitmap>, rows: usize, test: impl Fn(usize) -> bool) {
+    if let Some(some) = selected {
+        for (number, word) in some.words_mut().iter_mut().enumerate() {
+            let mut left = *word;
+            while left != 0 {
+                let bit = left.trailing_zeros() as usize;
+                left &= left - 1;
+                if !test(number * 64 + bit) {
+                    *word &= !(1 << bit);
+                }
             }
         }
+        return;
     }
+    let words = (0..rows).step_by(64).map(|start| {
+        let passing = |word, row| word | u64::from(test(row)) << (row - start);
+        (start..rows.min(start + 64)).fold(0, passing)
+    });
+    *selected = Some(bitmap(words.collect()));
 }
 
 fn bitmap(words: Vec<u64>) -> Bitmap {

@@ -7,6 +7,7 @@ use rusqlite::{Connection, OptionalExtension, ToSql, Transaction, TransactionBeh
 
 use super::error::{Result, StoreError};
 use super::filter::{Filter, has_category, has_metadata};
+use super::read::damaged;
 use super::record::{Record, time_checksum, vector_bytes};
 use super::scope::{self, ROOT};
 
@@ -107,36 +108,21 @@ impl<'c> Write<'c> {
         let lineage = self.lineage(&record.scope)?;
         let scope = own(&lineage);
         let set = self.category_set(&record.categories)?;
-        let old = self.find(&record.id)?;
-        let rowid = match &old {
-            Some(old) => old.record,
-            None => self.next_record()?,
+        // Most records are new: that is tried before it is asked whether this one is.
+        let inserted = self.insert(record, scope, set)?;
+        let (old, rowid, vector) = if let Some((rowid, vector)) = inserted {
+            (None, rowid, vector)
+        } else {
+            let old = self.find(&record.id)?.ok_or_else(|| {
+                damaged(format!(
+                    "record {:?} is there and cannot be found",
+                    record.id
+                ))
+            })?;
+            let vector = self.replace(record, &old, scope, set)?;
+            let rowid = old.record;
+            (Some(old), rowid, vector)
         };
-        let vector = self.put_vector(record, rowid, old.as_ref().and_then(|old| old.vector))?;
-        self.transaction
-            .prepare_cached(
-                "INSERT INTO records (record, id, scope, categories, content, metadata,
-                     importance, created_at, last_accessed, source, private, vector, checksum)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
-                 ON CONFLICT (record) DO UPDATE SET scope = ?3, categories = ?4, content = ?5,
-                     metadata = ?6, importance = ?7, created_at = ?8, last_accessed = ?9,
-                     source = ?10, private = ?11, vector = ?12, checksum = ?13",
-            )?
-            .execute(params![
-                rowid,
-                record.id,
-                scope,
-                set,
-                record.content,
-                record.metadata,
-                record.importance,
-                record.created_at,
-                record.last_accessed,
-                record.source,
-                record.private,
-                vector,
-                record.checksum(vector),
-            ])?;
         if let Some(old) = &old {
             self.count(old, -1)?;
         }
@@ -158,6 +144,81 @@ impl<'c> Write<'c> {
             None => self.time(&new)?,
         }
         Ok(())
+    }
+
+    /// Adds the row of a record and its vector, and gives their ids; `None`, and no change, where
+    /// a record with its id is stored already.
+    fn insert(
+        &mut self,
+        record: &Record,
+        scope: i64,
+        set: i64,
+    ) -> Result<Option<(i64, Option<i64>)>> {
+        let rowid = self.next_record()?;
+        let vector = record.embedding.is_some().then_some(self.seq + 1);
+        let inserted = self
+            .transaction
+            .prepare_cached(
+                "INSERT INTO records (record, id, scope, categories, content, metadata,
+                     importance, created_at, last_accessed, source, private, vector, checksum)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+                 ON CONFLICT (id) DO NOTHING",
+            )?
+            .execute(params![
+                rowid,
+                record.id,
+                scope,
+                set,
+                record.content,
+                record.metadata,
+                record.importance,
+                record.created_at,
+                record.last_accessed,
+                record.source,
+                record.private,
+                vector,
+                record.checksum(vector),
+            ])?;
+        if inserted == 0 {
+            return Ok(None);
+        }
+        self.next_record = Some(rowid + 1);
+        if let Some(embedding) = &record.embedding {
+            self.add_vector(rowid, &vector_bytes(embedding))?;
+        }
+        Ok(Some((rowid, vector)))
+    }
+
+    /// Puts a record in the place of the one with its id, and gives the id of its vector.
+    fn replace(
+        &mut self,
+        record: &Record,
+        old: &Stored,
+        scope: i64,
+        set: i64,
+    ) -> Result<Option<i64>> {
+        let vector = self.put_vector(record, old.record, old.vector)?;
+        self.transaction
+            .prepare_cached(
+                "UPDATE records SET scope = ?2, categories = ?3, content = ?4, metadata = ?5,
+                     importance = ?6, created_at = ?7, last_accessed = ?8, source = ?9,
+                     private = ?10, vector = ?11, checksum = ?12 WHERE record = ?1",
+            )?
+            .execute(params![
+                old.record,
+                scope,
+                set,
+                record.content,
+                record.metadata,
+                record.importance,
+                record.created_at,
+                record.last_accessed,
+                record.source,
+                record.private,
+                vector,
+                record.checksum(vector),
+            ])?;
+        Ok(vector)
     }
 
     /// Sets `last_accessed`; ids that are not stored are ignored.
@@ -361,7 +422,7 @@ impl<'c> Write<'c> {
                 .prepare_cached("SELECT coalesce(max(record), 0) + 1 FROM records")?
                 .query_row([], |row| row.get(0))?,
         };
-        self.next_record = Some(next + 1);
+        self.next_record = Some(next);
         Ok(next)
     }
 
@@ -383,13 +444,18 @@ impl<'c> Write<'c> {
         if let Some(old) = old {
             self.drop_vector(rowid, old)?;
         }
-        let Some(bytes) = bytes else { return Ok(None) };
+        bytes
+            .map(|bytes| self.add_vector(rowid, &bytes))
+            .transpose()
+    }
+
+    fn add_vector(&mut self, rowid: i64, bytes: &[u8]) -> Result<i64> {
         let id = self.seq + 1;
         self.transaction
             .prepare_cached("INSERT INTO vectors (id, checksum, vector) VALUES (?1, ?2, ?3)")?
-            .execute(params![id, crc32fast::hash(&bytes), bytes])?;
+            .execute(params![id, crc32fast::hash(bytes), bytes])?;
         self.log(rowid, id)?;
-        Ok(Some(id))
+        Ok(id)
     }
 
     fn drop_vector(&mut self, record: i64, vector: i64) -> Result<()> {

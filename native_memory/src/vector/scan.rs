@@ -148,6 +148,9 @@ pub struct Candidates {
     compact_at: usize,
     lower: Best,
     trial: Trial,
+    /// Rows of a block that do not fill a batch yet: where a filter leaves few, those of many
+    /// parts are read together, so that each is fetched from memory while others are looked at.
+    pending: Option<(usize, Box<Batch>)>,
 }
 
 /// The largest numbers pushed so far, at most `k` of them.
@@ -260,13 +263,22 @@ impl<'a> Search<'a> {
         samples
     }
 
-    /// Goes over the codes of one part and adds the rows that may be in the result.
+    /// Goes over the codes of one part and adds the rows that may be in the result; the last few
+    /// with the next part, or when the search is finished.
     pub fn scan(&self, chunk: &Chunk, found: &mut Candidates) {
         if self.k == 0 {
             return;
         }
         let source = &self.blocks[chunk.block];
-        let mut batch = Batch::new();
+        let mut batch = match found.pending.take() {
+            Some((block, mut batch)) => {
+                if block != chunk.block {
+                    self.keep(block, &mut batch, found);
+                }
+                batch
+            }
+            None => Box::new(Batch::new()),
+        };
         for word in chunk.words.clone().step_by(chunk.step) {
             let mut bits = source.eligible(word);
             while bits != 0 {
@@ -278,11 +290,18 @@ impl<'a> Search<'a> {
                 self.keep(chunk.block, &mut batch, found);
             }
         }
-        self.keep(chunk.block, &mut batch, found);
+        // What a sample says is wanted before anything else is read.
+        if chunk.step > 1 {
+            self.keep(chunk.block, &mut batch, found);
+        }
+        found.pending = Some((chunk.block, batch));
     }
 
     /// Adds those of a batch's rows whose upper bounds reach the limit, and raises the limit.
     fn keep(&self, number: usize, batch: &mut Batch, found: &mut Candidates) {
+        if batch.len == 0 {
+            return;
+        }
         let block = &self.blocks[number].block;
         let known = self.limit();
         if let Some(probe) = &self.probes[number]
@@ -432,7 +451,10 @@ impl<'a> Search<'a> {
     /// All candidates that the common limit leaves.
     fn merge(&self, found: impl IntoIterator<Item = Candidates>) -> Vec<Candidate> {
         let mut all: Vec<Candidate> = Vec::new();
-        for part in found {
+        for mut part in found {
+            if let Some((block, mut batch)) = part.pending.take() {
+                self.keep(block, &mut batch, &mut part);
+            }
             if all.is_empty() {
                 all = part.rows;
             } else {

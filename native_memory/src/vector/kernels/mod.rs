@@ -53,6 +53,9 @@ pub fn available() -> impl Iterator<Item = &'static Kernels> {
 /// Bytes between the row that is read and the one that is fetched from memory meanwhile. Rows are
 /// read four at a time, which hides from the hardware that they lie in a row.
 const AHEAD: usize = 8 * 1024;
+/// The same in rows, where they are short: enough to hide the latency of memory, and few enough
+/// that most rows of a small batch are fetched in time.
+const AHEAD_ROWS: usize = 24;
 
 /// Splits the rows into fours, whose loops share the loads of the query, and the rest. Each loop
 /// also gets the rows that will be read soon, to have them fetched. Slicing checks here, once,
@@ -67,7 +70,7 @@ fn for_rows<T>(
     mut one: impl FnMut(&[T]) -> f64,
 ) {
     let row = |at: u32| &codes[at as usize * stride..][..stride];
-    let ahead = AHEAD.div_ceil(stride * 4) * 4;
+    let ahead = (AHEAD.div_ceil(stride * size_of::<T>() * 4) * 4).min(AHEAD_ROWS);
     let whole = rows.len() / 4 * 4;
     for start in (0..whole).step_by(4) {
         let soon = if start + ahead < whole {

@@ -311,10 +311,51 @@ fn the_parts_of_a_search_are_all_rows_once() {
         for chunk in search.chunks() {
             search.scan(&chunk, &mut found);
         }
-        let mut at: Vec<_> = found.rows.iter().map(|row| row.at).collect();
+        let mut at: Vec<_> = search.merge([found]).iter().map(|row| row.at).collect();
         at.sort_unstable();
         let all = (0..2).flat_map(|block| (0..rows).map(move |row| RowRef { block, row }));
         assert!(all.eq(at), "{rows}");
+    }
+}
+
+#[test]
+fn few_rows_of_many_parts_are_all_looked_at() {
+    const ROWS: u64 = 20_000;
+    let memory = tail((0..ROWS).map(|row| noise(row, 24)), 24);
+    let directory = tempfile::tempdir().unwrap();
+    let segment = sealed(&memory, directory.path());
+    for step in [1, 63, 97, 5000] {
+        let few: Bitmap = (0..ROWS as usize).step_by(step).collect();
+        let blocks = [memory.block(), segment.block()].map(|block| ScanBlock {
+            block,
+            filter: Some(few.words()),
+            deleted: None,
+        });
+        let query = Query::new(&noise(step as u64 + ROWS, 24), Metric::L2).unwrap();
+        let search = Search::new(&blocks, &query, 10, None).unwrap();
+        let fetch = |at: RowRef, _, into: &mut [f32]| {
+            into.copy_from_slice(&noise(u64::from(at.row), 24));
+            Ok::<_, Infallible>(())
+        };
+        let by_row = |a: &Hit, b: &Hit| a.at.cmp(&b.at);
+        let mut expected: Vec<f64> = (0..ROWS)
+            .step_by(step)
+            .map(|row| noise(row, 24))
+            .flat_map(|vector| [query.score(&vector, norm(&vector)); 2])
+            .collect();
+        expected.sort_by(|a, b| b.total_cmp(a));
+        expected.truncate(10);
+        let scores = |found: Found| found.hits.iter().map(|hit| hit.score).collect::<Vec<_>>();
+        assert_eq!(scores(search.run(fetch, by_row).unwrap()), expected);
+        // Parts in two threads, in another order.
+        let mut found = [Candidates::default(), Candidates::default()];
+        for (at, chunk) in search.chunks().iter().rev().enumerate() {
+            search.scan(chunk, &mut found[at % 2]);
+        }
+        assert_eq!(
+            scores(search.finish(found, fetch, by_row).unwrap()),
+            expected
+        );
     }
 }
 
