@@ -1,9 +1,10 @@
 //! The store: a SQLite file that is the truth, and what a process keeps in memory to search it.
 //!
 //! Data flows one way. [`record`] and [`filter`] say what is stored and asked for; [`write`]
-//! changes the file ([`schema`]) in transactions, one writer at a time ([`queue`]); [`read`]
-//! answers from tables; [`mirror`] follows the file's changes and searches, beginning with a
-//! [`snapshot`] that [`seal`] made, and in [`groups`] if it may be approximate, and knows `metadata` by hashes; [`engine`] puts them
+//! changes the file ([`schema`]) in transactions, one writer at a time ([`queue`]), each of which
+//! reaches SQLite's log in few pieces ([`log`]); [`read`] answers from tables; [`mirror`] follows
+//! the file's changes and searches, beginning with a [`snapshot`] that [`seal`] made, and in
+//! [`groups`] if it may be approximate, and knows `metadata` by hashes; [`engine`] puts them
 //! together for one file, and [`care`], [`text`] and [`reembed`] give it what is not needed every
 //! day; [`process`] shares engines and takes them through a fork. Nothing here knows about Python.
 
@@ -12,6 +13,7 @@ pub mod engine;
 pub mod error;
 pub mod filter;
 pub mod groups;
+mod log;
 mod metadata;
 pub mod mirror;
 pub mod process;

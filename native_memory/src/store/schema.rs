@@ -11,6 +11,7 @@ use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OpenFlags};
 
 use super::error::{Result, StoreError};
+use super::log;
 
 /// "CNMm": marks the file as ours (SQLite's `application_id`).
 const APPLICATION_ID: i64 = 0x434e_4d6d;
@@ -121,7 +122,9 @@ pub fn open(path: &Path, cache: i64) -> Result<Option<Connection>> {
     }
     let located = |error: rusqlite::Error| StoreError::from(error).at(path);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(located)?;
+    let connection = log::file_system()
+        .and_then(|system| Connection::open_with_flags_and_vfs(path, flags, system))
+        .map_err(located)?;
     connection.busy_timeout(BUSY).map_err(located)?;
     check_format(&connection, path)?;
     check_length(&connection, path)?;
