@@ -45,10 +45,12 @@ def test_a_start_loads_nothing_that_only_a_call_needs():
 before = set(sys.modules)
 import crewai_native
 status = crewai_native.status()
-print(json.dumps([sorted(before), [slot.slot for slot in status.slots if slot.state != "bound"]]))
+slots = {slot.slot: [slot.state, slot.reason] for slot in status.slots}
+print(json.dumps([sorted(before), slots]))
 """
     outside = start("print(json.dumps(sorted(sys.modules)))", CREWAI_NATIVE="0")
-    loaded, unbound = start(code, CREWAI_NATIVE="1")
-    assert unbound == []
+    loaded, slots = start(code, CREWAI_NATIVE="1")
+    assert {slot: found for slot, found in slots.items() if found[0] != "bound"} == {}
+    assert {slot: found for slot, found in slots.items() if "Error" in found[1]} == {}
     assert "crewai_native_tools.plugin" in loaded
     assert LATER & set(loaded) - set(outside) == set()

@@ -7,7 +7,6 @@ events and task output see as such; code that calls a tool gets an exception.
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -258,18 +257,6 @@ class NativeGuard:
         if agent is None:
             raise stopped
         return self._told(stopped)
-
-    def mcp_client(self, make: Callable[[], Any]) -> Any:
-        """Return, for one call, a client with a connection that the run keeps."""
-        from crewai_native_tools import mcp
-
-        return mcp.CONNECTIONS.client(make)
-
-    def mcp_run_ended(self, run: str) -> None:
-        """Have a run's connections closed."""
-        # What was never imported has no connections.
-        if (mcp := sys.modules.get("crewai_native_tools.mcp")) is not None:
-            mcp.CONNECTIONS.end_run(run)
 
     def _plan(self, call: ToolCall) -> Plan:
         plans = self._plans

@@ -39,6 +39,16 @@ class _Guard:
     def before_model(self, call: ModelCall) -> Any:
         return (self.made or self.make()).before_model(call)
 
+    def mcp_client(self, make: Callable[[], Any]) -> Any:
+        from crewai_native_tools import mcp
+
+        return mcp.CONNECTIONS.client(make)
+
+    def mcp_run_ended(self, run: str) -> None:
+        # What was never imported has no connections.
+        if (mcp := sys.modules.get("crewai_native_tools.mcp")) is not None:
+            mcp.CONNECTIONS.end_run(run)
+
     def make(self) -> NativeGuard:
         from crewai_native_tools.guard import NativeGuard
 
