@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -24,7 +26,8 @@ with warnings.catch_warnings():
     from crewai.tools import tool
 
 import crewai_native_tasks
-from crewai_native_tasks import Cancelled, cancel_scope
+from crewai_native_tasks import Cancelled, cancel_scope, limits
+from crewai_native_tasks.options import Options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -342,3 +345,53 @@ class TestNeutral:
 
         assert crew_of(script, tools=[shout]).kickoff().raw == "A"
         assert asyncio.run(crew_of(script, tools=[shout]).akickoff()).raw == "A"
+
+
+class TestTokens:
+    @pytest.fixture(autouse=True)
+    def limited(self, tmp_path: Path) -> Iterator[None]:
+        limits.configure(Options(tokens_per_minute=200, limits_path=tmp_path / "limits"))
+        yield
+        limits.configure(Options())
+
+    def test_what_one_crew_uses_holds_up_the_next_until_it_is_cancelled(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spent = crew_of(["word " * 200]).kickoff()
+        assert spent.token_usage.total_tokens > 200
+        (limit,) = limits.in_force()
+        refused, wait = limit.admit()
+        assert refused is None
+        assert 0 < wait <= 61
+
+        asked, held_up = threading.Event(), threading.Event()
+        admit = limits.admit
+
+        def seen(of: Any) -> Any:
+            admission, wait = admit(of)
+            if admission is None:
+                held_up.set()
+            return admission, wait
+
+        monkeypatch.setattr(limits, "admit", seen)
+        other = crew_of([lambda _: asked.set() or "never asked"])
+        handle = crewai_native_tasks.start(other)
+        assert held_up.wait(FOREVER)
+        handle.cancel()
+        with pytest.raises((Cancelled, CancelledError)):
+            handle.result(FOREVER)
+        assert not asked.is_set()
+
+        # Another process that shares the file is held up as well.
+        program = (
+            "import sys\nfrom crewai_native_tasks.limits import Limit\n"
+            "print(Limit(requests=None, tokens=200, path=sys.argv[1]).admit()[0])"
+        )
+        told = subprocess.run(
+            [sys.executable, "-c", program, tmp_path / "limits"],
+            capture_output=True,
+            text=True,
+            timeout=FOREVER,
+            check=True,
+        )
+        assert told.stdout == "None\n"
