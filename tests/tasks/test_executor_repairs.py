@@ -8,18 +8,21 @@ import functools
 import inspect
 import json
 import threading
-from typing import Any
-from uuid import uuid4
+from typing import Any, ClassVar
+from uuid import UUID, uuid4
 
 import pytest
+from crewai.agents import agent_executor
 from crewai.events.event_bus import crewai_event_bus
 from crewai.events.types.llm_events import LLMCallCompletedEvent
 from crewai.events.types.tool_usage_events import ToolUsageStartedEvent
 from crewai.execution import set_execution_uuid
 from crewai.flow.flow import Flow, listen, router, start
+from crewai.llms import base_llm
 from crewai.tools.base_tool import BaseTool
 from crewai.tools.base_tool import Tool as MadeTool
 from crewai.tools.structured_tool import CrewStructuredTool
+from crewai.tools.tool_failure import ToolFailure
 from crewai.utilities import file_store
 from crewai.utilities.i18n import I18N
 from pydantic import BaseModel, PrivateAttr, ValidationError
@@ -525,3 +528,33 @@ def test_what_agents_call_of_a_tool_is_made_anew_each_time():
 def test_a_tool_that_does_not_fit_its_schema_is_refused_in_pydantics_words():
     with pytest.raises(ValidationError, match="parameter 'missing' not found in args_schema"):
         Unfitting().to_structured_tool()
+
+
+class Formatting(Counted):
+    def format_output_for_agent(self, raw_result: Any) -> Any:
+        return [raw_result]
+
+
+class Unformatted(Counted):
+    format_output_for_agent: ClassVar[Any] = None
+
+
+@pytest.mark.parametrize("raw", ["text", 7, None, State(), ToolFailure(message="failed")])
+@pytest.mark.parametrize(
+    "tool", [Counted(), Formatting(), Unformatted(), Counted().to_structured_tool(), object()]
+)
+def test_what_a_tool_gave_is_formatted_as_by_crewai(tool, raw):
+    found = agent_executor.format_native_tool_output_for_agent
+    assert found.__wrapped__ is not found
+    assert found(tool, raw) == found.__wrapped__(tool, raw)
+
+
+def test_a_model_call_has_an_identifier_while_it_lasts():
+    with base_llm.llm_call_context() as outer:
+        assert base_llm.get_current_call_id() == outer
+        inner = base_llm.llm_call_context()
+        assert inner.__enter__() == base_llm.get_current_call_id() != outer
+        error = KeyError()
+        assert not inner.__exit__(KeyError, error, None)
+        assert base_llm.get_current_call_id() == outer
+    assert UUID(outer).version == 4

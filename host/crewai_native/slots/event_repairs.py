@@ -14,7 +14,7 @@ from crewai_native.slots._base import Repair, Target
 from crewai_native.slots.kickoff_repairs import FRUGAL, OF_A_MODEL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from crewai_native._bind import Binding
     from crewai_native.slots._base import Provider
@@ -54,13 +54,29 @@ def _event_id() -> str:
     return event_repairs.event_id()
 
 
+def _llm_call_context() -> Iterator[str]:
+    # Runs in place of CrewAI's generator, with the globals of its module.
+    from crewai_native.slots import event_repairs  # noqa: PLW0406 - those are not this module's
+
+    call_id = event_repairs.event_id()
+    token = _current_call_id.set(call_id)  # type: ignore[name-defined] # noqa: F821
+    try:
+        yield call_id
+    finally:
+        _current_call_id.reset(token)  # type: ignore[name-defined] # noqa: F821
+
+
 def _identifiers_made_together(binding: Binding, _provider: Provider) -> None:
     from crewai.events.base_events import BaseEvent
+    from crewai.llms import base_llm
+
+    context: Any = base_llm.llm_call_context
 
     factory: Any = BaseEvent.model_fields["event_id"].default_factory
     if factory.__code__.co_names != ("str", "uuid", "uuid4"):
         raise Declined("CrewAI makes the identifiers of events in some other way")
     binding.replace_body(factory, _event_id)
+    binding.replace_body(context.__wrapped__, _llm_call_context)
 
 
 # --- what the bus adds to an event ------------------------------------------------------------
@@ -270,8 +286,11 @@ _RECORD: Final = "crewai.state.event_record"
 REPAIRS: Final = (
     Repair(
         name="identifiers-together",
-        summary="the system is asked for randomness for the identifier of each event",
-        targets=(Target("crewai.events.base_events:BaseEvent"),),
+        summary="the system is asked for randomness for the identifier of each event and model call",
+        targets=(
+            Target("crewai.events.base_events:BaseEvent"),
+            Target("crewai.llms.base_llm:llm_call_context", wrapped=True),
+        ),
         feature=FRUGAL,
         bind=_identifiers_made_together,
     ),

@@ -6,6 +6,7 @@ Each of these gives exactly what CrewAI's own code gives. They belong to ``tasks
 
 from __future__ import annotations
 
+import functools
 import inspect
 import weakref
 from typing import TYPE_CHECKING, Any, Final
@@ -333,6 +334,28 @@ class _Structured:
         return made
 
 
+def _formats_without_inspection(binding: Binding, _provider: Provider) -> None:
+    from crewai.tools.base_tool import BaseTool
+    from crewai.tools.tool_failure import ToolFailure
+    from crewai.utilities import agent_utils
+
+    stock, watch = agent_utils.format_native_tool_output_for_agent, binding.watch
+
+    @functools.wraps(stock)
+    def format_output(tool: Any, raw_result: Any) -> str:
+        # Its class says that it has one, which CrewAI finds out from all that there is of the tool.
+        if (
+            not watch.serving
+            or not isinstance(tool, BaseTool)
+            or isinstance(raw_result, ToolFailure)
+        ):
+            return stock(tool, raw_result)
+        of_tool = getattr(tool, "format_output_for_agent", None)
+        return str(of_tool(raw_result) if callable(of_tool) else raw_result)
+
+    binding.replace_functions([(stock, format_output)])
+
+
 # --- prompts ----------------------------------------------------------------------------------
 
 
@@ -433,6 +456,18 @@ REPAIRS: Final = (
         ),
         feature=FRUGAL,
         bind=_structured_without_validation,
+    ),
+    Repair(
+        name="formats-without-inspection",
+        summary="each result of a tool has the tool searched for what formats it",
+        targets=(
+            Target(
+                "crewai.utilities.agent_utils:format_native_tool_output_for_agent", wrapped=True
+            ),
+            Target("crewai.tools.base_tool:BaseTool.format_output_for_agent", wrapped=True),
+        ),
+        feature=FRUGAL,
+        bind=_formats_without_inspection,
     ),
     Repair(
         name="loggers-without-validation",
