@@ -132,5 +132,5 @@ pub fn write_int(out: &mut Vec<u8>, number: i64) {
 
 /// Writes a finite number: the shortest digits that read back as the same one.
 pub fn write_float(out: &mut Vec<u8>, number: f64) {
-    out.extend_from_slice(ryu::Buffer::new().format_finite(number).as_bytes());
+    out.extend_from_slice(zmij::Buffer::new().format_finite(number).as_bytes());
 }
