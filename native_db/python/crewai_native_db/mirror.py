@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("crewai_native")
 _TIMEOUT: Final = 30.0
-# Seconds from one writing to the next. Each costs some disk accesses, and crews that run side by
+# Seconds from a change to its writing. That costs some accesses to the disk, and crews that run side by
 # side end many tasks a second.
-_REST: Final = 0.25
+_PAUSE: Final = 0.25
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS latest_kickoff_task_outputs (
     task_id TEXT PRIMARY KEY,
@@ -152,7 +152,11 @@ class Mirror:
     def _work(self) -> None:
         while True:
             with self._state:
+                self._writing = False
+                self._state.notify_all()
                 self._state.wait_for(lambda: bool(self._places))
+                # Further tasks may end. Whoever waits for what has ended does not wait for those.
+                self._state.wait_for(lambda: self._waiting > 0, _PAUSE)
                 places, self._places = self._places, set()
                 self._writing = True
             for place in places:
@@ -163,10 +167,6 @@ class Mirror:
                     _logger.exception(
                         "%s: crewai log-tasks-outputs will not show the newest run", place
                     )
-            with self._state:
-                self._writing = False
-                self._state.notify_all()
-                self._state.wait_for(lambda: self._waiting > 0, _REST)
 
 
 def _columns(db: sqlite3.Connection) -> set[str]:
