@@ -149,7 +149,10 @@ def _turns(side: str) -> Run:
 
 @functools.cache
 def _recorded_turns() -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """Return what a crew gives to ``to_serializable`` in 40 turns, each value as it then was."""
+    """Return what a crew gives to ``to_serializable`` in 40 turns, each value as it then was.
+
+    A message that comes again unchanged is the same object again, as it is in the run.
+    """
     import crewai
     from crewai.tools import BaseTool
     from crewai.utilities import serialization
@@ -165,12 +168,22 @@ def _recorded_turns() -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
 
     recorded: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
     stock = serialization.to_serializable
+    # Objects, which are kept alive for their ids, and what they were like when last seen.
+    seen: dict[int, tuple[Any, Any]] = {}
+
+    def as_it_is(value: Any) -> Any:
+        if type(value) is list:
+            return [as_it_is(item) for item in value]
+        known = seen.get(id(value))
+        if known is None or known[1] != value:
+            known = seen[id(value)] = value, copy.deepcopy(value)
+        return known[1]
 
     def record(value: Any, *rest: Any, **options: Any) -> Any:
         # CrewAI's function finds itself by its name; only what is given to it from outside counts.
         serialization.to_serializable = stock
         try:
-            recorded.append((copy.deepcopy(value), rest, options))
+            recorded.append((as_it_is(value), rest, options))
             return stock(value, *rest, **options)
         finally:
             serialization.to_serializable = record
