@@ -95,17 +95,19 @@ def cases() -> Iterator[Case]:
                 parameters={"synchronous": level, "task": tasks},
                 target=15.0,
             )
-    yield Case(
-        name="checkpoint-kickoff",
-        group="db",
-        slot="checkpoint.writer",
-        description="a kickoff with checkpoints over the same without (as s)",
-        sides=("native",),
-        setup=_checkpoints(_overhead),
-        parameters={"tasks": 10, "calls": 10},
-        check=None,
-        limit=1.15,
-    )
+    for wheels in ("db", "all"):
+        yield Case(
+            name="checkpoint-kickoff",
+            group="db",
+            slot="checkpoint.writer",
+            description="a kickoff with checkpoints over the same without (as s); what is quick "
+            "without them shows their cost",
+            sides=("native",),
+            setup=_checkpoints(_overhead, alone=wheels == "db"),
+            parameters={"tasks": 10, "calls": 10, "wheels": wheels},
+            check=None,
+            limit=1.15,
+        )
     yield Case(
         name="checkpointed-kickoff",
         group="db",
@@ -286,7 +288,9 @@ def _replay(level: str, before: int) -> Any:
     return setup
 
 
-def _checkpoints(work: Callable[[Path], Callable[[], Any]]) -> Any:
+def _checkpoints(work: Callable[[Path], Callable[[], Any]], *, alone: bool = False) -> Any:
+    others = ("memory", "tools", "tasks", "serialization") if alone else ()
+
     @contextlib.contextmanager
     def setup(side: str) -> Iterator[Callable[[], Any]]:
         import crewai_native
@@ -294,7 +298,8 @@ def _checkpoints(work: Callable[[Path], Callable[[], Any]]) -> Any:
         with tempfile.TemporaryDirectory(prefix="crewai-native-bench-") as place:
             if side == "native":
                 served = {"checkpoint.writer": "crewai-native-db"}
-                crewai_native.activate(enabled=True, slots=served)
+                off: Any = {name: {"enabled": False} for name in others}
+                crewai_native.activate(enabled=True, slots=served, **off)
             try:
                 yield work(Path(place))
             finally:
