@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 # What only a served call needs.
 LATER = {
     "crewai_native._record",
@@ -29,9 +31,9 @@ LATER = {
 }
 
 
-def start(code, **environment):
+def start(code, *arguments, **environment):
     done = subprocess.run(
-        [sys.executable, "-c", f"import crewai, json, sys\n{code}"],
+        [sys.executable, "-c", f"import crewai, json, sys\n{code}", *arguments],
         capture_output=True,
         text=True,
         check=True,
@@ -54,3 +56,22 @@ print(json.dumps([sorted(before), slots]))
     assert {slot: found for slot, found in slots.items() if "Error" in found[1]} == {}
     assert "crewai_native_tools.plugin" in loaded
     assert LATER & set(loaded) - set(outside) == set()
+
+
+@pytest.mark.slow
+def test_what_earlier_starts_remember_hides_nothing_that_a_program_has_replaced(tmp_path):
+    code = """
+from crewai.agents.cache.cache_handler import CacheHandler
+if sys.argv[1:]:
+    CacheHandler.add = json.dumps
+import crewai_native
+slots = crewai_native.activate(enabled=True).slots
+print(json.dumps({slot.slot: slot.reason for slot in slots if slot.state != "bound"}))
+"""
+    here = {"CREWAI_NATIVE": "0", "CREWAI_NATIVE_CACHE_DIR": str(tmp_path)}
+    assert start(code, **here) == {}
+    remembered = (tmp_path / "fingerprints.json").read_bytes()
+    unbound = start(code, "replaced", **here)
+    assert list(unbound) == ["tools.cache"]
+    assert "CacheHandler.add is not code that was tested" in unbound["tools.cache"]
+    assert b"cache_handler.py" in remembered
