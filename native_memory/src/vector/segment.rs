@@ -449,14 +449,18 @@ impl Segment {
     }
 
     /// Reads everything and compares the checksums. Between steps it asks whether to `go_on`.
+    ///
+    /// It gives back the memory that what it has read took: nobody may want that soon.
     pub fn verify(&self, go_on: &dyn Fn() -> bool) -> Result<(), SegmentError> {
         for ((column, sum), part) in self.columns.iter().zip(self.checksums).zip(COLUMNS) {
             let mut found = crc32fast::Hasher::new();
-            for step in self.map[column.clone()].chunks(STEP) {
+            for start in column.clone().step_by(STEP) {
                 if !go_on() {
                     return Err(SegmentError::Stopped(self.path.clone()));
                 }
-                found.update(step);
+                let step = start..column.end.min(start + STEP);
+                found.update(&self.map[step.clone()]);
+                self.give_back(step);
             }
             if found.finalize() != sum {
                 return Err(SegmentError::Damaged {
@@ -467,6 +471,23 @@ impl Segment {
         }
         Ok(())
     }
+
+    /// Takes a part of the file out of the process's memory; what is read again comes from the
+    /// file.
+    #[cfg(unix)]
+    fn give_back(&self, part: Range<usize>) {
+        let advice = memmap2::UncheckedAdvice::DontNeed;
+        // SAFETY: nothing is lost, since the mapping is one of a file that is never written.
+        let given = unsafe {
+            self.map
+                .unchecked_advise_range(advice, part.start, part.len())
+        };
+        // A system that refuses keeps the memory until it needs it.
+        drop(given);
+    }
+
+    #[cfg(not(unix))]
+    fn give_back(&self, _part: Range<usize>) {}
 
     /// The file.
     pub fn path(&self) -> &Path {
