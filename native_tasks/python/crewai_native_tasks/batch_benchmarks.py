@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import signal
 import sys
 import threading
 import time
@@ -23,6 +24,9 @@ _TASKS: Final = 2
 _LATENCY: Final = 0.5
 _MANY: Final = 1000
 _AT_A_TIME: Final = 200
+_TIME_LIMIT: Final = 1
+# How long a model takes that nobody waits for: it answers before the next round begins.
+_TOO_LONG: Final = 1.3
 # What a batch may grow by, in bytes for each of its inputs: a crew that was kept takes many times that.
 _GROWTH: Final = 32_768
 
@@ -77,6 +81,29 @@ def cases() -> Iterator[Case]:
         setup=_cancel,
         check=None,
         limit=0.1,
+    )
+    for way, setup in (("kickoff", _limit), ("akickoff", _awaited_limit)):
+        yield Case(
+            name="time-limit",
+            group="tasks",
+            slot="tasks.control",
+            description="by how much a model that takes too long outruns max_execution_time",
+            parameters={"way": way, "max_execution_time": _TIME_LIMIT},
+            sides=("native",),
+            setup=setup,
+            check=_told,
+            limit=0.1,
+        )
+    yield Case(
+        name="interrupt",
+        group="tasks",
+        slot="tasks.batch",
+        description="from Ctrl-C until a batch whose models answer a second later has ended",
+        parameters={"crews": 20},
+        sides=("native",),
+        setup=_interrupt,
+        check=_told,
+        limit=1.0,
     )
 
 
@@ -199,3 +226,65 @@ def _cancel(side: str) -> contextlib.AbstractContextManager[Run]:
         return Elapsed(elapsed, ItemState.CANCELLED in states)
 
     return _bound(side, run)
+
+
+def _limit(side: str) -> contextlib.AbstractContextManager[Run]:
+    def run() -> Elapsed:
+        crew, began = _slow(), time.perf_counter()
+        try:
+            crew.kickoff()
+        except TimeoutError as error:
+            return Elapsed(time.perf_counter() - began - _TIME_LIMIT, str(error))
+        return Elapsed(0.0, "")
+
+    return _bound(side, run)
+
+
+def _awaited_limit(side: str) -> contextlib.AbstractContextManager[Run]:
+    async def run() -> Elapsed:
+        crew, began = _slow(), time.perf_counter()
+        try:
+            await crew.akickoff()
+        except TimeoutError as error:
+            return Elapsed(time.perf_counter() - began - _TIME_LIMIT, str(error))
+        return Elapsed(0.0, "")
+
+    # The end of a loop waits for its threads, of which one is in the model.
+    return _bound(side, lambda: asyncio.run(run()))
+
+
+def _slow() -> Any:
+    crew = _crew(1, 1, _TOO_LONG)
+    crew.agents[0].max_execution_time = _TIME_LIMIT
+    return crew
+
+
+def _interrupt(side: str) -> contextlib.AbstractContextManager[Run]:
+    from crewai_native_tasks import imap_crew
+
+    def run() -> Elapsed:
+        crew = _crew(_CALLS, _TASKS, 1.0)
+        batch = imap_crew(crew, ({"topic": f"t{n}"} for n in range(_MANY)), concurrency=20)
+        pressed = 0.0
+
+        def press() -> None:
+            nonlocal pressed
+            pressed = time.perf_counter()
+            signal.raise_signal(signal.SIGINT)
+
+        key = threading.Timer(0.5, press)
+        key.start()
+        try:
+            for _ in batch:
+                pass
+            said = ""
+        except KeyboardInterrupt:
+            said = "KeyboardInterrupt"
+        key.join()
+        return Elapsed(time.perf_counter() - pressed, said)
+
+    return _bound(side, run)
+
+
+def _told(results: Mapping[str, Any]) -> str | None:
+    return None if results["native"] else "it came to its end as if nobody had stopped it"
