@@ -15,7 +15,11 @@ import atexit
 import dataclasses
 import functools
 import itertools
+import json
+import mmap
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from datetime import datetime, timedelta
@@ -41,6 +45,7 @@ _CATEGORIES: Final = ("fact", "decision", "preference", "todo", "contact")
 _EPOCH: Final = datetime(2026, 1, 1)  # noqa: DTZ001 - CrewAI's datetimes are naive UTC
 # Building the largest LanceDB table takes minutes.
 _TIMEOUT: Final = 3600.0
+_STATM: Final = Path("/proc/self/statm")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -455,6 +460,14 @@ def _cases(corpus: Corpus) -> Iterator[Case]:
         **shared,
     )
     yield Case(
+        name="resident",
+        description=f"memory that a process takes to open it and to search {_QUERIES} times (MB as ms)",
+        setup=functools.partial(_resident, corpus),
+        observe=list,
+        target=5.0 if corpus.records >= 100_000 else None,  # noqa: PLR2004
+        **shared,
+    )
+    yield Case(
         name="load",
         description=f"fill an empty store with {_BATCH} records at once",
         setup=functools.partial(_load, corpus),
@@ -484,6 +497,40 @@ def _first_search(corpus: Corpus, side: str) -> Callable[[], Any]:
         return found
 
     return run
+
+
+def _resident(corpus: Corpus, side: str) -> Callable[[], Any]:
+    if not _STATM.exists():
+        raise Unavailable("needs /proc/self/statm, which Linux has")
+    _, directory = _filled(side, corpus, "open")
+    queries = directory / "queries.json"
+    queries.write_text(json.dumps(corpus.vectors()[1].tolist()))
+    # Only a new process has nothing of the benchmark's own data.
+    program = f"from {__name__} import say_resident; say_resident()"
+    command = [sys.executable, "-c", program, side, str(directory), str(queries)]
+
+    def run() -> Elapsed:
+        ended = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - our own
+        said = json.loads(ended.stdout)
+        return Elapsed(said["bytes"] / 1e9, said["found"])
+
+    return run
+
+
+def say_resident() -> None:
+    """Search a store in a process that does nothing else, and say what memory that took."""
+    import crewai  # noqa: F401 - what programs have anyway
+
+    side, directory, file = sys.argv[1:]
+    queries = json.loads(Path(file).read_text())
+    before = _pages()
+    storage = _open(side, Path(directory), Corpus(0, len(queries[0]), ""))
+    found = [[record.id for record, _ in storage.search(query, limit=10)] for query in queries]
+    print(json.dumps({"bytes": (_pages() - before) * mmap.PAGESIZE, "found": found}))  # noqa: T201
+
+
+def _pages() -> int:
+    return int(_STATM.read_text().split()[1])
 
 
 def _load(corpus: Corpus, side: str) -> Callable[[], Any]:
