@@ -48,6 +48,13 @@ from crewai_native.bench import _worker
 _worker.serve(plugin)
 """
 
+# CrewAI's reports of its use go to the network, on threads whose work would count on either side.
+_QUIET: Final = {
+    "CREWAI_DISABLE_TELEMETRY": "true",
+    "CREWAI_TRACING_ENABLED": "false",
+    "OTEL_SDK_DISABLED": "true",
+}
+
 
 class _Failure(Exception):  # noqa: N818 - it becomes a finding
     """A worker could not do what it was asked."""
@@ -58,7 +65,7 @@ class _Worker:
 
     def __init__(self, plugin: str) -> None:
         # Cases choose by themselves what is served by whom.
-        environment = {**os.environ, "CREWAI_NATIVE": "0"}
+        environment = {**_QUIET, **os.environ, "CREWAI_NATIVE": "0"}
         self._closed = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._child = subprocess.Popen(  # noqa: S603 - this interpreter, running the text above
