@@ -5,6 +5,8 @@ import traceback
 
 import pytest
 
+from crewai_native_tasks import ItemState, map_crew
+
 
 @pytest.mark.parametrize(
     ("code", "expected"),
@@ -134,3 +136,38 @@ def test_a_panic_that_nothing_catches_is_still_printed(sdk, capfd):
         sdk.fail_panic_unguarded()
     assert type(caught.value).__name__ == "PanicException"
     assert "unguarded" in capfd.readouterr().err
+
+
+class Panicking:
+    """In place of a crew: the kickoff of item 7 panics in Rust."""
+
+    usage_metrics = None
+
+    def __init__(self, panic):
+        self.panic = panic
+
+    def __call__(self):
+        return self
+
+    def kickoff(self, inputs):
+        if inputs["n"] == 7:
+            self.panic()
+        return inputs["n"]
+
+
+@pytest.mark.parametrize(
+    ("panic", "kind", "says"),
+    [
+        (lambda sdk: sdk.fail_panic("detached"), "RuntimeError", "part 3 is bad"),
+        (lambda sdk: sdk.fail_panic("pool"), "RuntimeError", "part 3 is bad"),
+        (lambda sdk: sdk.fail_panic_unguarded(), "PanicException", "unguarded"),
+    ],
+)
+def test_a_panic_in_one_kickoff_of_a_batch_is_that_kickoffs_alone(sdk, panic, kind, says):
+    crew = Panicking(lambda: panic(sdk))
+    result = map_crew(crew, [{"n": n} for n in range(20)], concurrency=4, on_error="collect")
+    failed = [item for item in result if item.state is ItemState.FAILED]
+    assert [(item.index, type(item.error).__name__) for item in failed] == [(7, kind)]
+    assert says in str(failed[0].error)
+    done = [item.output for item in result if item.state is ItemState.DONE]
+    assert done == [n for n in range(20) if n != 7]

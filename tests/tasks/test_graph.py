@@ -13,13 +13,16 @@ import crewai
 import pytest
 from crewai.events import event_bus
 from crewai.events.stream_context import add_stream_sink, reset_stream_sinks
+from crewai.events.types.crew_events import CrewKickoffCompletedEvent
+from crewai.events.types.task_events import TaskCompletedEvent
+from crewai.memory.unified_memory import Memory
 from crewai.tasks.conditional_task import ConditionalTask
 from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
 
 import crewai_native
 import crewai_native_tasks
-from crewai_native.testing import ScriptedLLM, ToolCall
+from crewai_native.testing import HashEmbedder, ScriptedLLM, ToolCall
 from crewai_native.testing.contract.rules import alone
 from crewai_native_tasks.graph_order import Place, dependencies, is_sequence
 
@@ -285,6 +288,76 @@ def test_or_several_on_copies_which_count_as_the_agent_itself():
     seen = seen_of(crew, agents="copy")
     assert seen["requests"] == 3
     assert all(task.agent is agent for task in crew.tasks)
+
+
+class Held:
+    """A memory's store whose saves are only through after the crew's last task."""
+
+    def __init__(self, storage, gate):
+        self.storage = storage
+        self.gate = gate
+        self.saves = 0
+
+    def __getattr__(self, name):
+        return getattr(self.storage, name)
+
+    def save(self, records):
+        assert self.gate.wait(60)
+        time.sleep(0.05)  # what does not wait for saves is through before them
+        self.storage.save(records)
+        self.saves += 1
+
+
+@pytest.mark.parametrize(
+    ("how", "agents", "workers", "count"),
+    [
+        ("kickoff", "wait", 2, 2),
+        ("kickoff", "copy", 2, 4),
+        ("akickoff", "wait", 2, 2),
+        ("akickoff", "copy", 1, 2),
+    ],
+)
+def test_what_tasks_have_yet_to_save_is_saved_before_the_kickoff_is_over(
+    tmp_path, how, agents, workers, count
+):
+    facts = ["Grass grows in spring.", "Ships sail by night.", "Bells ring at noon.", "Ice melts."]
+    # Recalling waits for saves: all must have recalled before the first saves.
+    together = threading.Barrier(count, timeout=60)
+    over = threading.Event()
+    stores = []
+
+    def a_fact(turn):
+        together.wait()
+        return facts[int(TASK.search(turn.prompt)[1])] + " That is a fact."
+
+    def a_memory(name):
+        memory = Memory(storage=str(tmp_path / name), llm=ScriptedLLM(), embedder=HashEmbedder())
+        memory._storage = Held(memory._storage, over)
+        stores.append(memory._storage)
+        return memory
+
+    crew_memory = a_memory("crew")
+    team = [an_agent([a_fact], role="with the crew's memory")]
+    if workers == 2:
+        team.append(an_agent([a_fact], role="with its own", memory=a_memory("agent")))
+    crew = independent(count, None, agents=team)
+    crew.memory = crew._memory = crew_memory
+    finished, saved = [], []
+    with event_bus.crewai_event_bus.scoped_handlers():
+
+        @event_bus.crewai_event_bus.on(TaskCompletedEvent)
+        def completed(source, event):
+            finished.append(source)
+            if len(finished) == count:
+                over.set()
+
+        @event_bus.crewai_event_bus.on(CrewKickoffCompletedEvent)
+        def ended(source, event):
+            saved.extend(store.saves for store in stores)
+
+        seen_of(crew, how, agents=agents)
+        event_bus.crewai_event_bus.flush()
+    assert saved == [count // workers] * workers
 
 
 def test_a_delegating_agent_finds_its_coworkers_free():

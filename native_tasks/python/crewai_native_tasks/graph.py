@@ -383,8 +383,9 @@ class _Copies:
         from crewai.crews.utils import setup_agents
 
         crew = self._crew
-        copy = agent.copy()
-        # One memory, so that the kickoff waits for what the copy has yet to save.
+        # One memory, so that the kickoff waits for what the copy has yet to save. CrewAI's copy would
+        # make another from a dump of it, without its model and its embedder, and open its store.
+        copy = agent.model_copy(update={"memory": None}).copy()
         copy.memory = agent.memory
         if crew.cache:
             copy.set_cache_handler(crew._cache_handler)  # noqa: SLF001
