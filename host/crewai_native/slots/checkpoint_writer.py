@@ -96,7 +96,8 @@ class CheckpointWriter(Protocol):
 class CheckpointWriterSlot(Slot):
     """Serves checkpoints, automatic or asked for, and every reader of them inside CrewAI.
 
-    A ``CheckpointConfig`` with a provider class of the application's own is left to CrewAI.
+    A ``CheckpointConfig`` with a provider class of the application's own is left to CrewAI, and so is
+    one with a class of CrewAI's whose way to write the application has replaced.
     """
 
     name: ClassVar = "checkpoint.writer"
@@ -136,11 +137,15 @@ class CheckpointWriterSlot(Slot):
         prune, drain = meter(writer.prune), meter(writer.drain)
         save, restored = meter(writer.save), meter(writer.restored)
         served = (JsonProvider, SqliteProvider)
+        stock_ways = {cls: _ways(cls) for cls in served}
+
+        def serves(provider: Any) -> bool:
+            return type(provider) in served and _ways(type(provider)) == stock_ways[type(provider)]
 
         def make_write(stock: Any) -> Any:
             def do_checkpoint(state: Any, cfg: Any, event: Any = None) -> None:
                 original = functools.partial(stock, state, cfg, event)
-                if type(cfg.provider) not in served:
+                if not serves(cfg.provider):
                     original()
                     return
                 try:
@@ -155,7 +160,7 @@ class CheckpointWriterSlot(Slot):
         def make_save(stock: Any) -> Any:
             def checkpoint(state: Any, location: str) -> Any:
                 provider = state._provider  # noqa: SLF001 - as the stock code does
-                if type(provider) not in served:
+                if not serves(provider):
                     return stock(state, location)
                 config = CheckpointConfig(location=location, provider=provider)
                 original = functools.partial(stock, state, location)
@@ -165,7 +170,7 @@ class CheckpointWriterSlot(Slot):
 
         binding.stand_in(checkpoint_listener, "_do_checkpoint", make_write)
         binding.stand_in(RuntimeState, "checkpoint", make_save)
-        binding.stand_in(RuntimeState, "acheckpoint", functools.partial(_make_asave, served))
+        binding.stand_in(RuntimeState, "acheckpoint", functools.partial(_make_asave, serves))
         _restore_with(binding, RuntimeState, restored)
         for cls in served:
             binding.stand_in(cls, "from_checkpoint", functools.partial(_make_read, read))
@@ -176,9 +181,13 @@ class CheckpointWriterSlot(Slot):
         )
 
 
-def _make_asave(served: tuple[type, ...], stock: Any) -> Any:
+def _ways(cls: type) -> tuple[Any, Any]:
+    return vars(cls).get("checkpoint"), vars(cls).get("acheckpoint")
+
+
+def _make_asave(serves: Callable[[Any], bool], stock: Any) -> Any:
     async def acheckpoint(state: Any, location: str) -> Any:
-        if type(state._provider) not in served:  # noqa: SLF001 - as the stock code does
+        if not serves(state._provider):  # noqa: SLF001 - as the stock code does
             return await stock(state, location)
         return await asyncio.to_thread(state.checkpoint, location)
 

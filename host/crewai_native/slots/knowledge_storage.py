@@ -36,18 +36,24 @@ class KnowledgeStorage(Slot):
         """Put the provider behind CrewAI's knowledge storage factory.
 
         A factory that the application set keeps its say: what it declines comes to the provider.
+        So does a class that it put in the place of CrewAI's, which CrewAI takes where a factory
+        declines.
         """
+        from crewai.knowledge import knowledge
         from crewai.knowledge.storage import factory
         from crewai.knowledge.storage.base_knowledge_storage import BaseKnowledgeStorage
 
         application = factory._factory  # noqa: SLF001 - CrewAI has no getter for it
         call = provider.call
+        stock = knowledge.KnowledgeStorage
 
         def native_factory(embedder: Any, collection_name: str | None) -> Any:
             if application is not None:
                 storage = application(embedder, collection_name)
                 if storage is not None:
                     return storage
+            if knowledge.KnowledgeStorage is not stock:
+                return None
             storage = call(embedder=embedder, collection_name=collection_name)
             if storage is None:
                 return None

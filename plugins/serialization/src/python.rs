@@ -1,6 +1,7 @@
 //! The module `crewai_native_serialization._native`.
 
 mod building;
+mod bytes;
 mod encoding;
 mod events;
 mod frames;
@@ -14,7 +15,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyMemoryView, PyString};
 
 use self::building::{Builder, Outermost};
-use self::encoding::{Json, Mappings, Pack, Sink};
+use self::encoding::{Json, Mappings, Pack};
 use crate::build::ReadError;
 use crate::{json, msgpack};
 
@@ -153,21 +154,18 @@ fn written<'py>(
     mappings: Mappings,
     schema: i64,
 ) -> PyResult<Bound<'py, PyAny>> {
-    fn all<S: Sink>(
-        message: &Bound<'_, PyAny>,
-        mappings: Mappings,
-        schema: i64,
-    ) -> PyResult<Vec<u8>> {
-        let mut sink = S::default();
-        encoding::message(&mut sink, message, mappings, schema)?;
-        Ok(sink.into_bytes())
-    }
     let bytes = match Format::named(format)? {
-        Format::Json => all::<Json>(message, mappings, schema)?,
-        Format::MessagePack => all::<Pack>(message, mappings, schema)?,
-    };
-    count(0, 1, bytes.len());
-    Ok(PyBytes::new(message.py(), &bytes).into_any())
+        Format::Json => bytes::written(message.py(), |output| {
+            encoding::message(&mut Json(output), message, mappings, schema)
+        }),
+        Format::MessagePack => {
+            let mut output = Vec::new();
+            encoding::message(&mut Pack(&mut output), message, mappings, schema)
+                .map(|()| PyBytes::new(message.py(), &output))
+        }
+    }?;
+    count(0, 1, bytes.as_bytes().len());
+    Ok(bytes.into_any())
 }
 
 fn all_written<'py>(
@@ -176,21 +174,20 @@ fn all_written<'py>(
     mappings: Mappings,
     schema: i64,
 ) -> PyResult<Bound<'py, PyAny>> {
-    fn all<S: Sink>(
-        messages: &Bound<'_, PyAny>,
-        mappings: Mappings,
-        schema: i64,
-    ) -> PyResult<(usize, Vec<u8>)> {
-        let mut sink = S::default();
-        let length = encoding::messages(&mut sink, messages, mappings, schema)?;
-        Ok((length, sink.into_bytes()))
-    }
-    let (length, bytes) = match Format::named(format)? {
-        Format::Json => all::<Json>(messages, mappings, schema)?,
-        Format::MessagePack => all::<Pack>(messages, mappings, schema)?,
-    };
-    count(0, length, bytes.len());
-    Ok(PyBytes::new(messages.py(), &bytes).into_any())
+    let mut length = 0;
+    let bytes = match Format::named(format)? {
+        Format::Json => bytes::written(messages.py(), |output| {
+            length = encoding::messages(&mut Json(output), messages, mappings, schema)?;
+            Ok(())
+        }),
+        Format::MessagePack => {
+            let mut output = Vec::new();
+            length = encoding::messages(&mut Pack(&mut output), messages, mappings, schema)?;
+            Ok(PyBytes::new(messages.py(), &output))
+        }
+    }?;
+    count(0, length, bytes.as_bytes().len());
+    Ok(bytes.into_any())
 }
 
 /// The message that bytes hold, as a dict.

@@ -205,6 +205,30 @@ class TestCheckpoints:
         assert writer.written == []
         assert len(list(tmp_path.rglob("*.json"))) == 1
 
+    @pytest.mark.parametrize("way", ["checkpoint", "acheckpoint"])
+    def test_so_is_a_class_of_crewais_that_the_application_has_changed(
+        self, serve, tmp_path, monkeypatch, way
+    ):
+        def mine(*_, **__):
+            raise OSError("no such luck")
+
+        writer = Writer()
+        serve("checkpoint.writer", lambda: writer)
+        with monkeypatch.context() as patch:
+            patch.setattr(JsonProvider, way, mine)
+            state = RuntimeState(root=[])
+            if way == "checkpoint":
+                with pytest.raises(OSError, match="no such luck"):
+                    state.checkpoint(str(tmp_path))
+            else:
+                with pytest.raises(OSError, match="no such luck"):
+                    asyncio.run(state.acheckpoint(str(tmp_path)))
+            config = CheckpointConfig(location=str(tmp_path))
+            crew_of("first", checkpoint=config).kickoff()
+            assert writer.written == []
+        RuntimeState(root=[]).checkpoint(str(tmp_path))
+        assert len(writer.written) == 1
+
     def test_a_wrong_type_names_the_distribution(self, serve):
         with pytest.raises(ProviderError, match=r"fake-dist 1\.2.*a CheckpointWriter"):
             serve("checkpoint.writer", object)

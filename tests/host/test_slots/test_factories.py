@@ -80,6 +80,17 @@ class TestKnowledge:
         assert theirs is not mine
         assert binding.notes == ["after the application's own factory"]
 
+    def test_a_class_in_the_place_of_crewais_keeps_its_say(self, serve, monkeypatch):
+        class Mine(Shelf):
+            def __init__(self, **_):
+                super().__init__()
+
+        serve("knowledge.storage", lambda embedder, collection_name: Shelf())
+        monkeypatch.setattr("crewai.knowledge.knowledge.KnowledgeStorage", Mine)
+        assert type(Knowledge(collection_name="town", sources=[]).storage) is Mine
+        monkeypatch.undo()
+        assert type(Knowledge(collection_name="town", sources=[]).storage) is Shelf
+
     def test_a_wrong_type_names_the_distribution(self, serve):
         serve("knowledge.storage", lambda embedder, collection_name: {"a": 1})
         with pytest.raises(ProviderError, match=r"fake-dist 1\.2 returned 'dict'.*BaseKnowledgeSt"):

@@ -1,12 +1,13 @@
 //! The pieces of JSON text.
 
 use super::{BLOCK, first_special_of_block, plain_length};
+use crate::output::Output;
 
 /// Up to which length a string is copied block by block while it is looked through.
 const SHORT: usize = 512;
 
 /// Writes a string with its quotes. Only what must be escaped is.
-pub fn write_text(out: &mut Vec<u8>, text: &str) {
+pub fn write_text(out: &mut impl Output, text: &str) {
     let text = text.as_bytes();
     if text.len() > SHORT || !write_plain(out, text) {
         write_any(out, text);
@@ -17,10 +18,9 @@ pub fn write_text(out: &mut Vec<u8>, text: &str) {
 ///
 /// One way through its bytes, in blocks, the last of which overlaps the one before.
 #[inline]
-fn write_plain(out: &mut Vec<u8>, text: &[u8]) -> bool {
+fn write_plain(out: &mut impl Output, text: &[u8]) -> bool {
     let length = text.len();
-    out.reserve(length + 2);
-    let room = out.spare_capacity_mut().as_mut_ptr().cast::<u8>();
+    let room = out.room(length + 2).as_mut_ptr().cast::<u8>();
     let (blocks, mut last) = text.as_chunks::<BLOCK>();
     let mut at = 0;
     // Several at a time, with one branch for all of them.
@@ -45,7 +45,7 @@ fn write_plain(out: &mut Vec<u8>, text: &[u8]) -> bool {
         room.write(b'"');
         copy(last, room.add(1 + length - last.len()));
         room.add(1 + length).write(b'"');
-        out.set_len(out.len() + length + 2);
+        out.advance(length + 2);
     }
     true
 }
@@ -59,12 +59,12 @@ unsafe fn copy(bytes: &[u8], to: *mut u8) {
 }
 
 #[inline(never)]
-fn write_any(out: &mut Vec<u8>, text: &[u8]) {
+fn write_any(out: &mut impl Output, text: &[u8]) {
     let mut rest = text;
     out.push(b'"');
     loop {
         let plain = plain_length(rest);
-        out.extend_from_slice(&rest[..plain]);
+        out.extend(&rest[..plain]);
         let Some(&byte) = rest.get(plain) else {
             break;
         };
@@ -74,7 +74,7 @@ fn write_any(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
 }
 
-fn escape(out: &mut Vec<u8>, byte: u8) {
+fn escape(out: &mut impl Output, byte: u8) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let short = match byte {
         b'\n' => b'n',
@@ -85,11 +85,11 @@ fn escape(out: &mut Vec<u8>, byte: u8) {
         b'"' | b'\\' => byte,
         _ => {
             let (high, low) = (HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]);
-            out.extend_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
+            out.extend(&[b'\\', b'u', b'0', b'0', high, low]);
             return;
         }
     };
-    out.extend_from_slice(&[b'\\', short]);
+    out.extend(&[b'\\', short]);
 }
 
 /// The key of an entry that is not the first, with what is around it.
@@ -118,19 +118,22 @@ impl Key {
 }
 
 /// Writes a key with the comma before it and the colon after it.
-pub fn write_key(out: &mut Vec<u8>, key: Key) {
-    let length = out.len() + key.length;
-    // All of the block, which takes no call; then what is too much is cut off.
-    out.extend_from_slice(&key.bytes);
-    out.truncate(length);
+pub fn write_key(out: &mut impl Output, key: Key) {
+    // All of the block, which takes no call, and of that what is the key.
+    let room = out.room(BLOCK).as_mut_ptr().cast();
+    // SAFETY: there is room for the block, the key is in it, and both are then written.
+    unsafe {
+        copy(&key.bytes, room);
+        out.advance(key.length);
+    }
 }
 
 /// Writes a whole number.
-pub fn write_int(out: &mut Vec<u8>, number: i64) {
-    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+pub fn write_int(out: &mut impl Output, number: i64) {
+    out.extend(itoa::Buffer::new().format(number).as_bytes());
 }
 
 /// Writes a finite number: the shortest digits that read back as the same one.
-pub fn write_float(out: &mut Vec<u8>, number: f64) {
-    out.extend_from_slice(zmij::Buffer::new().format_finite(number).as_bytes());
+pub fn write_float(out: &mut impl Output, number: f64) {
+    out.extend(zmij::Buffer::new().format_finite(number).as_bytes());
 }

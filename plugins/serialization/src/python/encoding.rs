@@ -7,10 +7,11 @@ use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, P
 
 use super::message::{AgentMessage, FIELDS};
 use crate::build::{MAX_DEPTH, MAX_DIGITS};
+use crate::output::Output;
 use crate::{json, msgpack};
 
 /// Takes the pieces of a value in their order.
-pub(super) trait Sink: Default {
+pub(super) trait Sink {
     fn null(&mut self);
     fn truth(&mut self, truth: bool);
     fn int(&mut self, number: i64);
@@ -29,7 +30,6 @@ pub(super) trait Sink: Default {
     fn end_map(&mut self);
     /// Makes room for further messages, after so many and before so many.
     fn expect(&mut self, written: usize, left: usize);
-    fn into_bytes(self) -> Vec<u8>;
 }
 
 /// A field of messages, by its name.
@@ -48,28 +48,26 @@ const fn named(name: &'static str) -> Field {
     Field { name, key }
 }
 
-#[derive(Default)]
-pub(super) struct Json(Vec<u8>);
+pub(super) struct Json<'o, O>(pub(super) &'o mut O);
 
-impl Sink for Json {
+impl<O: Output> Sink for Json<'_, O> {
     fn null(&mut self) {
-        self.0.extend_from_slice(b"null");
+        self.0.extend(b"null");
     }
     fn truth(&mut self, truth: bool) {
-        self.0
-            .extend_from_slice(if truth { b"true" } else { b"false" });
+        self.0.extend(if truth { b"true" } else { b"false" });
     }
     fn int(&mut self, number: i64) {
-        json::write_int(&mut self.0, number);
+        json::write_int(self.0, number);
     }
     fn big_int(&mut self, digits: &str) {
-        self.0.extend_from_slice(digits.as_bytes());
+        self.0.extend(digits.as_bytes());
     }
     fn float(&mut self, number: f64) {
-        json::write_float(&mut self.0, number);
+        json::write_float(self.0, number);
     }
     fn text(&mut self, text: &str) -> PyResult<()> {
-        json::write_text(&mut self.0, text);
+        json::write_text(self.0, text);
         Ok(())
     }
     fn begin_list(&mut self, _: usize) -> PyResult<()> {
@@ -89,7 +87,7 @@ impl Sink for Json {
         self.0.push(b':');
     }
     fn field(&mut self, field: &Field) {
-        json::write_key(&mut self.0, field.key);
+        json::write_key(self.0, field.key);
     }
     fn end_list(&mut self) {
         self.0.push(b']');
@@ -98,34 +96,30 @@ impl Sink for Json {
         self.0.push(b'}');
     }
     fn expect(&mut self, written: usize, left: usize) {
-        expect(&mut self.0, written, left);
-    }
-    fn into_bytes(self) -> Vec<u8> {
-        self.0
+        expect(self.0, written, left);
     }
 }
 
-#[derive(Default)]
-pub(super) struct Pack(Vec<u8>);
+pub(super) struct Pack<'o>(pub(super) &'o mut Vec<u8>);
 
-impl Sink for Pack {
+impl Sink for Pack<'_> {
     fn null(&mut self) {
-        msgpack::write_null(&mut self.0);
+        msgpack::write_null(self.0);
     }
     fn truth(&mut self, truth: bool) {
-        msgpack::write_truth(&mut self.0, truth);
+        msgpack::write_truth(self.0, truth);
     }
     fn int(&mut self, number: i64) {
-        msgpack::write_int(&mut self.0, number);
+        msgpack::write_int(self.0, number);
     }
     fn big_int(&mut self, digits: &str) {
-        msgpack::write_big_int(&mut self.0, digits);
+        msgpack::write_big_int(self.0, digits);
     }
     fn float(&mut self, number: f64) {
-        msgpack::write_float(&mut self.0, number);
+        msgpack::write_float(self.0, number);
     }
     fn text(&mut self, text: &str) -> PyResult<()> {
-        if msgpack::write_text(&mut self.0, text) {
+        if msgpack::write_text(self.0, text) {
             Ok(())
         } else {
             Err(too_large("a string"))
@@ -133,38 +127,34 @@ impl Sink for Pack {
     }
     fn begin_list(&mut self, length: usize) -> PyResult<()> {
         let length = u32::try_from(length).map_err(|_| too_large("a list"))?;
-        msgpack::write_list(&mut self.0, length);
+        msgpack::write_list(self.0, length);
         Ok(())
     }
     fn begin_map(&mut self, length: usize) -> PyResult<()> {
         let length = u32::try_from(length).map_err(|_| too_large("a dict"))?;
-        msgpack::write_map(&mut self.0, length);
+        msgpack::write_map(self.0, length);
         Ok(())
     }
     fn separate(&mut self, _: bool) {}
     fn colon(&mut self) {}
     fn field(&mut self, field: &Field) {
         // Shorter than 4 GiB.
-        _ = msgpack::write_text(&mut self.0, field.name);
+        _ = msgpack::write_text(self.0, field.name);
     }
     fn end_list(&mut self) {}
     fn end_map(&mut self) {}
     fn expect(&mut self, written: usize, left: usize) {
-        expect(&mut self.0, written, left);
-    }
-    fn into_bytes(self) -> Vec<u8> {
-        self.0
+        expect(self.0, written, left);
     }
 }
 
 /// Makes room as if what is left were like what was written, and a little more: growing on the way
 /// copies each time what there is.
-fn expect(bytes: &mut Vec<u8>, written: usize, left: usize) {
+fn expect(output: &mut impl Output, written: usize, left: usize) {
     const MOST: usize = 64 << 20;
-    let each = bytes.len() / written.max(1) + 1;
+    let each = output.written() / written.max(1) + 1;
     let guess = each.saturating_mul(left) / 8 * 9;
-    // No more than a guess: without room for it, growing will do, or say so.
-    _ = bytes.try_reserve(guess.min(MOST));
+    output.foresee(guess.min(MOST));
 }
 
 fn too_large(what: &str) -> PyErr {
