@@ -64,6 +64,39 @@ pub struct Base {
     packed: usize,
     /// Bytes of the deltas stored since.
     since: usize,
+    hope: Hope,
+}
+
+/// Whether packing the next states as deltas is worth trying.
+///
+/// It takes longer than packing them whole, and is in vain for a flow whose states have little in
+/// common. The more often it was, the more of the next states are packed whole at once.
+#[derive(Debug, Default, Clone, Copy)]
+struct Hope {
+    /// How often in a row it was in vain.
+    in_vain: u32,
+    /// How many states are packed whole before it is tried again.
+    rest: u32,
+}
+
+impl Hope {
+    /// Shorter states are quickly packed both ways, and small ones soon become larger.
+    const FROM: usize = 64 << 10;
+    /// log₂ of the most states that are packed whole at once.
+    const MOST: u32 = 5;
+
+    /// After a delta that was of no use.
+    fn lost(self) -> Self {
+        let in_vain = (self.in_vain + 1).min(Self::MOST);
+        let rest = (1 << in_vain) - 1;
+        Self { in_vain, rest }
+    }
+
+    /// After a state that was packed whole at once.
+    fn rested(self) -> Self {
+        let rest = self.rest - 1;
+        Self { rest, ..self }
+    }
 }
 
 /// A state, packed and ready to be stored.
@@ -73,6 +106,7 @@ pub struct Packed {
     text: Vec<u8>,
     checksum: u32,
     data: Vec<u8>,
+    hope: Hope,
 }
 
 /// A state to be stored.
@@ -129,15 +163,25 @@ impl Packed {
     /// as much as their base a new one costs, whatever the two sizes are, at most twice the least.
     pub fn new(text: Vec<u8>, base: Option<&Base>) -> Result<Self> {
         let checksum = crc32fast::hash(&text);
+        let mut hope = Hope::default();
         if let Some(base) = base {
-            let data = codec::pack(&text, Some(&base.text))?;
-            if base.since + data.len() <= base.packed {
-                return Ok(Self {
-                    base: Some((base.state, base.checksum)),
-                    text,
-                    checksum,
-                    data,
-                });
+            if base.hope.rest > 0 {
+                hope = base.hope.rested();
+            } else {
+                let data = codec::pack(&text, Some(&base.text))?;
+                let in_vain = text.len() >= Hope::FROM && data.len() > base.packed / 2;
+                if !in_vain && base.since + data.len() <= base.packed {
+                    return Ok(Self {
+                        base: Some((base.state, base.checksum)),
+                        text,
+                        checksum,
+                        data,
+                        hope,
+                    });
+                }
+                if in_vain {
+                    hope = base.hope.lost();
+                }
             }
         }
         Ok(Self {
@@ -145,6 +189,7 @@ impl Packed {
             data: codec::pack(&text, None)?,
             text,
             checksum,
+            hope,
         })
     }
 
@@ -200,12 +245,14 @@ impl Base {
             checksum,
             packed: data.len(),
             since,
+            hope: Hope::default(),
         }))
     }
 
     /// Counts a delta that was stored against it.
     pub fn grown_by(&mut self, delta: usize) {
         self.since += delta;
+        self.hope = Hope::default();
     }
 }
 
@@ -266,6 +313,7 @@ pub fn save(connection: &Connection, entry: Entry) -> Result<Saved> {
             checksum: packed.checksum,
             packed: size,
             since: 0,
+            hope: packed.hope,
         }),
     })
 }
@@ -577,4 +625,72 @@ fn text(data: &[u8], size: usize, checksum: u32, base: Option<&[u8]>) -> Result<
         ));
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A text of which Zstandard makes little less, another for each seed.
+    fn noise(seed: u64) -> Vec<u8> {
+        let mut place = seed << 32;
+        // SplitMix64: its streams have nothing in common.
+        let mut next = || {
+            place += 1;
+            let mut mixed = place.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            b' ' + (mixed >> 58) as u8
+        };
+        (0..Hope::FROM).map(|_| next()).collect()
+    }
+
+    fn stored(text: Vec<u8>, base: Option<&Base>) -> (bool, Base) {
+        let packed = Packed::new(text, base).unwrap();
+        let base = Base {
+            state: 0,
+            packed: packed.data.len(),
+            text: packed.text,
+            checksum: packed.checksum,
+            since: 0,
+            hope: packed.hope,
+        };
+        (packed.base.is_some(), base)
+    }
+
+    #[test]
+    fn deltas_in_vain_are_tried_ever_less_and_again_once_they_pay() {
+        let (_, mut base) = stored(noise(0), None);
+        let mut tried = 0;
+        for seed in 1..=500 {
+            tried += u32::from(base.hope.rest == 0);
+            let (delta, next) = stored(noise(seed), Some(&base));
+            assert!(!delta);
+            base = next;
+        }
+        assert!((10..30).contains(&tried), "{tried}");
+        // The states are alike from here on.
+        let mut whole = 0;
+        loop {
+            let (delta, next) = stored(base.text.clone(), Some(&base));
+            if delta {
+                break;
+            }
+            whole += 1;
+            base = next;
+        }
+        assert!(whole < 1 << Hope::MOST, "{whole}");
+        base.grown_by(1);
+        assert_eq!(base.hope.in_vain, 0);
+    }
+
+    #[test]
+    fn small_states_are_always_tried_as_deltas() {
+        let short = |seed| noise(seed)[..1000].to_vec();
+        let (_, mut base) = stored(short(0), None);
+        for seed in 1..50 {
+            base = stored(short(seed), Some(&base)).1;
+            assert_eq!(base.hope.rest, 0);
+        }
+    }
 }
