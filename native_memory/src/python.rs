@@ -17,7 +17,7 @@ const SQLITE_NEEDED: i32 = 3_051_003;
 
 #[pymodule]
 mod _native {
-    use super::{Bound, Process, PyImportError, PyModule, PyResult, Python, SQLITE_NEEDED};
+    use super::{Bound, Process, PyAny, PyImportError, PyModule, PyResult, Python, SQLITE_NEEDED};
     use pyo3::pyfunction;
 
     #[pymodule_export]
@@ -48,6 +48,12 @@ mod _native {
             "sqlite" => rusqlite::version(),
             "kernels" => crate::vector::kernels::kernels().name
         )
+    }
+
+    /// The JSON text of a value.
+    #[pyfunction]
+    fn to_json(value: &Bound<'_, PyAny>) -> PyResult<String> {
+        crewai_native_sdk::json::to_json(value)
     }
 
     /// Lets every operation finish and closes every file; operations wait until `after_fork`.

@@ -7,7 +7,9 @@ import array
 import asyncio
 import copy
 import itertools
+import json
 import pickle
+import random
 import threading
 import time
 from datetime import UTC, datetime, timedelta, timezone
@@ -138,6 +140,39 @@ def test_metadata_with_nan_is_kept_and_is_no_obstacle(storage, record):
     assert (kept["y"], kept["z"]) == (1, float("-inf"))
     assert storage.delete(metadata_filter={"x": None}) == 0
     assert storage.delete(metadata_filter={"y": True}) == 1
+
+
+def test_keys_of_metadata_become_text_as_in_json(storage, record):
+    given = {"k": {1: "a", None: [1.5, {"b": (2, 3)}], False: float("inf")}, "ä\n": 2**70}
+    storage.save([record("a", metadata=given)])
+    assert storage.get_record("a").metadata == json.loads(json.dumps(given))
+
+
+def test_a_batch_may_hold_an_id_many_times_and_the_last_one_counts(storage, record):
+    choose = random.Random(7)
+    scopes = ["/", "/a", "/a/b", "/a/b/c", "/d"]
+
+    def one(number):
+        return record(
+            f"r{choose.randrange(30)}",
+            f"text {number}",
+            scope=choose.choice(scopes),
+            categories=choose.sample(["x", "y", "z"], choose.randrange(3)),
+            created_at=datetime(2026, 1, 1) + timedelta(days=choose.randrange(20)),
+            embedding=[float(number), 1.0],
+        )
+
+    for size in (1, 3, 200, 47):
+        before = {kept.id: kept for kept in storage.list_records(limit=100)}
+        batch = [one(number) for number in range(size)]
+        storage.save(batch)
+        expected = before | {given.id: given for given in batch}
+        kept = storage.list_records(limit=100)
+        assert {r.id: (r.content, r.scope, r.created_at) for r in kept} == {
+            id_: (r.content, r.scope, r.created_at) for id_, r in expected.items()
+        }
+        assert [r.created_at for r in kept] == sorted((r.created_at for r in kept), reverse=True)
+        assert storage.check() == []
 
 
 def test_datetimes_are_naive_utc(storage, record):

@@ -59,6 +59,7 @@ async def _in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kw
     return await asyncio.get_running_loop().run_in_executor(_executor(), call)
 
 
+@functools.cache
 def _records() -> Any:
     """The module that needs CrewAI, which is loaded by whoever calls a storage's methods."""
     return import_module("crewai_native_memory.records")
@@ -215,8 +216,10 @@ class NativeStorage:
         batch = _native.Batch()
         for record in records:
             module.add_record(batch, record)
-        with _dimension_errors(module):
+        try:
             self._store.save(batch)
+        except _native.DimensionError as error:
+            raise module.EmbeddingDimensionMismatchError(*error.args) from None
 
     def update(self, record: MemoryRecord) -> None:
         """Replaces the record with the same id, or saves it if there is none."""
@@ -341,7 +344,7 @@ class NativeStorage:
                 include_private=include_private,
             )
         module = _records()
-        with _dimension_errors(module):
+        try:
             rows = self._store.search(
                 query_embedding,
                 limit=limit,
@@ -355,6 +358,8 @@ class NativeStorage:
                 include_private=include_private,
                 viewer=source,
             )
+        except _native.DimensionError as error:
+            raise module.EmbeddingDimensionMismatchError(*error.args) from None
         return [module.record_at(rows, at) for at in range(len(rows))]
 
     def search_text(
@@ -602,15 +607,6 @@ def _each(rows: _native.Rows) -> Iterator[MemoryRecord]:
     module = _records()
     for at in range(len(rows)):
         yield module.record_at(rows, at)[0]
-
-
-@contextlib.contextmanager
-def _dimension_errors(module: Any) -> Iterator[None]:
-    """Turns the core's error into CrewAI's own."""
-    try:
-        yield
-    except _native.DimensionError as error:
-        raise module.EmbeddingDimensionMismatchError(*error.args) from None
 
 
 def _microseconds(name: str, moment: datetime | None) -> int | None:

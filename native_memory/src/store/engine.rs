@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
+use rusqlite::Connection;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, Transaction};
 
 use crate::vector::{Bitmap, Segment};
 
@@ -22,6 +22,7 @@ use super::record::Record;
 use super::schema;
 use super::scope::ROOT;
 use super::snapshot;
+use super::transaction::Transaction;
 use super::write::{Write, unreadable};
 
 /// Idle connections kept for readers; more are opened when more threads read, and closed after.
@@ -94,7 +95,7 @@ pub(super) struct Link {
 impl Link {
     /// A read transaction: what it sees does not change.
     pub(super) fn begin(&self) -> Result<Transaction<'_>> {
-        Ok(self.connection.unchecked_transaction()?)
+        Ok(Transaction::read(&self.connection)?)
     }
 }
 
@@ -367,14 +368,15 @@ impl Engine {
             }
         }
         let _turn = self.queue.wait()?;
-        if create {
-            schema::create(&self.path)?;
-        }
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(link) = self.linked(&mut writer)? else {
+        if self.linked(&mut writer)?.is_none() && create {
+            schema::create(&self.path)?;
+            self.linked(&mut writer)?;
+        }
+        let Some(link) = writer.as_mut() else {
             return Ok(None);
         };
-        let done = Write::begin(&mut link.connection).and_then(|mut write| {
+        let done = Write::begin(&link.connection).and_then(|mut write| {
             let value = work(&mut write)?;
             write.commit()?;
             Ok(Some(value))

@@ -3,10 +3,9 @@
 //! SQLite writes each page of its write-ahead log, and the header of each page, with a system call
 //! of its own: some 35 for one record, thousands for many, which were measured to be a third of the
 //! time that a save takes. The file system registered here is the system's own, except for the log:
-//! what is written to it in sequence is gathered, and goes out in one call, with the header of the
-//! page that ends a transaction. So the log has everything before SQLite tells anybody of a commit,
-//! and an error is still one of a write that it waits for. A transaction that was not committed has
-//! nothing to lose.
+//! what is written to it in sequence is gathered, and goes out in one call, with the page that ends
+//! a transaction. So the log has everything before SQLite tells anybody of a commit, and an error is
+//! still one of a write that it waits for. A transaction that was not committed has nothing to lose.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr;
@@ -28,6 +27,8 @@ struct Log {
     base: ffi::sqlite3_file,
     /// Where in the file what is gathered belongs.
     start: i64,
+    /// Where the last write ended.
+    end: i64,
     gathered: Vec<u8>,
     /// Whether everything is written at once, until a header says that its page ends nothing.
     through: bool,
@@ -98,6 +99,7 @@ unsafe extern "C" fn open(
                     pMethods: ptr::null(),
                 },
                 start: 0,
+                end: 0,
                 gathered: Vec::new(),
                 through: true,
                 cut: false,
@@ -185,7 +187,7 @@ unsafe extern "C" fn write(
     unsafe {
         let bytes = std::slice::from_raw_parts(data.cast::<u8>(), length as usize);
         let log = &mut *file.cast::<Log>();
-        let follows = at == log.start + log.gathered.len() as i64;
+        let follows = at == log.end;
         if !follows || log.gathered.len() + bytes.len() > ROOM {
             let code = flush(file);
             if code != ffi::SQLITE_OK {
@@ -193,9 +195,14 @@ unsafe extern "C" fn write(
             }
         }
         let log = &mut *file.cast::<Log>();
-        if bytes.len() == HEADER && !log.cut {
+        let is_header = bytes.len() == HEADER && !log.cut;
+        if is_header {
             log.through = bytes[4..8] != [0; 4];
         }
+        // Where SQLite writes page after page, one follows its header. Where it goes back to put
+        // the headers of pages right that it has written twice, nothing does.
+        let is_followed = is_header && follows;
+        log.end = at + bytes.len() as i64;
         log.cut = false;
         if log.gathered.is_empty() {
             log.start = at;
@@ -207,7 +214,7 @@ unsafe extern "C" fn write(
             };
         }
         log.gathered.extend_from_slice(bytes);
-        if log.through {
+        if log.through && !is_followed {
             flush(file)
         } else {
             ffi::SQLITE_OK

@@ -1,8 +1,8 @@
 //! The store: a SQLite file that is the truth, and what a process keeps in memory to search it.
 //!
 //! Data flows one way. [`record`] and [`filter`] say what is stored and asked for; [`write`]
-//! changes the file ([`schema`]) in transactions, one writer at a time ([`queue`]), each of which
-//! reaches SQLite's log in few pieces ([`log`]); [`read`] answers from tables; [`mirror`] follows
+//! changes the file ([`schema`]) in [`transaction`]s, one writer at a time ([`queue`]), each of
+//! which reaches SQLite's log in few pieces ([`log`]); [`read`] answers from tables; [`mirror`] follows
 //! the file's changes and searches, beginning with a [`snapshot`] that [`seal`] made, and in
 //! [`groups`] if it may be approximate, and knows `metadata` by hashes; [`engine`] puts them
 //! together for one file, and [`care`], [`text`] and [`reembed`] give it what is not needed every
@@ -26,6 +26,7 @@ pub mod scope;
 pub mod seal;
 pub mod snapshot;
 pub mod text;
+pub mod transaction;
 pub mod write;
 
 pub use engine::{Engine, Holdings};

@@ -92,6 +92,8 @@ impl Drop for Turn<'_> {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         numbers.serving += 1;
-        self.queue.served.notify_all();
+        if numbers.serving != numbers.next {
+            self.queue.served.notify_all();
+        }
     }
 }

@@ -3,20 +3,22 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use rusqlite::{Connection, OptionalExtension, ToSql, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, ToSql, params, params_from_iter};
 
 use super::error::{Result, StoreError};
 use super::filter::{Filter, has_category, has_metadata};
 use super::read::damaged;
 use super::record::{Record, time_checksum, vector_bytes};
 use super::scope::{self, ROOT};
+use super::transaction::{Held, Transaction};
 
 /// How many changes the file remembers for the search indexes of other processes; one that has
 /// fallen further behind reads everything again.
 const CHANGES_KEPT: i64 = 200_000;
+/// How many entries of the timeline one statement adds, at most, for many and for a few.
+const TIMES_AT_ONCE: [usize; 3] = [16, 4, 1];
 
 /// An open write transaction. Dropped without [`Write::commit`], it changes nothing.
-#[derive(Debug)]
 pub struct Write<'c> {
     pub(super) transaction: Transaction<'c>,
     pub(super) seq: i64,
@@ -38,6 +40,11 @@ pub struct Write<'c> {
     names: HashMap<i64, String>,
     /// The number of the next new record.
     next_record: Option<i64>,
+    /// Entries that the timeline is still to get: scope, creation, record.
+    times: Vec<[i64; 3]>,
+    insert_record: Held<'c>,
+    insert_vector: Held<'c>,
+    insert_change: Held<'c>,
 }
 
 /// What must be known about a stored record to take it out of the aggregates.
@@ -53,22 +60,22 @@ struct Stored {
 
 impl<'c> Write<'c> {
     /// Begins; the caller holds the writers' lock, so this waits for nobody else's transaction.
-    pub fn begin(connection: &'c mut Connection) -> Result<Self> {
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let (mut seq, mut trimmed, mut dimension) = (0, 0, None);
-        {
-            let mut state = transaction.prepare_cached(
-                "SELECT key, value FROM meta WHERE key IN ('dimension', 'seq', 'trimmed')",
-            )?;
-            let mut rows = state.query([])?;
-            while let Some(row) = rows.next()? {
-                match row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)? {
-                    "seq" => seq = row.get(1)?,
-                    "trimmed" => trimmed = row.get(1)?,
-                    _ => dimension = Some(row.get::<_, i64>(1)? as usize),
-                }
-            }
-        }
+    pub fn begin(connection: &'c Connection) -> Result<Self> {
+        let transaction = Transaction::write(connection)?;
+        let (seq, trimmed, dimension) = transaction
+            .prepare_cached(
+                "SELECT (SELECT value FROM meta WHERE key = 'seq'),
+                     (SELECT value FROM meta WHERE key = 'trimmed'),
+                     (SELECT value FROM meta WHERE key = 'dimension')",
+            )?
+            .query_row([], |row| {
+                let number = |at| row.get::<_, Option<i64>>(at);
+                Ok((
+                    number(0)?.unwrap_or(0),
+                    number(1)?.unwrap_or(0),
+                    number(2)?.map(|length| length as usize),
+                ))
+            })?;
         Ok(Self {
             transaction,
             seq,
@@ -84,6 +91,10 @@ impl<'c> Write<'c> {
             sets: HashMap::new(),
             names: HashMap::new(),
             next_record: None,
+            times: Vec::new(),
+            insert_record: Held::default(),
+            insert_vector: Held::default(),
+            insert_change: Held::default(),
         })
     }
 
@@ -157,8 +168,9 @@ impl<'c> Write<'c> {
         let rowid = self.next_record()?;
         let vector = record.embedding.is_some().then_some(self.seq + 1);
         let inserted = self
-            .transaction
-            .prepare_cached(
+            .insert_record
+            .get(
+                self.transaction.connection(),
                 "INSERT INTO records (record, id, scope, categories, content, metadata,
                      importance, created_at, last_accessed, source, private, vector, checksum)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
@@ -253,6 +265,7 @@ impl<'c> Write<'c> {
         if everything {
             return self.clear();
         }
+        self.write_times()?;
         let doomed = self.matching(filter, ids)?;
         for stored in &doomed {
             self.remove(stored)?;
@@ -278,6 +291,7 @@ impl<'c> Write<'c> {
         self.sets.clear();
         self.names.clear();
         self.next_record = None;
+        self.times.clear();
         // Every index that knows an older state has to begin again.
         self.seq += 1;
         self.trimmed = self.seq;
@@ -304,6 +318,7 @@ impl<'c> Write<'c> {
 
     /// Writes the aggregates and commits.
     pub fn commit(mut self) -> Result<()> {
+        self.write_times()?;
         self.write_counts()?;
         self.trim_changes()?;
         // The same number again would be one more page in the log.
@@ -316,8 +331,7 @@ impl<'c> Write<'c> {
         if let (true, Some(dimension)) = (self.new_dimension, self.dimension) {
             set_meta(&self.transaction, "dimension", dimension as i64)?;
         }
-        self.transaction.commit()?;
-        Ok(())
+        Ok(self.transaction.commit()?)
     }
 
     /// The records that a deletion is about.
@@ -451,8 +465,11 @@ impl<'c> Write<'c> {
 
     fn add_vector(&mut self, rowid: i64, bytes: &[u8]) -> Result<i64> {
         let id = self.seq + 1;
-        self.transaction
-            .prepare_cached("INSERT INTO vectors (id, checksum, vector) VALUES (?1, ?2, ?3)")?
+        self.insert_vector
+            .get(
+                self.transaction.connection(),
+                "INSERT INTO vectors (id, checksum, vector) VALUES (?1, ?2, ?3)",
+            )?
             .execute(params![id, crc32fast::hash(bytes), bytes])?;
         self.log(rowid, id)?;
         Ok(id)
@@ -467,24 +484,51 @@ impl<'c> Write<'c> {
 
     fn log(&mut self, record: i64, vector: i64) -> Result<()> {
         self.seq += 1;
-        self.transaction
-            .prepare_cached("INSERT INTO changes (seq, record, vector) VALUES (?1, ?2, ?3)")?
+        self.insert_change
+            .get(
+                self.transaction.connection(),
+                "INSERT INTO changes (seq, record, vector) VALUES (?1, ?2, ?3)",
+            )?
             .execute([self.seq, record, vector])?;
         Ok(())
     }
 
+    /// Gives a record its place in the timeline, when [`Write::write_times`] is called.
     fn time(&mut self, stored: &Stored) -> Result<()> {
         let lineage = self.lineage_of(stored.scope)?;
-        let mut statement = self.transaction.prepare_cached(
-            "INSERT INTO timeline (scope, created_at, record) VALUES (?1, ?2, ?3)",
-        )?;
-        for scope in lineage.iter() {
-            statement.execute([*scope, stored.created_at, stored.record])?;
+        let entries = lineage
+            .iter()
+            .map(|scope| [*scope, stored.created_at, stored.record]);
+        self.times.extend(entries);
+        Ok(())
+    }
+
+    /// Adds what the timeline is still to get, in its order.
+    fn write_times(&mut self) -> Result<()> {
+        self.times.sort_unstable();
+        let mut rest = self.times.as_slice();
+        for width in TIMES_AT_ONCE {
+            if rest.len() < width {
+                continue;
+            }
+            let rows = vec!["(?, ?, ?)"; width].join(", ");
+            // With ROLLBACK, because a conflict would be damage: SQLite need not be ready to take back
+            // one of several rows.
+            let mut insert = self.transaction.prepare_cached(&format!(
+                "INSERT OR ROLLBACK INTO timeline (scope, created_at, record) VALUES {rows}"
+            ))?;
+            while let Some((entries, others)) = rest.split_at_checked(width) {
+                insert.execute(params_from_iter(entries.as_flattened()))?;
+                rest = others;
+            }
         }
+        self.times.clear();
         Ok(())
     }
 
     fn untime(&mut self, stored: &Stored) -> Result<()> {
+        // It may be one of those that are to come.
+        self.write_times()?;
         let lineage = self.lineage_of(stored.scope)?;
         let mut statement = self.transaction.prepare_cached(
             "DELETE FROM timeline WHERE scope = ?1 AND created_at = ?2 AND record = ?3",
@@ -515,11 +559,11 @@ impl<'c> Write<'c> {
         let transaction = &self.transaction;
         // A scope or set that was created and left again within the transaction has a change of
         // 0 and is empty all the same.
+        let mut count =
+            transaction.prepare_cached("UPDATE scopes SET records = records + ?2 WHERE id = ?1")?;
         for (scope, by) in self.scope_counts.drain() {
             if by != 0 {
-                transaction
-                    .prepare_cached("UPDATE scopes SET records = records + ?2 WHERE id = ?1")?
-                    .execute([scope, by])?;
+                count.execute([scope, by])?;
             }
             if by <= 0 {
                 transaction
@@ -551,13 +595,12 @@ impl<'c> Write<'c> {
                 *by_name.entry((scope, name)).or_default() += by;
             }
         }
+        let mut count = transaction.prepare_cached(
+            "INSERT INTO scope_categories (scope, category, records) VALUES (?1, ?2, ?3)
+             ON CONFLICT DO UPDATE SET records = records + ?3",
+        )?;
         for ((scope, category), by) in by_name.into_iter().filter(|&(_, by)| by != 0) {
-            transaction
-                .prepare_cached(
-                    "INSERT INTO scope_categories (scope, category, records) VALUES (?1, ?2, ?3)
-                     ON CONFLICT DO UPDATE SET records = records + ?3",
-                )?
-                .execute(params![scope, category, by])?;
+            count.execute(params![scope, category, by])?;
             if by < 0 {
                 transaction
                     .prepare_cached(
@@ -587,12 +630,11 @@ impl<'c> Write<'c> {
             return Ok(Rc::clone(known));
         }
         let mut ids: Vec<i64> = Vec::new();
+        let mut find = self
+            .transaction
+            .prepare_cached("SELECT id FROM scopes WHERE path = ?1")?;
         for above in scope::lineage(path) {
-            let known = self
-                .transaction
-                .prepare_cached("SELECT id FROM scopes WHERE path = ?1")?
-                .query_row([above], |row| row.get(0))
-                .optional()?;
+            let known = find.query_row([above], |row| row.get(0)).optional()?;
             let id = match known {
                 Some(id) => id,
                 None => self
@@ -604,6 +646,7 @@ impl<'c> Write<'c> {
             };
             ids.push(id);
         }
+        drop(find);
         let ids: Rc<[i64]> = ids.into();
         self.lineages.insert(path.to_owned(), Rc::clone(&ids));
         self.lineages_by_id.insert(own(&ids), Rc::clone(&ids));
