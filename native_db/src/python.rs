@@ -3,6 +3,7 @@
 mod checkpoint;
 mod database;
 mod error;
+mod events;
 mod flow;
 mod handle;
 mod lock;
@@ -29,6 +30,8 @@ mod _native {
     use super::database::{Database, Transaction};
     #[pymodule_export]
     use super::error::{DamagedDatabaseError, DatabaseError, NewerFormatError};
+    #[pymodule_export]
+    use super::events::Events;
     #[pymodule_export]
     use super::flow::FlowStore;
     #[pymodule_export]

@@ -13,7 +13,7 @@ use pyo3::types::{
 };
 
 /// Values lie in one another so deep at most. What lies deeper, or in itself, is in doubt.
-const DEEPEST: usize = 64;
+pub(super) const DEEPEST: usize = 64;
 
 /// Values that one look sees at most. An object with more behind it is in doubt.
 const MOST: usize = 50_000;

@@ -30,8 +30,10 @@ from pydantic import BaseModel
 
 from crewai_native_db import _native
 from crewai_native_db.checkpoints.assembly import HEAD, Parts
+from crewai_native_db.checkpoints.likeness import likeness
 from crewai_native_db.checkpoints.placeholders import Placeholders
 from crewai_native_db.checkpoints.settled import REFERRED, classify, fields_of, is_transparent
+from crewai_native_db.checkpoints.shapes import plan
 
 if TYPE_CHECKING:
     from crewai.state.event_record import EventNode
@@ -138,8 +140,7 @@ class Recorder:
     def _begin(self) -> None:
         self._segments: list[bytes] = []
         self._known: list[EventNode] = []
-        # How many edges of each kind a node is known to have.
-        self._edges: dict[str, dict[str, int]] = {}
+        self._events = _native.Events(plan)
         # Numbers by what they stand for, which is kept alive: an id is unique only as long.
         self._numbers: dict[tuple[Any, ...], int] = {}
         self._alive: list[Any] = []
@@ -154,9 +155,11 @@ class Recorder:
         self._executors = _native.Watch(classify)
         self._context: ExecutionContext | None = None
         self._contextual: set[int] = set()
+        # What ``_proofs`` has of this run.
+        self._proven: set[tuple[Any, ...]] = set()
         # Of which CrewAI leaves out the functions: by the id of the task or agent.
         self._guardrails: dict[str, Any] = {}
-        # Dumps of the schemas of tools, by the classes of both.
+        # Dumps of the schemas of tools, by the likenesses of both.
         self._schemas: dict[tuple[Any, ...], dict[str, Any]] = {}
 
     def snapshot(self, state: RuntimeState) -> Snapshot:
@@ -236,42 +239,35 @@ class Recorder:
         record = state.event_record
         with record._lock.r_locked():  # noqa: SLF001 - its readers take it
             nodes = list(record.nodes.values())
-            new = nodes[len(self._known) :]
-            wiring = {node.event.event_id: _copied(node.edges) for node in new}
-            grown = self._grown(record.nodes, wiring)
+            new, grown = self._events.edges(record.nodes, len(self._known))
         if not new:
             return
         events = []
-        for node in new:
-            name = node.event.event_id
+        for node, (name, edges) in zip(nodes[len(self._known) :], new, strict=True):
             body, refs = self._event(node.event)
-            texts = _json(name), body, _json(refs), _json(wiring[name])
-            events.append(b"[" + b",".join(texts) + b"]")
-        segment = b'{"nodes":[' + b",".join(events) + b'],"edges":' + _json(grown) + b"}"
-        self._segments.append(segment)
+            parts = _json(refs) if refs else b"{}"
+            events.append(b"[%b,%b,%b,%b]" % (name, body, parts, edges))
+        self._segments.append(b'{"nodes":[%b],"edges":%b}' % (b",".join(events), grown))
         self._known = nodes
-        for name, edges in wiring.items():
-            self._edges[name] = {kind: len(ends) for kind, ends in edges.items()}
-        for name, kind, start, more in grown:
-            self._edges[name][kind] = start + len(more)
-
-    def _grown(
-        self, nodes: dict[str, EventNode], wiring: dict[str, Any]
-    ) -> list[tuple[str, str, int, list[str]]]:
-        """The edges that known nodes have got: only a new node gives them one, and has one back."""
-        touched = {end for edges in wiring.values() for ends in edges.values() for end in ends}
-        grown = []
-        for name in sorted(touched & self._edges.keys()):
-            known = self._edges[name]
-            for kind, ends in nodes[name].edges.items():
-                start = known.get(kind, 0)
-                if len(ends) > start:
-                    grown.append((name, str(kind), start, list(ends[start:])))
-        return grown
+        self._events.settle()
 
     def _event(self, event: Any) -> tuple[bytes, dict[str, Any]]:
         kind = type(event)
-        live, exact = _native.live_fields(vars(event), _PLAIN)
+        fields = vars(event)
+        written = self._events.text(event)
+        if written is not None:
+            text, left = written
+            if not left:
+                return text, {}
+            live, _ = _native.live_fields({name: fields[name] for name in left}, _PLAIN)
+            if len(live) == len(left):
+                return text, self._refs(kind, event, live)
+        live, exact = _native.live_fields(fields, _PLAIN)
+        refs = self._refs(kind, event, live)
+        return self._text(kind, event, set(live), exact=exact), refs
+
+    def _refs(self, kind: type[BaseModel], event: Any, live: list[str]) -> dict[str, Any]:
+        """Dump what is in some fields of an event as parts."""
         refs = {}
         for field in live:
             declared = kind.model_fields[field].annotation if field in kind.model_fields else None
@@ -283,7 +279,7 @@ class Recorder:
                 if not self._renew(ref):
                     continue
             refs[field] = ref
-        return self._text(kind, event, set(live), exact=exact), refs
+        return refs
 
     def _text(self, kind: type[BaseModel], event: Any, live: set[str], *, exact: bool) -> bytes:
         """Dump an event's own fields as text."""
@@ -389,8 +385,7 @@ class Recorder:
 
     def _tool(self, view: type[BaseModel], tool: BaseTool) -> dict[str, Any]:
         """Dump a tool. What takes long is to describe its schemas, which are classes."""
-        classes = {field: getattr(tool, field) for field in _SCHEMAS}
-        key = (view, *classes.values())
+        key = (view, *(likeness(getattr(tool, field)) for field in _SCHEMAS))
         known = self._schemas.get(key, {})
         dump = self._dump(view, tool, exclude=set(known))
         self._schemas[key] = {field: dump.get(field) for field in _SCHEMAS} | known
@@ -403,17 +398,16 @@ class Recorder:
         inside = vars(value).get(field)
         many = isinstance(inside, list | tuple)
         items: list[Any] = list(inside) if isinstance(inside, list | tuple) else [inside]
-        if not items or not all(isinstance(item, nested or BaseModel) for item in items):
-            return None
-        proof = (
-            view,
-            field,
-            nested,
-            *sorted({f"{type(i).__qualname__} {id(type(i))}" for i in items}),
-        )
-        known = _proofs.get(proof, 0)
-        if known is not True and known >= _DOUBTS:
-            return None
+        case = view, field, nested, frozenset(map(type, items))
+        known: bool | int = case in self._proven
+        if not known:
+            if not items or not all(isinstance(item, nested or BaseModel) for item in items):
+                return None
+            names = sorted(f"{kind.__qualname__} {id(kind)}" for kind in case[-1])
+            proof = (view, field, nested, *names)
+            known = _proofs.get(proof, 0)
+            if known is not True and known >= _DOUBTS:
+                return None
         numbers = [self._view(nested or type(item), item) for item in items]
         ref = numbers if many else numbers[0]
         if known is not True:
@@ -426,6 +420,7 @@ class Recorder:
                 _proofs[proof] = known + 1
                 return None
             _proofs[proof] = True
+        self._proven.add(case)
         return ref
 
     def _bodies(self) -> dict[int, Any]:
@@ -477,10 +472,6 @@ def _lasting_fields_of(view: type[BaseModel]) -> tuple[str, ...]:
     """The fields that do not exist for checkpoints only."""
     lasting = (name for name in fields_of(view) if not name.startswith("checkpoint_"))
     return tuple(name for name in lasting if name != _CONTEXT)
-
-
-def _copied(edges: Any) -> dict[str, list[str]]:
-    return {str(kind): list(ends) for kind, ends in edges.items()}
 
 
 # Made once: `json.dumps` makes one for each text that is not written in its own style.
