@@ -269,7 +269,7 @@ impl Engine {
         if !self.path.exists() {
             return Ok(());
         }
-        let _turn = self.queue.wait()?;
+        let _turn = self.queue.wait(identity(&self.path)?)?;
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(link) = self.linked(&mut writer)? else {
             return Ok(());
@@ -303,6 +303,7 @@ impl Engine {
     /// Closes every connection without tidying up; the next operation opens them again. Nothing
     /// may be in progress.
     pub fn disconnect(&self) {
+        self.queue.close();
         let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         for link in readers.drain(..).chain(writer.take()) {
@@ -359,20 +360,37 @@ impl Engine {
         create: bool,
         work: impl FnOnce(&mut Write<'_>) -> Result<T>,
     ) -> Result<Option<T>> {
-        if identity(&self.path)?.is_none() {
-            if !create {
-                return Ok(None);
+        loop {
+            let known = identity(&self.path)?;
+            if known.is_none() {
+                if !create {
+                    return Ok(None);
+                }
+                if let Some(directory) = self.path.parent() {
+                    fs::create_dir_all(directory)
+                        .map_err(|error| StoreError::io(directory, error))?;
+                }
             }
-            if let Some(directory) = self.path.parent() {
-                fs::create_dir_all(directory).map_err(|error| StoreError::io(directory, error))?;
+            let _turn = self.queue.wait(known)?;
+            let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.linked(&mut writer)?.is_none() && create {
+                if known.is_some() {
+                    // It went away meanwhile, and this may be the queue that went with it.
+                    continue;
+                }
+                schema::create(&self.path)?;
+                self.linked(&mut writer)?;
             }
+            return self.transact_on(&mut writer, work);
         }
-        let _turn = self.queue.wait()?;
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.linked(&mut writer)?.is_none() && create {
-            schema::create(&self.path)?;
-            self.linked(&mut writer)?;
-        }
+    }
+
+    /// Runs `work` in a transaction of the writer's connection, if there is one.
+    fn transact_on<T>(
+        &self,
+        writer: &mut Option<Link>,
+        work: impl FnOnce(&mut Write<'_>) -> Result<T>,
+    ) -> Result<Option<T>> {
         let Some(link) = writer.as_mut() else {
             return Ok(None);
         };
@@ -505,7 +523,7 @@ fn vacuum(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn identity(path: &Path) -> Result<Option<Identity>> {
+pub(super) fn identity(path: &Path) -> Result<Option<Identity>> {
     match fs::metadata(path) {
         #[cfg(unix)]
         Ok(file) => {
