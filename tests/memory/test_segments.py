@@ -349,17 +349,24 @@ def test_filters_on_metadata_follow_every_change(store):
     assert found('{"k": 2}') == {"r1"}
 
 
-def as_version_1(segment):
-    """Rewrite a segment as releases before sketches wrote it."""
+def as_version(wanted, segment):
+    """Rewrite a segment without heads as releases before sketches, or before heads, wrote it."""
     data = segment.read_bytes()
     dimension, rows = struct.unpack_from("<I", data, 12)[0], struct.unpack_from("<Q", data, 16)[0]
-    old = bytearray(data[:8] + struct.pack("<I", 1) + data[12:52] + bytes(8))
+    # Version 1 had six checksums, the last of a column that is not there, and a shorter header.
+    end = 52 if wanted == 1 else 124
+    old = bytearray(data[:8] + struct.pack("<I", wanted) + data[12:end])
+    old += bytes(60 - len(old)) if wanted == 1 else b""
     old += struct.pack("<I", zlib.crc32(old))
     at = 128
-    for width in (8, 8, 4, 4, -(-dimension // 64) * 64):
+    widths = [8, 8, 4, 4, -(-dimension // 64) * 64]
+    sizes = [rows * width for width in widths]
+    if wanted == 2:
+        sizes += [0, 4 * dimension, -(-dimension // 128) * 32 * rows, 4 * rows, 4 * rows]
+    for size in sizes:
         at = -(-at // 64) * 64
-        old += bytes(-len(old) % 64) + data[at : at + rows * width]
-        at += rows * width
+        old += bytes(-len(old) % 64) + data[at : at + size]
+        at += size
     segment.write_bytes(old)
 
 
@@ -367,15 +374,16 @@ def version(segment):
     return struct.unpack_from("<I", segment.read_bytes(), 8)[0]
 
 
-def test_a_segment_of_an_older_format_serves_and_is_replaced(store, place):
+@pytest.mark.parametrize("older", [1, 2])
+def test_a_segment_of_an_older_format_serves_and_is_replaced(store, place, older):
     fill(store, 0, ROWS)
     store.optimize()
     store.delete(record_ids=["r3"])
     store.close()
     codes = Path(f"{place}-codes")
     (segment,) = codes.glob("*.codes")
-    assert version(segment) == 2
-    as_version_1(segment)
+    assert version(segment) == 3
+    as_version(older, segment)
     live = set(range(ROWS)) - {3}
     agree(store, live)
     # What the first search began is done when `optimize` returns.
@@ -383,15 +391,16 @@ def test_a_segment_of_an_older_format_serves_and_is_replaced(store, place):
     assert store.holdings() == (ROWS - 1, 0, None)
     agree(store, live)
     published = [path for path in codes.glob("*.codes") if path != segment]
-    assert [version(path) for path in published] == [2]
+    assert [version(path) for path in published] == [3]
 
 
-def test_a_segment_of_an_older_format_that_is_damaged_goes_out_of_use(store, place):
+@pytest.mark.parametrize("older", [1, 2])
+def test_a_segment_of_an_older_format_that_is_damaged_goes_out_of_use(store, place, older):
     fill(store, 0, ROWS)
     store.optimize()
     store.close()
     (segment,) = Path(f"{place}-codes").glob("*.codes")
-    as_version_1(segment)
+    as_version(older, segment)
     data = bytearray(segment.read_bytes())
     data[-100] ^= 64
     segment.write_bytes(data)
@@ -402,3 +411,56 @@ def test_a_segment_of_an_older_format_that_is_damaged_goes_out_of_use(store, pla
     assert not segment.exists()
     store.optimize()
     agree(store, set(range(ROWS)))
+
+
+LONG = 256  # components, and ROWS_LONG rows, from which on segments have heads
+ROWS_LONG = 5000
+
+
+def long_vectors(kind):
+    spread = RANDOM.standard_normal((ROWS_LONG + 4, LONG))
+    if kind == "clustered":
+        spread = 2 * RANDOM.standard_normal((30, LONG))[np.arange(len(spread)) % 30] + spread
+    elif kind == "leaning":
+        spread = (spread / np.sqrt(1 + np.arange(LONG))) @ RANDOM.standard_normal((LONG, LONG)) + 1
+    elif kind == "alike":
+        spread = spread[np.arange(len(spread)) % 7] + 1e-6 * spread
+    return spread.astype(np.float32)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
+@pytest.mark.parametrize("kind", ["clustered", "leaning", "alike", "even"])
+def test_long_vectors_are_found_as_by_computing_every_score(place, metric, kind):
+    vectors = long_vectors(kind)
+    vectors[11] = 0
+    vectors[4321] = vectors[1234]
+    batch = _native.Batch()
+    for n in range(ROWS_LONG):
+        batch.add(f"{n:04}", "", f"/s/{n % 5}", [], "{}", 0.5, n, n, None, False, vectors[n])
+    store = _native.Store(place, metric)
+    try:
+        store.save(batch)
+        store.optimize()
+        assert store.holdings() == (ROWS_LONG, 0, None)
+        wide = vectors[:ROWS_LONG].astype(np.float64)
+        for query in (*vectors[ROWS_LONG:], vectors[1234], 1e3 * vectors[77]):
+            products = wide @ query.astype(np.float64)
+            scores = products
+            if metric == "l2":
+                scores = 1 / (1 + np.sum((wide - query) ** 2, axis=1))
+            elif metric == "cosine":
+                norms = np.linalg.norm(wide, axis=1) * np.linalg.norm(query.astype(np.float64))
+                scores = np.divide(products, norms, out=np.zeros(ROWS_LONG), where=norms > 0)
+            for scope, rows in (("/", range(ROWS_LONG)), ("/s/2", range(2, ROWS_LONG, 5))):
+                found = store.search(query, limit=10, min_score=-np.inf, scope=scope)
+                taken = [found.take(at) for at in range(len(found))]
+                best = sorted(scores[rows], reverse=True)[:10]
+                assert [row[-1] for row in taken] == pytest.approx(best, rel=1e-9, abs=1e-12)
+                # What numpy adds up in another order may be a tie there.
+                own = [(-row[-1], row[0]) for row in taken]
+                assert own == sorted(own)
+                for row in taken:
+                    expected = scores[int(row[0])]
+                    assert row[-1] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    finally:
+        store.close()

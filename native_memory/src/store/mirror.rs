@@ -92,7 +92,7 @@ struct Part {
 
 /// Where the codes of a part are.
 enum Codes {
-    Sealed(Segment),
+    Sealed(Box<Segment>),
     Memory(Tail),
 }
 
@@ -219,7 +219,7 @@ impl Mirror {
                 ids.iter().map(|&id| place(id).unwrap_or(0)).collect()
             };
             fits.then(|| Part {
-                codes: Codes::Sealed(segment),
+                codes: Codes::Sealed(Box::new(segment)),
                 deleted: bitmap(part.deleted),
                 columns: Columns {
                     scopes: places(&part.scopes, &|id| self.scopes.position(id)),

@@ -13,6 +13,7 @@
 //! Nothing here knows about SQLite or Python.
 
 mod aligned;
+mod axes;
 pub mod bitmap;
 pub mod kernels;
 pub mod partition;

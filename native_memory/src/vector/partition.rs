@@ -247,7 +247,7 @@ fn by_row(a: &Hit, b: &Hit) -> Ordering {
 }
 
 /// A row as its codes have it, which is near enough to group it.
-fn decode(block: &CodeBlock<'_>, row: usize) -> Vec<f32> {
+pub(crate) fn decode(block: &CodeBlock<'_>, row: usize) -> Vec<f32> {
     block
         .codes_of(row)
         .iter()
@@ -257,7 +257,7 @@ fn decode(block: &CodeBlock<'_>, row: usize) -> Vec<f32> {
 
 /// Rows drawn at random, the same ones in each call, each at most once: every `n`-th row would be
 /// misled by data that comes in a pattern.
-fn shuffled(rows: &[u32]) -> impl Iterator<Item = u32> {
+pub(crate) fn shuffled(rows: &[u32]) -> impl Iterator<Item = u32> {
     let mut order: Vec<u32> = rows.to_vec();
     // An odd multiplier permutes the numbers of 64 bits, so that no two keys are equal.
     order.sort_unstable_by_key(|&row| {

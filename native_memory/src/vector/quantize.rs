@@ -150,6 +150,7 @@ pub(crate) fn round_up(x: f64) -> f32 {
 /// A query in the integer form that the kernels read, padded with zeros to [`stride`]; the high
 /// parts further, to whole groups of a sketch.
 #[allow(dead_code, reason = "an instruction set reads the parts that suit it")]
+#[derive(Clone)]
 pub struct QueryCodes {
     /// The codes, within ±[`QUERY_MAX`].
     pub(crate) wide: Vec<i16>,

@@ -18,7 +18,7 @@ use super::bitmap::{WORD, eligible};
 use super::kernels::kernels;
 use super::quantize::{Bounds, Query, RowCode, VectorError};
 use super::segment::CodeBlock;
-use super::sketch::{Probe, Trial};
+use super::sketch::{Probe, Trial, in_a_row};
 
 /// Rows of a chunk: enough to make its overhead vanish, few enough to share work evenly.
 const CHUNK_ROWS: usize = 4096;
@@ -29,6 +29,16 @@ const LARGE: usize = 32 << 20;
 
 /// Rows of a batch; see [`Batch`]. A multiple of [`WORD`].
 const BATCH: usize = 512;
+
+/// Rows whose codes take longer to read than preparing a query for their heads does.
+const PREPARED: usize = if cfg!(test) { 1 } else { 512 };
+
+/// Rows of a sample that are looked at first: those with the best heads.
+const FIRST: usize = 64;
+
+/// Rows that were not told off until they are looked at: enough to be fetched ahead, and few
+/// enough that what they say of the limit is known soon.
+const ENOUGH: usize = 64;
 
 /// Candidates that are kept before those that the limit has overtaken are dropped.
 const COMPACT_AT: usize = 4096;
@@ -121,6 +131,8 @@ struct Batch {
     norms: [f64; BATCH],
     codes: [RowCode; BATCH],
     upper: [f64; BATCH],
+    /// What heads tell of products.
+    partial: [f64; BATCH],
 }
 
 impl Batch {
@@ -137,7 +149,14 @@ impl Batch {
             norms: [0.0; BATCH],
             codes: [code; BATCH],
             upper: [0.0; BATCH],
+            partial: [0.0; BATCH],
         }
+    }
+
+    /// Takes other rows, at most [`BATCH`].
+    fn set(&mut self, rows: &[u32]) {
+        self.len = rows.len();
+        self.rows[..rows.len()].copy_from_slice(rows);
     }
 }
 
@@ -148,9 +167,13 @@ pub struct Candidates {
     compact_at: usize,
     lower: Best,
     trial: Trial,
+    /// The same of sketches alone, for rows that heads leave.
+    finer: Trial,
     /// Rows of a block that do not fill a batch yet: where a filter leaves few, those of many
     /// parts are read together, so that each is fetched from memory while others are looked at.
     pending: Option<(usize, Box<Batch>)>,
+    /// Rows of a block that heads and sketches left, to be read together for the same reason.
+    waiting: (usize, Vec<u32>),
 }
 
 /// The largest numbers pushed so far, at most `k` of them.
@@ -224,16 +247,20 @@ impl<'a> Search<'a> {
             }
         }
         let min_score = min_score.unwrap_or(f64::NEG_INFINITY);
+        let counts: Vec<usize> = blocks.iter().map(ScanBlock::count).collect();
+        let probe = |(rows, &count): (&ScanBlock<'a>, &usize)| {
+            let sketches = rows.block.sketches?;
+            (sketches.heads.is_none() || PREPARED <= count)
+                .then(|| Probe::new(query, sketches))
+                .flatten()
+        };
         Ok(Self {
             blocks,
             query,
-            probes: blocks
-                .iter()
-                .map(|rows| Some(Probe::new(query, rows.block.sketches?)))
-                .collect(),
+            probes: blocks.iter().zip(&counts).map(probe).collect(),
             k,
             min_score,
-            eligible: blocks.iter().map(ScanBlock::count).sum(),
+            eligible: counts.iter().sum(),
             limit: AtomicU64::new(query.limit_for_score(min_score).to_bits()),
         })
     }
@@ -269,49 +296,140 @@ impl<'a> Search<'a> {
         if self.k == 0 {
             return;
         }
-        let source = &self.blocks[chunk.block];
         let mut batch = match found.pending.take() {
             Some((block, mut batch)) => {
                 if block != chunk.block {
-                    self.keep(block, &mut batch, found);
+                    self.tell_off(block, &mut batch, found);
                 }
                 batch
             }
             None => Box::new(Batch::new()),
         };
-        for word in chunk.words.clone().step_by(chunk.step) {
-            let mut bits = source.eligible(word);
-            while bits != 0 {
-                batch.rows[batch.len] = (word * WORD) as u32 + bits.trailing_zeros();
-                batch.len += 1;
-                bits &= bits - 1;
-            }
-            if batch.len + WORD > BATCH {
-                self.keep(chunk.block, &mut batch, found);
-            }
-        }
-        // What a sample says is wanted before anything else is read.
         if chunk.step > 1 {
-            self.keep(chunk.block, &mut batch, found);
+            self.tell_off(chunk.block, &mut batch, found);
+            // What a sample says is wanted before anything else is read.
+            for rows in self.best_first(chunk, &mut batch).chunks(BATCH) {
+                batch.set(rows);
+                self.tell_off(chunk.block, &mut batch, found);
+            }
+            self.look_at_waiting(&mut batch, found);
+        } else {
+            self.words(chunk, |first, mut bits| {
+                if batch.len + WORD > BATCH {
+                    self.tell_off(chunk.block, &mut batch, found);
+                }
+                if bits == u64::MAX {
+                    let rows = &mut batch.rows[batch.len..][..WORD];
+                    rows.iter_mut()
+                        .zip(first..)
+                        .for_each(|(row, number)| *row = number);
+                    batch.len += WORD;
+                    return;
+                }
+                while bits != 0 {
+                    batch.rows[batch.len] = first + bits.trailing_zeros();
+                    batch.len += 1;
+                    bits &= bits - 1;
+                }
+            });
         }
         found.pending = Some((chunk.block, batch));
     }
 
-    /// Adds those of a batch's rows whose upper bounds reach the limit, and raises the limit.
-    fn keep(&self, number: usize, batch: &mut Batch, found: &mut Candidates) {
+    /// Calls `each` with the first row of each word of a part, and the bits of those rows of the
+    /// word that may be in the result.
+    fn words(&self, chunk: &Chunk, mut each: impl FnMut(u32, u64)) {
+        let source = &self.blocks[chunk.block];
+        for word in chunk.words.clone().step_by(chunk.step) {
+            each((word * WORD) as u32, source.eligible(word));
+        }
+    }
+
+    /// The rows of a part, the best of them, by their heads, before all others.
+    fn best_first(&self, chunk: &Chunk, batch: &mut Batch) -> Vec<u32> {
+        let mut rows = Vec::new();
+        self.words(chunk, |first, bits| {
+            rows.extend(
+                (0..WORD as u32)
+                    .filter(|bit| bits >> bit & 1 == 1)
+                    .map(|bit| first + bit),
+            );
+        });
+        let first = self.k.saturating_mul(2).max(FIRST);
+        let heads = self.probes[chunk.block]
+            .as_ref()
+            .filter(|probe| probe.has_heads());
+        let Some(probe) = heads.filter(|_| first < rows.len()) else {
+            return rows;
+        };
+        let block = &self.blocks[chunk.block].block;
+        let mut ranked = Vec::with_capacity(rows.len());
+        for rows in rows.chunks(BATCH) {
+            batch.set(rows);
+            probe.most_by_head(
+                rows,
+                &mut batch.partial[..rows.len()],
+                &mut batch.products[..rows.len()],
+            );
+            self.rank(block, batch);
+            ranked.extend(batch.upper.iter().copied().zip(rows.iter().copied()));
+        }
+        batch.len = 0;
+        ranked.select_nth_unstable_by(first, |a, b| b.0.total_cmp(&a.0));
+        // In storage order they are read faster.
+        ranked[..first].sort_unstable_by_key(|&(_, row)| row);
+        ranked[first..].sort_unstable_by_key(|&(_, row)| row);
+        ranked.into_iter().map(|(_, row)| row).collect()
+    }
+
+    /// Looks at those of a batch's rows that heads and sketches leave, or lets them wait.
+    fn tell_off(&self, number: usize, batch: &mut Batch, found: &mut Candidates) {
         if batch.len == 0 {
             return;
         }
-        let block = &self.blocks[number].block;
         let known = self.limit();
         if let Some(probe) = &self.probes[number]
             && known > f64::NEG_INFINITY
             && found.trial.next()
         {
             let before = batch.len;
-            self.leave_out(block, probe, batch, known);
-            found.trial.left(before, batch.len);
+            let block = &self.blocks[number].block;
+            self.leave_out(block, probe, batch, known, &mut found.finer);
+            if found.trial.left(before, batch.len) {
+                if found.waiting.0 != number {
+                    let rows = (batch.len, batch.rows);
+                    self.look_at_waiting(batch, found);
+                    (batch.len, batch.rows) = rows;
+                    found.waiting.0 = number;
+                }
+                found.waiting.1.extend_from_slice(&batch.rows[..batch.len]);
+                batch.len = 0;
+                if found.waiting.1.len() >= ENOUGH {
+                    self.look_at_waiting(batch, found);
+                }
+                return;
+            }
+            // Next time, both are tried.
+            found.finer = Trial::default();
         }
+        self.keep(number, batch, found);
+    }
+
+    /// Looks at the rows that wait. The batch is used for that.
+    fn look_at_waiting(&self, batch: &mut Batch, found: &mut Candidates) {
+        let (number, mut waiting) = std::mem::take(&mut found.waiting);
+        for rows in waiting.chunks(BATCH) {
+            batch.set(rows);
+            self.keep(number, batch, found);
+        }
+        waiting.clear();
+        found.waiting = (number, waiting);
+    }
+
+    /// Adds those of a batch's rows whose upper bounds reach the limit, and raises the limit.
+    fn keep(&self, number: usize, batch: &mut Batch, found: &mut Candidates) {
+        let block = &self.blocks[number].block;
+        let known = self.limit();
         let rows = &batch.rows[..batch.len];
         let (products, codes) = (
             &mut batch.products[..rows.len()],
@@ -353,25 +471,69 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Takes those rows out of a batch whose sketches prove that they cannot reach the limit.
-    fn leave_out(&self, block: &CodeBlock<'_>, probe: &Probe<'_>, batch: &mut Batch, limit: f64) {
+    /// Takes those rows out of a batch whose heads or sketches prove that they cannot reach the
+    /// limit.
+    fn leave_out(
+        &self,
+        block: &CodeBlock<'_>,
+        probe: &Probe<'_>,
+        batch: &mut Batch,
+        limit: f64,
+        finer: &mut Trial,
+    ) {
         let count = batch.len;
-        let (dots, norms) = (&mut batch.products[..count], &mut batch.norms[..count]);
-        let upper = &mut batch.upper[..count];
-        probe.most(self.query, &batch.rows[..count], dots);
-        for (norm, &row) in norms.iter_mut().zip(&batch.rows) {
-            *norm = block.norms[row as usize];
-        }
-        self.query.most(dots, norms, upper);
-        batch.len = 0;
-        for at in 0..count {
-            // NaN does not count as below; see `keep`.
-            let below = batch.upper[at] < limit;
-            if !below {
-                batch.rows[batch.len] = batch.rows[at];
-                batch.len += 1;
+        let partial = &mut batch.partial[..count];
+        probe.most_by_head(&batch.rows[..count], partial, &mut batch.products[..count]);
+        if probe.has_heads() {
+            self.drop_below(block, batch, limit);
+            if batch.len == 0 || !finer.next() {
+                return;
             }
         }
+        let left = batch.len;
+        let rows = &batch.rows[..left];
+        probe.most(rows, &batch.partial[..left], &mut batch.products[..left]);
+        self.drop_below(block, batch, limit);
+        if probe.has_heads() {
+            finer.left(left, batch.len);
+        }
+    }
+
+    /// Takes those rows out of a batch that cannot reach the limit, given at least their products.
+    fn drop_below(&self, block: &CodeBlock<'_>, batch: &mut Batch, limit: f64) {
+        /// Rows that are mostly told off together.
+        const SOME: usize = 8;
+        self.rank(block, batch);
+        let count = std::mem::take(&mut batch.len);
+        for start in (0..count).step_by(SOME) {
+            let end = count.min(start + SOME);
+            // NaN does not count as below; see `keep`.
+            let below = |upper: f64| upper < limit;
+            let told_off = |all, &upper: &f64| all & below(upper);
+            if batch.upper[start..end].iter().fold(true, told_off) {
+                continue;
+            }
+            for at in start..end {
+                // Without a branch: whether a row is left is hard to foresee.
+                batch.rows[batch.len] = batch.rows[at];
+                batch.partial[batch.len] = batch.partial[at];
+                batch.len += usize::from(!below(batch.upper[at]));
+            }
+        }
+    }
+
+    /// Writes at least the rank of each row of a batch, given at least their products.
+    fn rank(&self, block: &CodeBlock<'_>, batch: &mut Batch) {
+        let (rows, norms) = (&batch.rows[..batch.len], &mut batch.norms[..batch.len]);
+        if let Some(rows) = in_a_row(rows) {
+            norms.copy_from_slice(&block.norms[rows]);
+        } else {
+            for (norm, &row) in norms.iter_mut().zip(rows) {
+                *norm = block.norms[row as usize];
+            }
+        }
+        let (dots, upper) = (&batch.products[..batch.len], &mut batch.upper[..batch.len]);
+        self.query.most(dots, norms, upper);
     }
 
     fn limit(&self) -> f64 {
@@ -453,7 +615,8 @@ impl<'a> Search<'a> {
         let mut all: Vec<Candidate> = Vec::new();
         for mut part in found {
             if let Some((block, mut batch)) = part.pending.take() {
-                self.keep(block, &mut batch, &mut part);
+                self.tell_off(block, &mut batch, &mut part);
+                self.look_at_waiting(&mut batch, &mut part);
             }
             if all.is_empty() {
                 all = part.rows;

@@ -9,23 +9,24 @@
 //! | bytes | content |
 //! |---|---|
 //! | 0..8 | `CNMSEG\r\n` |
-//! | 8..12 | version, 2 |
+//! | 8..12 | version, 3 |
 //! | 12..16 | dimension |
 //! | 16..24 | number of rows |
-//! | 24..28 | flags: 1 = has the vectors column |
-//! | 28..68 | CRC-32 of each column, in the order below; 0 for a column that is not there |
-//! | 68..124 | zero |
+//! | 24..28 | flags: 1 = has the vectors column, 2 = has heads |
+//! | 28..88 | CRC-32 of each column, in the order below; 0 for a column that is not there |
+//! | 88..124 | zero |
 //! | 124..128 | CRC-32 of bytes 0..124 |
 //!
 //! Then the columns, each starting at the next multiple of 64 bytes, with zeros between: row ids
 //! (i64), norms (f64), scales (f32), residuals (f32), codes (i8, rows padded with zeros to
 //! a multiple of 64), vectors (f32, rows not padded), the mean of the rows (f32, one row), sketches
 //! (2 bits, rows padded with zeros to a multiple of 128; see [`Sketches`]), steps (f32), slacks
-//! (f32). The layout follows from dimension, number of rows and flags alone, and so does the length
+//! (f32), axes (f32, as many rows as a head has bytes), heads (i8; see [`Heads`]), scales of heads
+//! (f32), rests (f32), errors (f32). The layout follows from dimension, number of rows and flags alone, and so does the length
 //! of the file. Nothing depends on the metric.
 //!
-//! Version 1 ends with the vectors, and its header with byte 64, whose last four are the CRC-32 of
-//! those before. It can be read, and sealing replaces it.
+//! Version 2 ends with the slacks. Version 1 ends with the vectors, and its header with byte 64,
+//! whose last four are the CRC-32 of those before. Both can be read, and sealing replaces them.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -36,9 +37,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use memmap2::Mmap;
 
 use super::aligned::{LINE, Lines};
+use super::axes::{HEAD, axes};
 use super::bitmap::eligible_rows;
 use super::quantize::{MAX_DIMENSION, RowCode, VectorError, quantize, stride};
-use super::sketch::{self, Sketcher, Sketches};
+use super::sketch::{self, AT_ONCE, Heads, Made, Sketcher, Sketches};
 
 // The columns are read in place.
 #[cfg(target_endian = "big")]
@@ -46,14 +48,15 @@ compile_error!("segment files are little-endian and are mapped as they are");
 
 const MAGIC: [u8; 8] = *b"CNMSEG\r\n";
 /// The newest format that this code reads, and the one it writes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The length of the header, and of what all versions' begin with.
 const HEADER: usize = 128;
 const COMMON: usize = 28;
 /// Bytes that are written and flushed, or compared, in one step.
 const STEP: usize = if cfg!(test) { 1 << 20 } else { 8 << 20 };
 const HAS_VECTORS: u32 = 1;
-const COLUMNS: [&str; 10] = [
+const HAS_HEADS: u32 = 2;
+const COLUMNS: [&str; 15] = [
     "ids",
     "norms",
     "scales",
@@ -64,10 +67,18 @@ const COLUMNS: [&str; 10] = [
     "sketches",
     "steps",
     "slacks",
+    "axes",
+    "heads",
+    "scales of heads",
+    "rests",
+    "errors",
 ];
 
-/// The column that has one value for all rows.
+/// The columns that have one value for all rows.
 const MEAN: usize = 6;
+/// The column while which is written those after it are made.
+const SKETCHES: usize = 7;
+const AXES: usize = 10;
 
 /// What a version has.
 struct Version {
@@ -83,6 +94,10 @@ impl Version {
                 columns: 6,
             }),
             2 => Some(Self {
+                header: HEADER,
+                columns: AXES,
+            }),
+            3 => Some(Self {
                 header: HEADER,
                 columns: COLUMNS.len(),
             }),
@@ -299,8 +314,8 @@ pub struct SealSource<'a> {
     pub deleted: Option<&'a [u64]>,
 }
 
-impl SealSource<'_> {
-    fn rows(&self) -> impl Iterator<Item = usize> {
+impl<'a> SealSource<'a> {
+    pub(crate) fn rows(&self) -> impl Iterator<Item = usize> + use<'a> {
         eligible_rows(self.block.len(), None, self.deleted)
     }
 }
@@ -315,23 +330,35 @@ struct Layout {
 
 impl Layout {
     /// `None` if the file would be larger than the address space.
-    fn new(version: &Version, dimension: usize, rows: usize, vectors: bool) -> Option<Self> {
+    fn new(version: &Version, dimension: usize, rows: usize, flags: u32) -> Option<Self> {
         // A search numbers the rows of a block with u32.
         u32::try_from(rows).ok()?;
-        let vector = if vectors {
+        let vector = if flags & HAS_VECTORS != 0 {
             dimension.checked_mul(size_of::<f32>())?
         } else {
             0
         };
         let sketch = sketch::stride(dimension);
         let one = dimension * size_of::<f32>();
-        let sizes = [8, 8, 4, 4, stride(dimension), vector, 0, sketch, 4, 4]
-            .map(|width| rows.checked_mul(width));
+        let (head, number, all) = if flags & HAS_HEADS != 0 {
+            (HEAD, size_of::<f32>(), HEAD * one)
+        } else {
+            (0, 0, 0)
+        };
+        let codes = stride(dimension);
+        let sizes = [
+            8, 8, 4, 4, codes, vector, 0, sketch, 4, 4, 0, head, number, number, number,
+        ]
+        .map(|width| rows.checked_mul(width));
         let mut length = version.header;
         let mut columns = [const { 0..0 }; COLUMNS.len()];
         for (at, column) in columns.iter_mut().enumerate().take(version.columns) {
             let start = length.checked_next_multiple_of(LINE)?;
-            let size = if at == MEAN { one } else { sizes[at]? };
+            let size = match at {
+                MEAN => one,
+                AXES => all,
+                _ => sizes[at]?,
+            };
             let end = start.checked_add(size)?;
             *column = start..end;
             length = end;
@@ -353,8 +380,8 @@ pub struct Segment {
     map: Mmap,
     dimension: usize,
     rows: usize,
-    has_vectors: bool,
-    has_sketches: bool,
+    version: u32,
+    flags: u32,
     columns: [Range<usize>; COLUMNS.len()],
     checksums: [u32; COLUMNS.len()],
 }
@@ -418,12 +445,17 @@ impl Segment {
         }
         let (dimension, flags) = (number(12) as usize, number(24));
         let rows = u64::from(number(16)) | u64::from(number(20)) << 32;
-        if !(1..=MAX_DIMENSION).contains(&dimension) || flags > HAS_VECTORS {
+        let known = if version < 3 {
+            HAS_VECTORS
+        } else {
+            HAS_VECTORS | HAS_HEADS
+        };
+        if !(1..=MAX_DIMENSION).contains(&dimension) || flags & !known != 0 {
             return Err(invalid(format!("dimension {dimension}, flags {flags}")));
         }
         let layout = usize::try_from(rows)
             .ok()
-            .and_then(|rows| Layout::new(&format, dimension, rows, flags == HAS_VECTORS))
+            .and_then(|rows| Layout::new(&format, dimension, rows, flags))
             .ok_or_else(|| invalid(format!("it cannot have {rows} rows")))?;
         if found != layout.length as u64 || map.len() != layout.length {
             return Err(short(layout.length));
@@ -441,8 +473,8 @@ impl Segment {
             map,
             dimension,
             rows: layout.rows,
-            has_vectors: flags == HAS_VECTORS,
-            has_sketches: MEAN < format.columns,
+            version,
+            flags,
             columns: layout.columns,
             checksums,
         })
@@ -513,19 +545,26 @@ impl Segment {
             scales: self.column(2),
             residuals: self.column(3),
             codes: self.column(4),
-            vectors: self.has_vectors.then(|| self.column(5)),
-            sketches: self.has_sketches.then(|| Sketches {
+            vectors: (self.flags & HAS_VECTORS != 0).then(|| self.column(5)),
+            sketches: (self.version > 1).then(|| Sketches {
                 mean: self.column(MEAN),
-                codes: self.column(7),
+                codes: self.column(SKETCHES),
                 steps: self.column(8),
                 slacks: self.column(9),
+                heads: (self.flags & HAS_HEADS != 0).then(|| Heads {
+                    axes: self.column(AXES),
+                    codes: self.column(11),
+                    scales: self.column(12),
+                    rests: self.column(13),
+                    errors: self.column(14),
+                }),
             }),
         }
     }
 
     /// Whether the file is of a version that is not written any more.
     pub fn is_outdated(&self) -> bool {
-        !self.has_sketches
+        self.version < VERSION
     }
 
     /// One column, read in place.
@@ -634,7 +673,7 @@ fn layout_of(
     path: &Path,
     dimension: usize,
     sources: &[SealSource<'_>],
-    keep_vectors: bool,
+    flags: u32,
 ) -> Result<Layout, SegmentError> {
     let invalid = |what| SegmentError::Invalid {
         path: path.into(),
@@ -651,8 +690,40 @@ fn layout_of(
     }
     let rows = sources.iter().map(|source| source.rows().count()).sum();
     Version::of(VERSION)
-        .and_then(|version| Layout::new(&version, dimension, rows, keep_vectors))
+        .and_then(|version| Layout::new(&version, dimension, rows, flags))
         .ok_or_else(|| invalid(format!("it cannot have {rows} rows")))
+}
+
+/// What is known of a file before its rows are written.
+struct Plan {
+    mean: Vec<f32>,
+    axes: Vec<f32>,
+    flags: u32,
+    layout: Layout,
+}
+
+impl Plan {
+    fn new(
+        path: &Path,
+        dimension: usize,
+        sources: &[SealSource<'_>],
+        keep_vectors: bool,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Self, SegmentError> {
+        let stopped = || SegmentError::Stopped(path.into());
+        let vectors = if keep_vectors { HAS_VECTORS } else { 0 };
+        // The sources are checked before anything is computed of them.
+        layout_of(path, dimension, sources, vectors)?;
+        let mean = mean_of(dimension, sources, go_on).ok_or_else(stopped)?;
+        let axes = axes(&mean, sources, go_on).ok_or_else(stopped)?;
+        let flags = vectors | if axes.is_empty() { 0 } else { HAS_HEADS };
+        Ok(Self {
+            layout: layout_of(path, dimension, sources, flags)?,
+            mean,
+            axes,
+            flags,
+        })
+    }
 }
 
 /// Writes header and columns to `temporary` and flushes them; `path` is for the messages.
@@ -670,7 +741,8 @@ fn write_columns(
         path: path.into(),
         source,
     };
-    let layout = layout_of(path, dimension, sources, keep_vectors)?;
+    let plan = Plan::new(path, dimension, sources, keep_vectors, go_on)?;
+    let layout = &plan.layout;
     let file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -684,11 +756,8 @@ fn write_columns(
     for _ in 0..HEADER / LINE {
         output.pad_to(output.at + LINE).map_err(io)?;
     }
-    let mean =
-        mean_of(dimension, sources, go_on).ok_or_else(|| SegmentError::Stopped(path.into()))?;
-    let mut sketcher = Sketcher::new(&mean);
-    let mut sketch = vec![0; sketch::stride(dimension)];
-    let (mut steps, mut slacks) = (Vec::new(), Vec::new());
+    let mut sketcher = Sketcher::new(&plan.mean, &plan.axes);
+    let mut made = Made::default();
     let mut checksums = [0; COLUMNS.len()];
     for (index, column) in layout.columns.iter().enumerate() {
         output.pad_to(column.start).map_err(io)?;
@@ -705,9 +774,24 @@ fn write_columns(
             output.flush().map_err(io)
         };
         match index {
-            MEAN => put(bytes_of(&mean))?,
-            8 => put(bytes_of(&steps))?,
-            9 => put(bytes_of(&slacks))?,
+            MEAN => put(bytes_of(&plan.mean))?,
+            SKETCHES => {
+                for source in sources {
+                    let rows: Vec<u32> = source.rows().map(|row| row as u32).collect();
+                    for rows in rows.chunks(AT_ONCE) {
+                        sketcher.sketch(&source.block, rows, &mut made);
+                        put(&made.codes)?;
+                        made.codes.clear();
+                    }
+                }
+            }
+            8 => put(bytes_of(&made.steps))?,
+            9 => put(bytes_of(&made.slacks))?,
+            AXES => put(bytes_of(&plan.axes))?,
+            11 => put(bytes_of(&made.heads))?,
+            12 => put(bytes_of(&made.scales))?,
+            13 => put(bytes_of(&made.rests))?,
+            14 => put(bytes_of(&made.errors))?,
             _ => {}
         }
         let mut buffer = vec![0.0; if index == 5 { dimension } else { 0 }];
@@ -722,13 +806,6 @@ fn write_columns(
                     4 => {
                         let stride = stride(dimension);
                         put(bytes_of(&block.codes[row * stride..][..stride]))?;
-                    }
-                    7 => {
-                        let (codes, code) = (block.codes_of(row), block.row_code(row));
-                        let (step, slack) = sketcher.sketch(codes, code, &mut sketch);
-                        put(&sketch)?;
-                        steps.push(step);
-                        slacks.push(slack);
                     }
                     5 if keep_vectors => {
                         let vector = if let Some(vector) = block.vector(row) {
@@ -754,14 +831,14 @@ fn write_columns(
         .file
         .into_inner()
         .map_err(|error| io(error.into_error()))?;
-    write_header(&file, &layout, keep_vectors, checksums).map_err(io)?;
+    write_header(&file, layout, plan.flags, checksums).map_err(io)?;
     file.sync_all().map_err(io)
 }
 
 fn write_header(
     mut file: &File,
     layout: &Layout,
-    keep_vectors: bool,
+    flags: u32,
     checksums: [u32; COLUMNS.len()],
 ) -> io::Result<()> {
     let mut header = [0; HEADER];
@@ -769,7 +846,6 @@ fn write_header(
     header[8..12].copy_from_slice(&VERSION.to_le_bytes());
     header[12..16].copy_from_slice(&(layout.dimension as u32).to_le_bytes());
     header[16..24].copy_from_slice(&(layout.rows as u64).to_le_bytes());
-    let flags = if keep_vectors { HAS_VECTORS } else { 0 };
     header[24..28].copy_from_slice(&flags.to_le_bytes());
     for (at, sum) in header[COMMON..].chunks_exact_mut(4).zip(checksums) {
         at.copy_from_slice(&sum.to_le_bytes());

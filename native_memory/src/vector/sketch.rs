@@ -1,25 +1,38 @@
-//! Telling rows off by two bits of each component.
+//! Telling rows off by a few bits of each component.
 //!
-//! A sealed row has, beside its codes, a *sketch* a quarter as long. With the mean `m` of its
-//! segment's rows, the row is `m + step * s + e`, where the components of `s` are -3, -1, 1 or 3,
-//! and `slack >= |e|` is kept. Then, for a query `q`,
+//! A sealed row `v` has, beside its codes, two shorter forms of itself. With the mean `m` of its
+//! segment's rows and the segment's axes `B` ([`super::axes`]), it is
 //!
 //! ```text
-//! v·q  <=  m·q + step * (s·q) + slack |q|
+//! v  =  m + Bᵀa + r + f,     r  =  step * s + e
 //! ```
 //!
-//! by the Cauchy-Schwarz inequality. Where the best rows are much nearer to the query than most,
-//! that already tells most rows off, and their codes are never read. Where they are not, it tells
-//! none off, and reading sketches as well would be a waste; hence a [`Trial`] has them read only
-//! while it pays.
+//! where the *head* `a` is a byte per axis in units of a `scale`, the *sketch* `s` has components of
+//! -3, -1, 1 or 3, and `f` is what the codes leave out. Norms of the rest are kept. A query is
+//! `q = Bᵀb + p` for any `b`, so that, by the Cauchy-Schwarz inequality,
 //!
-//! Embeddings have much in common, which says nothing about which are near: the less of the mean
-//! is in what two bits have to tell, the more they tell.
+//! ```text
+//! v·q  =  m·q + a·Bq + p·r + b·Br + f·q
+//!     <=  m·q + a·Bq + |p| |r|                    + |b| |Br| + |q| |f|      (by the head)
+//!     <=  m·q + a·Bq + step * (s·p) + |p| |e|     + |b| |Br| + |q| |f|      (by the sketch)
+//! ```
+//!
+//! holds whatever the axes are. If they are nearly orthogonal, `Br` is nearly zero; if rows and
+//! query differ mostly along them, so are `r` and `p`. Segments for which axes do not pay have
+//! none: then `r` is the row without the mean, and `p` the query.
+//!
+//! Where the best rows are much nearer to the query than most, heads already tell most rows off,
+//! and sketches most others, whose codes are never read. Where they are not, they tell none off,
+//! and reading them as well would be a waste; hence a [`Trial`] has them read only while it pays.
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
-use super::kernels::kernels;
-use super::quantize::{EPSILON, Query, RowCode, norm, round_up};
+use super::axes::HEAD;
+use super::kernels::{ROWS, TILE, kernels};
+use super::quantize::{
+    CODE_MAX, EPSILON, Metric, QUERY_MAX, Query, QueryCodes, RowCode, norm, round_up,
+};
+use super::segment::CodeBlock;
 
 /// Components in one unit of a sketch; see [`Sketches::codes`].
 pub(crate) const GROUP: usize = 128;
@@ -31,14 +44,18 @@ const LEVEL_MAX: f64 = 3.0;
 /// row's own step begins.
 const BELL: f32 = 0.498;
 /// Rounds of that search; more improve little.
-const ROUNDS: usize = 3;
+const FITS: usize = 3;
+/// What rounding may take from a component that is computed in f32 in `HEAD + 3` steps, relative
+/// to the sum of the magnitudes that make it up, and per step absolutely.
+const ROUNDING: f64 = (HEAD + 8) as f64 / (1_u32 << 24) as f64;
+const TINY: f64 = 1e-42;
 
 /// The length of a row's sketch, in bytes: a quarter of a byte per component, in whole groups.
 pub(crate) const fn stride(dimension: usize) -> usize {
     dimension.next_multiple_of(GROUP) / PER_BYTE
 }
 
-/// The sketches of a block's rows.
+/// The heads and sketches of a block's rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sketches<'a> {
     /// The mean that was subtracted from each row.
@@ -50,6 +67,23 @@ pub struct Sketches<'a> {
     /// Levels as 0 to 3, row by row, [`stride`] bytes each. A group of 32 bytes has the lowest bits
     /// of its bytes for its first 32 components, the next bits for the next 32, and so on.
     pub codes: &'a [u8],
+    /// The heads, if there are any.
+    pub heads: Option<Heads<'a>>,
+}
+
+/// The heads of a block's rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heads<'a> {
+    /// The axes, one after another.
+    pub axes: &'a [f32],
+    /// Coefficients, row by row, one byte per axis.
+    pub codes: &'a [i8],
+    /// The value of one unit of the coefficients.
+    pub scales: &'a [f32],
+    /// Norms of what mean and heads leave to the sketches, rounded up.
+    pub rests: &'a [f32],
+    /// At least the products of the rest with the axes, and what the row's codes leave out.
+    pub errors: &'a [f32],
 }
 
 /// Adds a row, as its codes have it, to the sum of rows.
@@ -59,116 +93,423 @@ pub(crate) fn add(sum: &mut [f64], codes: &[i8], scale: f32) {
     }
 }
 
-/// Makes sketches of one segment's rows.
-pub(crate) struct Sketcher<'a> {
-    mean: &'a [f32],
-    /// The row without the mean, and its levels.
-    rest: Vec<f32>,
-    levels: Vec<u8>,
+/// The heads and sketches of rows, as they are made.
+#[derive(Default)]
+pub(crate) struct Made {
+    pub(crate) codes: Vec<u8>,
+    pub(crate) steps: Vec<f32>,
+    pub(crate) slacks: Vec<f32>,
+    pub(crate) heads: Vec<i8>,
+    pub(crate) scales: Vec<f32>,
+    pub(crate) rests: Vec<f32>,
+    pub(crate) errors: Vec<f32>,
 }
 
+/// An axis, prepared to be multiplied with rows.
+struct Axis {
+    query: Query,
+    /// Its product with the mean.
+    mean: f64,
+}
+
+/// Makes heads and sketches of one segment's rows.
+pub(crate) struct Sketcher<'a> {
+    mean: &'a [f32],
+    mean_norm: f64,
+    axes: Vec<Axis>,
+    /// How far the axes are from being orthogonal and of length one, as a norm of matrices.
+    skew: f64,
+    /// The axes as [`super::kernels::Kernels::subtract`] has them.
+    tiles: Vec<f32>,
+    /// Components in whole groups.
+    width: usize,
+    /// Of some rows: what is left of them, and their levels.
+    rests: Vec<f32>,
+    levels: Vec<u8>,
+    /// The products of each axis with rows.
+    products: Vec<f64>,
+}
+
+/// Rows whose codes stay in the second-level cache while all axes are multiplied with them.
+pub(crate) const AT_ONCE: usize = 128;
+
 impl<'a> Sketcher<'a> {
-    pub(crate) fn new(mean: &'a [f32]) -> Self {
+    /// For axes that are finite, [`HEAD`] of them or none.
+    pub(crate) fn new(mean: &'a [f32], axes: &[f32]) -> Self {
+        let width = mean.len().next_multiple_of(GROUP);
+        let rows: Vec<&[f32]> = axes.chunks_exact(mean.len()).collect();
+        let dot = kernels().dot;
+        let mut squares = 0.0_f64;
+        for (at, a) in rows.iter().enumerate() {
+            for (other, b) in rows.iter().enumerate() {
+                // An axis that was not found is zero, and has no coefficients.
+                let wanted = at == other && a.iter().any(|&x| x != 0.0);
+                squares += (dot(a, b) - f64::from(u8::from(wanted))).powi(2);
+            }
+        }
+        let mut tiles = vec![0.0; width * rows.len()];
+        for (at, axis) in rows.iter().enumerate() {
+            for (tile, some) in axis.chunks(TILE).enumerate() {
+                tiles[(tile * HEAD + at) * TILE..][..some.len()].copy_from_slice(some);
+            }
+        }
         Self {
             mean,
-            rest: vec![0.0; mean.len()],
-            levels: vec![0; mean.len().next_multiple_of(GROUP)],
+            mean_norm: norm(mean),
+            skew: squares.sqrt() + HEAD as f64 * EPSILON,
+            tiles,
+            width,
+            rests: vec![0.0; ROWS * width],
+            levels: vec![0; width],
+            products: vec![0.0; rows.len() * AT_ONCE],
+            axes: rows
+                .into_iter()
+                .filter_map(|axis| {
+                    let query = Query::new(axis, Metric::Dot).ok()?;
+                    let mean = dot(axis, mean);
+                    Some(Axis { query, mean })
+                })
+                .collect(),
         }
     }
 
-    /// Writes the sketch of a row into `out`, which has [`stride`] bytes; gives step and slack.
-    pub(crate) fn sketch(&mut self, codes: &[i8], row: RowCode, out: &mut [u8]) -> (f32, f32) {
-        let scale = f64::from(row.scale);
-        let exact = |code: i8, mean: f32| scale * f64::from(code) - f64::from(mean);
-        for (rest, (&code, &mean)) in self.rest.iter_mut().zip(codes.iter().zip(self.mean)) {
-            *rest = exact(code, mean) as f32;
+    /// Adds the heads and sketches of some rows, at most [`AT_ONCE`].
+    pub(crate) fn sketch(&mut self, block: &CodeBlock<'_>, rows: &[u32], out: &mut Made) {
+        for (axis, products) in self
+            .axes
+            .iter()
+            .zip(self.products.chunks_exact_mut(AT_ONCE))
+        {
+            let products = &mut products[..rows.len()];
+            (kernels().products)(axis.query.codes(), block.codes, rows, products);
         }
-        let mut step = BELL * (norm(&self.rest) / (self.rest.len() as f64).sqrt()) as f32;
-        for _ in 0..ROUNDS {
-            // The best step for these levels: the projection of the row onto them.
-            let (mut along, mut squares) = (0.0_f32, 0.0_f32);
-            for &x in &self.rest {
-                let level = if x.abs() > 2.0 * step { 3.0 } else { 1.0 };
-                along += level * x.abs();
-                squares += level * level;
+        for (start, rows) in (0..).step_by(ROWS).zip(rows.chunks(ROWS)) {
+            let mut coefficients = [[0.0; ROWS]; HEAD];
+            let mut errors = [(0.0, 0.0); ROWS];
+            for (place, &row) in rows.iter().enumerate() {
+                let (at, code) = (row as usize, block.row_code(row as usize));
+                let rest = &mut self.rests[place * self.width..][..self.mean.len()];
+                for (rest, (&code, &mean)) in rest
+                    .iter_mut()
+                    .zip(block.codes_of(at).iter().zip(self.mean))
+                {
+                    // The product is exact in f32 but for its last bits.
+                    *rest = f32::from(code) * block.scales[at] - mean;
+                }
+                errors[place] = self.head(start + place, code, place, &mut coefficients, out);
             }
-            step = along / squares;
+            if !self.axes.is_empty() {
+                (kernels().subtract)(&self.tiles, &coefficients, &mut self.rests);
+            }
+            for (place, (error, sum)) in errors.into_iter().enumerate().take(rows.len()) {
+                let residual = f64::from(block.residuals[rows[place] as usize]);
+                self.finish(place, error, sum, residual, out);
+            }
+        }
+    }
+
+    /// Chooses the head of the `number`-th row, writes its coefficients to their `place` and gives
+    /// at least the norm of the products of the axes with the rest, and the sum of the magnitudes
+    /// of what makes up that rest.
+    fn head(
+        &self,
+        number: usize,
+        row: RowCode,
+        place: usize,
+        coefficients: &mut [[f32; ROWS]; HEAD],
+        out: &mut Made,
+    ) -> (f64, f64) {
+        let size = f64::from(row.scale) * f64::from(CODE_MAX) * (self.mean.len() as f64).sqrt();
+        let size = size.min(row.norm + f64::from(row.residual)) + self.mean_norm;
+        if self.axes.is_empty() {
+            return (0.0, size);
+        }
+        let mut along = [0.0; HEAD];
+        let mut unknown = 0.0_f64;
+        let as_coded = RowCode {
+            residual: 0.0,
+            norm: row.norm + f64::from(row.residual),
+            ..row
+        };
+        for (along, (axis, products)) in along
+            .iter_mut()
+            .zip(self.axes.iter().zip(self.products.chunks_exact(AT_ONCE)))
+        {
+            let bounds = axis.query.bounds(products[number], as_coded);
+            *along = f64::midpoint(bounds.lower, bounds.upper) - axis.mean;
+            unknown += (bounds.upper - bounds.lower).powi(2);
+        }
+        let largest = along.iter().fold(0.0, |max: f64, x| max.max(x.abs()));
+        let scale = (largest / f64::from(CODE_MAX)) as f32;
+        // So large or small that there is no head; then everything is left to the sketch.
+        let scale = if scale.is_normal() { scale } else { 0.0 };
+        let (mut missed, mut squares, mut sum) = (0.0, 0.0, 0.0);
+        for (&along, coefficients) in along.iter().zip(coefficients) {
+            let code = if scale == 0.0 {
+                0.0
+            } else {
+                (along / f64::from(scale))
+                    .round()
+                    .clamp(-f64::from(CODE_MAX), f64::from(CODE_MAX))
+            };
+            out.heads.push(code as i8);
+            let value = f64::from(scale) * code;
+            coefficients[place] = value as f32;
+            missed += (along - value).powi(2);
+            squares += value * value;
+            sum += value.abs();
+        }
+        out.scales.push(scale);
+        let error = missed.sqrt()
+            + self.skew * squares.sqrt()
+            + unknown.sqrt()
+            + HEAD as f64 * EPSILON * size;
+        (error * (1.0 + EPSILON), size + sum * (1.0 + self.skew))
+    }
+
+    /// Sketches what is left of the row at a place.
+    fn finish(&mut self, place: usize, error: f64, sum: f64, residual: f64, out: &mut Made) {
+        let dimension = self.mean.len();
+        let rest = &self.rests[place * self.width..][..dimension];
+        let whole = norm(rest);
+        let mut step = BELL * (whole / (dimension as f64).sqrt()) as f32;
+        for _ in 0..FITS {
+            step = fitted(rest, step);
         }
         let step = step.min(f32::MAX);
-        for (level, &x) in self.levels.iter_mut().zip(&self.rest) {
+        for (level, &x) in self.levels.iter_mut().zip(rest) {
             *level = u8::from(x > -2.0 * step) + u8::from(x > 0.0) + u8::from(x > 2.0 * step);
         }
-        pack(&self.levels, out);
+        let from = out.codes.len();
+        out.codes.resize(from + stride(dimension), 0);
+        pack(&self.levels, &mut out.codes[from..]);
 
         // What is left, of the row as it is and not as f32 have it.
-        let (mut left, mut whole) = (0.0, 0.0);
-        for ((&level, &code), &mean) in self.levels.iter().zip(codes).zip(self.mean) {
-            let rest = exact(code, mean);
-            let error = rest - f64::from(step) * (2.0 * f64::from(level) - LEVEL_MAX);
-            left += error * error;
-            whole += rest * rest;
+        let values = [-3.0 * step, -step, step, 3.0 * step];
+        let sketched: Vec<f32> = self.levels[..dimension]
+            .iter()
+            .map(|&level| values[usize::from(level)])
+            .collect();
+        let left = (kernels().distance_sq)(rest, &sketched).sqrt();
+        let root = (dimension as f64).sqrt();
+        let rounding = ROUNDING * sum + TINY * root;
+        let steps = f64::from(step) * LEVEL_MAX * root;
+        let slack = left * (1.0 + EPSILON) + rounding + f64::from(f32::EPSILON) * steps;
+        out.steps.push(step);
+        if self.axes.is_empty() {
+            out.slacks.push(round_up(slack + residual));
+        } else {
+            out.slacks.push(round_up(slack));
+            out.rests.push(round_up(whole * (1.0 + EPSILON) + rounding));
+            out.errors.push(round_up(error + residual));
         }
-        let left = left.sqrt() * (1.0 + EPSILON) + whole.sqrt() * EPSILON;
-        (step, round_up(left + f64::from(row.residual)))
     }
+}
+
+/// The best step for the levels that a step gives: the projection of the row onto them.
+fn fitted(rest: &[f32], step: f32) -> f32 {
+    const LANES: usize = 8;
+    let (mut along, mut squares) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+    // The last chunk may be shorter.
+    for some in rest.chunks(LANES) {
+        for ((along, squares), x) in along.iter_mut().zip(&mut squares).zip(some) {
+            let level = if x.abs() > 2.0 * step { 3.0 } else { 1.0 };
+            *along += level * x.abs();
+            *squares += level * level;
+        }
+    }
+    along.iter().sum::<f32>() / squares.iter().sum::<f32>()
 }
 
 /// Packs levels, of whole groups, into sketches.
 fn pack(levels: &[u8], out: &mut [u8]) {
-    let groups = out.chunks_exact_mut(GROUP / PER_BYTE);
-    for (bytes, levels) in groups.zip(levels.chunks_exact(GROUP)) {
+    const PART: usize = GROUP / PER_BYTE;
+    let groups = out.as_chunks_mut::<PART>().0.iter_mut();
+    for (bytes, levels) in groups.zip(levels.as_chunks::<GROUP>().0) {
         for (at, byte) in bytes.iter_mut().enumerate() {
-            *byte = (0..PER_BYTE).fold(0, |byte, part| {
-                byte | levels[part * GROUP / PER_BYTE + at] << (2 * part)
-            });
+            *byte = levels[at]
+                | levels[PART + at] << 2
+                | levels[2 * PART + at] << 4
+                | levels[3 * PART + at] << 6;
         }
     }
 }
 
-/// A query prepared for the sketches of one block.
+/// The rows as a range, if each follows the one before it.
+pub(crate) fn in_a_row(rows: &[u32]) -> Option<Range<usize>> {
+    let first = *rows.first()?;
+    let other = |(&row, expected): (&u32, u32)| u32::from(row != expected);
+    // Counted, and not looked for, so that it is vectorised.
+    let others: u32 = rows.iter().zip(first..).map(other).sum();
+    (others == 0).then(|| first as usize..first as usize + rows.len())
+}
+
+/// A query prepared for the heads and sketches of one block.
 pub(crate) struct Probe<'a> {
     sketches: Sketches<'a>,
     /// At least the product with the mean.
     base: f64,
+    heads: Option<HeadProbe>,
+    /// What the axes leave of the query.
+    rest: QueryCodes,
     /// The value of one unit of the products of levels, and the product of all levels being -3.
     unit: f64,
     lowest: f64,
-    /// The factors of a row's step and slack in the bound.
+    /// The factors of a row's step, and of norms of what is multiplied with the rest.
     per_step: f64,
-    per_slack: f64,
+    per_rest: f64,
+}
+
+/// A query prepared for the heads of one block.
+struct HeadProbe {
+    codes: [i16; HEAD],
+    /// The value of one unit of the codes.
+    unit: f64,
+    /// The factors of a row's scale and error in the bound.
+    per_scale: f64,
+    per_error: f64,
 }
 
 impl<'a> Probe<'a> {
-    pub(crate) fn new(query: &Query, sketches: Sketches<'a>) -> Self {
-        let high = query.codes().high.as_slice();
-        let unit = query.high_unit();
-        let squares = query.vector().iter().zip(high).map(|(&x, &code)| {
-            let rest = f64::from(x) - unit * f64::from(code);
-            rest * rest
-        });
-        let size = query.norm();
-        let rest = squares.sum::<f64>().sqrt() * (1.0 + EPSILON) + EPSILON * size;
+    /// `None` where the numbers are too large for it.
+    pub(crate) fn new(query: &Query, sketches: Sketches<'a>) -> Option<Self> {
         let product = (kernels().dot)(query.vector(), sketches.mean);
-        let levels = LEVEL_MAX * (query.dimension() as f64).sqrt();
-        Self {
-            sketches,
-            base: product + EPSILON * size * norm(sketches.mean),
-            unit,
-            lowest: LEVEL_MAX * high.iter().map(|&code| f64::from(code)).sum::<f64>(),
-            per_step: levels * (rest + EPSILON * (size + rest)),
-            per_slack: size * (1.0 + EPSILON),
+        let base = product + EPSILON * query.norm() * norm(sketches.mean);
+        let root = (query.dimension() as f64).sqrt();
+        let probe = |rest: &Query, missed: f64, heads| {
+            let high = rest.codes().high.as_slice();
+            let unit = rest.high_unit();
+            let squares = rest.vector().iter().zip(high).map(|(&x, &code)| {
+                let left = f64::from(x) - unit * f64::from(code);
+                left * left
+            });
+            let left = squares.sum::<f64>().sqrt() * (1.0 + EPSILON) + EPSILON * rest.norm();
+            Self {
+                sketches,
+                base,
+                heads,
+                rest: rest.codes().clone(),
+                unit,
+                lowest: LEVEL_MAX * high.iter().map(|&code| f64::from(code)).sum::<f64>(),
+                per_step: LEVEL_MAX * root * (left + missed + EPSILON * (rest.norm() + left)),
+                per_rest: rest.norm() * (1.0 + EPSILON) + missed,
+            }
+        };
+        let Some(heads) = &sketches.heads else {
+            return Some(probe(query, 0.0, None));
+        };
+        let (heads, rest, missed) = HeadProbe::new(query, heads)?;
+        Some(probe(&rest, missed, Some(heads)))
+    }
+
+    /// Whether there are heads.
+    pub(crate) fn has_heads(&self) -> bool {
+        self.heads.is_some()
+    }
+
+    /// Writes to `out` at least the inner product of each of the rows, and to `partial` the part of
+    /// it that [`Probe::most`] adds to; by their heads.
+    pub(crate) fn most_by_head(&self, rows: &[u32], partial: &mut [f64], out: &mut [f64]) {
+        let (Some(probe), Some(heads)) = (&self.heads, &self.sketches.heads) else {
+            partial.fill(self.base);
+            out.fill(f64::INFINITY);
+            return;
+        };
+        (kernels().heads)(&probe.codes, heads.codes, rows, partial);
+        let bound = |partial: &mut f64, out: &mut f64, scale: f32, rest: f32, error: f32| {
+            let along = f64::from(scale) * (probe.unit * *partial + probe.per_scale);
+            *partial = self.base + along + f64::from(error) * probe.per_error;
+            *out = *partial + f64::from(rest) * self.per_rest;
+        };
+        let outs = partial.iter_mut().zip(out);
+        if let Some(rows) = in_a_row(rows) {
+            // The compiler vectorises it.
+            let columns = heads.scales[rows.clone()]
+                .iter()
+                .zip(&heads.rests[rows.clone()])
+                .zip(&heads.errors[rows]);
+            for ((partial, out), ((&scale, &rest), &error)) in outs.zip(columns) {
+                bound(partial, out, scale, rest, error);
+            }
+            return;
+        }
+        for ((partial, out), &row) in outs.zip(rows) {
+            let row = row as usize;
+            bound(
+                partial,
+                out,
+                heads.scales[row],
+                heads.rests[row],
+                heads.errors[row],
+            );
         }
     }
 
-    /// Writes at least the inner product of each of the rows.
-    pub(crate) fn most(&self, query: &Query, rows: &[u32], out: &mut [f64]) {
-        (kernels().sketched)(query.codes(), self.sketches.codes, rows, out);
-        for (out, &row) in out.iter_mut().zip(rows) {
+    /// Writes at least the inner product of each of the rows, by their sketches, given the
+    /// `partial` ones.
+    pub(crate) fn most(&self, rows: &[u32], partial: &[f64], out: &mut [f64]) {
+        (kernels().sketched)(&self.rest, self.sketches.codes, rows, out);
+        for ((out, &row), partial) in out.iter_mut().zip(rows).zip(partial) {
             let step = f64::from(self.sketches.steps[row as usize]);
             let slack = f64::from(self.sketches.slacks[row as usize]);
             let along = self.unit * (2.0 * *out - self.lowest) + self.per_step;
-            *out = self.base + step * along + slack * self.per_slack;
+            *out = partial + step * along + slack * self.per_rest;
         }
+    }
+}
+
+impl HeadProbe {
+    /// Also gives what the axes leave of the query, and what that may miss. `None` for numbers that
+    /// f32 cannot hold.
+    fn new(query: &Query, heads: &Heads<'_>) -> Option<(Self, Query, f64)> {
+        let size = query.norm();
+        let dot = kernels().dot;
+        let (mut along, mut squares) = ([0.0; HEAD], 0.0);
+        let mut rest: Vec<f64> = query.vector().iter().copied().map(f64::from).collect();
+        let (mut magnitudes, mut widest) = (size, 0.0_f64);
+        for (along, axis) in along
+            .iter_mut()
+            .zip(heads.axes.chunks_exact(query.dimension()))
+        {
+            *along = dot(query.vector(), axis);
+            squares += *along * *along;
+            let length = norm(axis);
+            magnitudes += along.abs() * length;
+            widest = widest.max(length);
+            for (rest, &x) in rest.iter_mut().zip(axis) {
+                *rest -= *along * f64::from(x);
+            }
+        }
+        let narrow: Vec<f32> = rest.iter().map(|&x| x as f32).collect();
+        let missed = rest
+            .iter()
+            .zip(&narrow)
+            .map(|(&x, &y)| (x - f64::from(y)).powi(2));
+        let missed = missed.sum::<f64>().sqrt() * (1.0 + EPSILON) + EPSILON * magnitudes;
+
+        let largest = along.iter().fold(0.0, |max: f64, x| max.max(x.abs()));
+        let unit = largest / f64::from(QUERY_MAX);
+        let codes = along.map(|x| {
+            if unit == 0.0 {
+                0
+            } else {
+                (x / unit).round() as i16
+            }
+        });
+        let lost: f64 = along
+            .iter()
+            .zip(&codes)
+            .map(|(x, &code)| (x - unit * f64::from(code)).abs())
+            .sum();
+        let rounded = HEAD as f64 * EPSILON * (size * widest + largest);
+        let rest = Query::new(&narrow, Metric::Dot).ok()?;
+        let probe = Self {
+            codes,
+            unit,
+            per_scale: f64::from(CODE_MAX) * (lost + rounded),
+            per_error: size.max(squares.sqrt()) * (1.0 + EPSILON),
+        };
+        Some((probe, rest, missed))
     }
 }
 
@@ -195,14 +536,15 @@ impl Trial {
         now
     }
 
-    /// Takes note of how many of a batch's rows the sketches left.
-    pub(crate) fn left(&mut self, rows: usize, left: usize) {
+    /// Takes note of how many of a batch's rows the sketches left, and says whether they paid.
+    pub(crate) fn left(&mut self, rows: usize, left: usize) -> bool {
         self.pause = if left * WORTH <= rows {
             0
         } else {
             (4 * self.pause).clamp(*PAUSES.start(), *PAUSES.end())
         };
         self.wait = self.pause;
+        self.pause == 0
     }
 
     /// Whether they paid when they were tried last.

@@ -23,6 +23,8 @@ static NEON_DOTPROD: Kernels = Kernels {
         unsafe { products(query, codes, rows, out) }
     },
     sketched: scalar::sketched,
+    heads: scalar::heads,
+    subtract: scalar::subtract,
     dot: |a, b| {
         // SAFETY: as above.
         unsafe { dot(a, b) }

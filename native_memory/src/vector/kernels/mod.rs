@@ -5,6 +5,7 @@
 
 use std::sync::OnceLock;
 
+use super::axes::HEAD;
 use super::quantize::QueryCodes;
 
 #[cfg(target_arch = "aarch64")]
@@ -17,6 +18,14 @@ mod x86;
 /// the upper half is added to the lower until one is left.
 pub const LANES: usize = 32;
 
+/// See [`Kernels::heads`].
+type Heads = fn(&[i16; HEAD], &[i8], &[u32], &mut [f64]);
+
+/// Rows, and components of each, that [`Kernels::subtract`] has in registers.
+pub(crate) const ROWS: usize = 4;
+/// See [`ROWS`].
+pub(crate) const TILE: usize = 16;
+
 /// One implementation of the inner loops.
 pub struct Kernels {
     /// The instruction set.
@@ -27,6 +36,13 @@ pub struct Kernels {
     /// The exact products of [`QueryCodes::high`] with the levels, as 0 to 3, of the given rows'
     /// sketches; see [`super::sketch::Sketches::codes`].
     pub(crate) sketched: fn(&QueryCodes, &[u8], &[u32], &mut [f64]),
+    /// The exact products of a query's codes, within ±[`super::quantize::QUERY_MAX`], with the given
+    /// rows' heads, of which each has [`HEAD`] codes.
+    pub(crate) heads: Heads,
+    /// Subtracts from [`ROWS`] rows, which lie one after another, what their coefficients make of
+    /// the axes. Rows and axes have whole tiles of [`TILE`] components, and of the axes all tiles
+    /// that are at the same place lie together. The sums are kept in f32.
+    pub(crate) subtract: fn(&[f32], &[[f32; ROWS]; HEAD], &mut [f32]),
     /// The inner product, in f64. The products of two f32 are exact in it.
     pub dot: fn(&[f32], &[f32]) -> f64,
     /// The squared Euclidean distance, in f64.

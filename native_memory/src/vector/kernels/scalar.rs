@@ -1,7 +1,8 @@
 //! The reference: plain loops, for every CPU, whose results all others are tested against.
 
+use super::super::axes::HEAD;
 use super::super::sketch::GROUP;
-use super::{Kernels, LANES, QueryCodes, fold, for_rows};
+use super::{Kernels, LANES, QueryCodes, ROWS, TILE, fold, for_rows};
 
 pub(super) static KERNELS: Kernels = Kernels {
     name: "scalar",
@@ -16,6 +17,8 @@ pub(super) static KERNELS: Kernels = Kernels {
         );
     },
     sketched,
+    heads,
+    subtract,
     dot,
     distance_sq,
 };
@@ -53,6 +56,39 @@ fn product(query: &QueryCodes, row: &[i8]) -> f64 {
     pairs
         .map(|(&x, &code)| i64::from(i32::from(x) * i32::from(code)))
         .sum::<i64>() as f64
+}
+
+pub(super) fn heads(query: &[i16; HEAD], codes: &[i8], rows: &[u32], out: &mut [f64]) {
+    let (heads, _) = codes.as_chunks::<HEAD>();
+    for (out, &row) in out.iter_mut().zip(rows) {
+        let pairs = query.iter().zip(&heads[row as usize]);
+        // 64 * 16256 * 128 < 2^31.
+        let products = pairs.map(|(&x, &code)| i32::from(x) * i32::from(code));
+        *out = f64::from(products.sum::<i32>());
+    }
+}
+
+/// Inlined, so that it is compiled for every instruction set that calls it.
+#[inline]
+pub(super) fn subtract(tiles: &[f32], coefficients: &[[f32; ROWS]; HEAD], rests: &mut [f32]) {
+    let width = rests.len() / ROWS;
+    let (tiles, _) = tiles.as_chunks::<TILE>();
+    for (at, tile) in tiles.chunks_exact(HEAD).enumerate() {
+        let mut sums = [[0.0; TILE]; ROWS];
+        for (axis, coefficients) in tile.iter().zip(coefficients) {
+            for (sums, coefficient) in sums.iter_mut().zip(coefficients) {
+                for (sum, x) in sums.iter_mut().zip(axis) {
+                    *sum += coefficient * x;
+                }
+            }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            let rest = &mut rests[row * width + at * TILE..][..TILE];
+            for (x, sum) in rest.iter_mut().zip(sums) {
+                *x -= sum;
+            }
+        }
+    }
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {

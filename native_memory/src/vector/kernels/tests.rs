@@ -147,4 +147,49 @@ proptest! {
             prop_assert!(near(distance_sq, sum, sum));
         }
     }
+
+    #[test]
+    fn heads_agree(
+        query in prop::collection::vec(QUERY_RANGE, HEAD),
+        heads in prop::collection::vec(any::<i8>(), 1 + 12 * HEAD),
+        rows in prop::collection::vec(0_u32..12, 0..40),
+    ) {
+        let query: [i16; HEAD] = query.try_into().unwrap();
+        for heads in [&heads, &heads[1..]] {
+            let expected: Vec<f64> = rows
+                .iter()
+                .map(|&row| &heads[row as usize * HEAD..][..HEAD])
+                .map(|head| head.iter().zip(&query).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum())
+                .collect();
+            for kernels in available() {
+                let mut found = vec![f64::NAN; rows.len()];
+                (kernels.heads)(&query, heads, &rows, &mut found);
+                prop_assert_eq!(&found, &expected, "{}", kernels.name);
+            }
+        }
+    }
+
+    #[test]
+    fn what_axes_make_of_rows_is_subtracted_alike(
+        tiles in prop::collection::vec(-2.0_f32..2.0, 3 * TILE * HEAD),
+        coefficients in prop::collection::vec(prop::array::uniform4(any_component()), HEAD),
+        rests in prop::collection::vec(any_component(), ROWS * 3 * TILE),
+    ) {
+        let coefficients: [[f32; ROWS]; HEAD] = coefficients.try_into().unwrap();
+        let expected: Vec<u32> = (0..rests.len())
+            .map(|at| {
+                let (row, place) = (at / (3 * TILE), at % (3 * TILE));
+                let tile = &tiles[place / TILE * TILE * HEAD..];
+                let parts = (0..HEAD).map(|axis| coefficients[axis][row] * tile[axis * TILE + place % TILE]);
+                (rests[at] - parts.fold(0.0, |sum, part| sum + part)).to_bits()
+            })
+            .collect();
+        for kernels in available() {
+            let mut found = rests.clone();
+            (kernels.subtract)(&tiles, &coefficients, &mut found);
+            let bits = found.iter().zip(&expected).map(|(x, &bits)| (x.is_nan(), x.to_bits(), bits));
+            let nan = |bits: u32| f32::from_bits(bits).is_nan();
+            prop_assert!(bits.clone().all(|(is_nan, found, bits)| found == bits || is_nan && nan(bits)));
+        }
+    }
 }

@@ -7,8 +7,9 @@
 use std::arch::x86_64::*;
 
 use super::super::aligned::LINE;
+use super::super::axes::HEAD;
 use super::super::sketch::GROUP;
-use super::{Kernels, LANES, QueryCodes, fold, for_rows, scalar};
+use super::{Kernels, LANES, QueryCodes, ROWS, fold, for_rows, scalar};
 
 /// The implementations that this CPU can run, the fastest first. The functions in these tables
 /// are reached only through here, after their features were found.
@@ -32,6 +33,14 @@ static AVX512_VNNI: Kernels = Kernels {
         // SAFETY: as above; `available` looks for AVX2 as well.
         unsafe { sketched_avx2(query, sketches, rows, out) }
     },
+    heads: |query, codes, rows, out| {
+        // SAFETY: as above.
+        unsafe { heads_avx2(query, codes, rows, out) }
+    },
+    subtract: |tiles, coefficients, rests| {
+        // SAFETY: as above.
+        unsafe { subtract_avx2(tiles, coefficients, rests) }
+    },
     dot: |a, b| {
         // SAFETY: as above.
         unsafe { dot_avx512(a, b) }
@@ -52,6 +61,14 @@ static AVX_VNNI: Kernels = Kernels {
         // SAFETY: as above; `available` looks for AVX2 as well.
         unsafe { sketched_avx2(query, sketches, rows, out) }
     },
+    heads: |query, codes, rows, out| {
+        // SAFETY: as above.
+        unsafe { heads_avx2(query, codes, rows, out) }
+    },
+    subtract: |tiles, coefficients, rests| {
+        // SAFETY: as above.
+        unsafe { subtract_avx2(tiles, coefficients, rests) }
+    },
     dot: |a, b| {
         // SAFETY: as above.
         unsafe { dot_avx2(a, b) }
@@ -71,6 +88,14 @@ static AVX2: Kernels = Kernels {
     sketched: |query, sketches, rows, out| {
         // SAFETY: as above; `available` looks for AVX2 as well.
         unsafe { sketched_avx2(query, sketches, rows, out) }
+    },
+    heads: |query, codes, rows, out| {
+        // SAFETY: as above.
+        unsafe { heads_avx2(query, codes, rows, out) }
+    },
+    subtract: |tiles, coefficients, rests| {
+        // SAFETY: as above.
+        unsafe { subtract_avx2(tiles, coefficients, rests) }
     },
     dot: |a, b| {
         // SAFETY: as above.
@@ -295,6 +320,60 @@ fn sketched_avx2(query: &QueryCodes, sketches: &[u8], rows: &[u32], out: &mut [f
         |rows, soon| products(high, rows, soon),
         |row| products(high, [row], [row])[0],
     );
+}
+
+/// A head is so short that its sums are added up four rows at a time.
+#[target_feature(enable = "avx2")]
+fn heads_avx2(query: &[i16; HEAD], codes: &[i8], rows: &[u32], out: &mut [f64]) {
+    const STEP: usize = 16;
+    /// The eight sums of one row.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn sums(query: &[__m256i; HEAD / STEP], row: &[i8; HEAD]) -> __m256i {
+        let mut sums = [_mm256_setzero_si256(); HEAD / STEP];
+        for (at, (sum, &query)) in sums.iter_mut().zip(query).enumerate() {
+            // SAFETY: a head has `HEAD` codes.
+            let codes = unsafe { _mm_loadu_si128(row.as_ptr().add(at * STEP).cast()) };
+            *sum = _mm256_madd_epi16(_mm256_cvtepi8_epi16(codes), query);
+        }
+        _mm256_add_epi32(
+            _mm256_add_epi32(sums[0], sums[1]),
+            _mm256_add_epi32(sums[2], sums[3]),
+        )
+    }
+    const AHEAD: usize = 16;
+    let (heads, _) = codes.as_chunks::<HEAD>();
+    // SAFETY: the query has `HEAD` codes.
+    let query: [__m256i; HEAD / STEP] = std::array::from_fn(|at| unsafe {
+        _mm256_loadu_si256(query.as_ptr().add(at * STEP).cast())
+    });
+    let (fours, _) = rows.as_chunks::<4>();
+    let whole = rows.len() / 4 * 4;
+    let mut outs = out.chunks_exact_mut(4);
+    for (at, (four, out)) in fours.iter().zip(&mut outs).enumerate() {
+        if let Some(soon) = fours.get(at + AHEAD / 4) {
+            for &row in soon {
+                let head: *const i8 = heads[row as usize].as_ptr();
+                _mm_prefetch::<_MM_HINT_T0>(head);
+            }
+        }
+        let [a, b, c, d] = four.map(|row| sums(&query, &heads[row as usize]));
+        let pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+        let totals = _mm_add_epi32(
+            _mm256_castsi256_si128(pairs),
+            _mm256_extracti128_si256::<1>(pairs),
+        );
+        // SAFETY: the chunk has four f64.
+        unsafe { _mm256_storeu_pd(out.as_mut_ptr(), _mm256_cvtepi32_pd(totals)) };
+    }
+    for (out, &row) in out[whole..].iter_mut().zip(&rows[whole..]) {
+        *out = sum_i32(sums(&query, &heads[row as usize])) as f64;
+    }
+}
+
+#[target_feature(enable = "avx2")]
+fn subtract_avx2(tiles: &[f32], coefficients: &[[f32; ROWS]; HEAD], rests: &mut [f32]) {
+    scalar::subtract(tiles, coefficients, rests);
 }
 
 /// The sum of eight i32, which need not fit one.

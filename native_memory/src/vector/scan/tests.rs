@@ -23,7 +23,8 @@ enum Kind {
 
 /// Blocks of rows of one dimension, with many equal and near vectors among them.
 fn blocks() -> impl Strategy<Value = (Vec<(Kind, Rows)>, Vec<f32>)> {
-    (1_usize..80).prop_flat_map(|dimension| {
+    let dimension = prop_oneof![19 => 1_usize..80, 1 => 256_usize..290];
+    dimension.prop_flat_map(|dimension| {
         prop::collection::vec(hostile_vector(dimension), 1..6).prop_flat_map(move |seeds| {
             let last = seeds.len() - 1;
             let vector = (0..=last, -1.0_f32..1.0, prop::bool::weighted(0.4)).prop_map({
@@ -62,7 +63,7 @@ fn by_id(a: &Hit, b: &Hit) -> Ordering {
 
 enum Stored {
     Tail(Tail),
-    Segment(Segment),
+    Segment(Box<Segment>),
 }
 
 impl Stored {
@@ -85,10 +86,9 @@ impl Stored {
                     Ok(())
                 };
                 let path = directory.join("x.seg");
-                Self::Segment(
-                    Segment::write(&path, dimension, &[source], keep_vectors, fetch, &|| true)
-                        .unwrap(),
-                )
+                let go_on = || true;
+                let made = Segment::write(&path, dimension, &[source], keep_vectors, fetch, &go_on);
+                Self::Segment(Box::new(made.unwrap()))
             }
         }
     }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::vector::Bitmap;
+use crate::vector::scan::tests::noise;
 
 fn no_fetch(_: i64, _: &mut [f32]) -> Result<(), String> {
     Err("not here".into())
@@ -54,7 +55,7 @@ fn assert_same(a: CodeBlock<'_>, b: CodeBlock<'_>) {
     assert_eq!(a.vectors, b.vectors);
 }
 
-/// The file of version 1 with the rows of a file of version 2, as releases before wrote it.
+/// The file of version 1 with the rows of a file without heads, as releases before wrote it.
 fn version_1(bytes: &[u8], segment: &Segment) -> Vec<u8> {
     let mut old = bytes[..52].to_vec();
     old[8] = 1;
@@ -65,6 +66,21 @@ fn version_1(bytes: &[u8], segment: &Segment) -> Vec<u8> {
         old.extend(&bytes[column.clone()]);
     }
     old
+}
+
+/// The same of version 2, which ended with the slacks.
+fn version_2(bytes: &[u8], segment: &Segment) -> Vec<u8> {
+    let mut old = bytes[..segment.columns[AXES - 1].end].to_vec();
+    old[8] = 2;
+    let sum = crc32fast::hash(&old[..HEADER - 4]);
+    old[HEADER - 4..HEADER].copy_from_slice(&sum.to_le_bytes());
+    old
+}
+
+/// Rows that are enough to have heads.
+fn many() -> Tail {
+    let rows: Vec<_> = (0..80).map(|row| (row, noise(row as u64, 256))).collect();
+    tail(&rows, 256, false)
 }
 
 /// A file with some of its bytes changed, opened and verified.
@@ -113,13 +129,17 @@ fn the_format_is_what_is_documented() {
     let bytes = fs::read(&path).unwrap();
     assert_eq!(
         &bytes[..28],
-        b"CNMSEG\r\n\x02\0\0\0\x03\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0"
+        b"CNMSEG\r\n\x03\0\0\0\x03\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0"
     );
     // Each column starts on a line: 3 * 8, 3 * 8, 3 * 4, 3 * 4, 3 * 64 bytes, then 3 * 3 * 4; the
     // mean with 3 * 4, 3 * 32, 3 * 4, 3 * 4.
     let starts: Vec<_> = segment.columns.iter().map(|column| column.start).collect();
-    assert_eq!(starts, [128, 192, 256, 320, 384, 576, 640, 704, 832, 896]);
-    assert_eq!(bytes.len(), 896 + 12);
+    assert_eq!(
+        starts[..AXES],
+        [128, 192, 256, 320, 384, 576, 640, 704, 832, 896]
+    );
+    // Three rows have no heads.
+    assert_eq!((&starts[AXES..], bytes.len()), (&[960; 5][..], 960));
     assert_eq!(
         &bytes[128..144],
         b"\x03\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff"
@@ -127,46 +147,93 @@ fn the_format_is_what_is_documented() {
     assert_eq!(&bytes[384..388], [64, 129, 32, 0]); // 63.5 and 31.75, scaled to 127
     // Changes only with the version.
     assert_eq!(crc32fast::hash(&bytes), GOLDEN);
+    assert_eq!(crc32fast::hash(&version_2(&bytes, &segment)), GOLDEN_2);
     assert_eq!(crc32fast::hash(&version_1(&bytes, &segment)), GOLDEN_1);
+    let segment = write(&path, &many(), false).unwrap();
+    let starts: Vec<_> = segment.columns.iter().map(|column| column.start).collect();
+    // From the sketches on: 80 * 64, 80 * 4, 80 * 4, 64 * 256 * 4, 80 * 64, then 80 * 4 thrice.
+    let sizes: Vec<_> = starts[SKETCHES..]
+        .windows(2)
+        .map(|two| two[1] - two[0])
+        .collect();
+    assert_eq!(sizes, [5120, 320, 320, 65536, 5120, 320, 320]);
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!((bytes[24], bytes.len()), (2, starts[14] + 320));
 }
 
-const GOLDEN: u32 = 4_222_433_664;
+const GOLDEN: u32 = 969_540_037;
+const GOLDEN_2: u32 = 3_211_487_478;
 const GOLDEN_1: u32 = 1_157_774_585;
 
 #[test]
-fn a_file_of_version_1_is_read_checked_and_sealed_anew() {
+fn a_file_of_an_older_version_is_read_checked_and_sealed_anew() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a.seg");
     for keep_vectors in [false, true] {
         let new = write(&path, &sample(), keep_vectors).unwrap();
-        let bytes = version_1(&fs::read(&path).unwrap(), &new);
-        let old_path = directory.path().join("old.seg");
-        fs::write(&old_path, &bytes).unwrap();
-        let old = Segment::open(&old_path).unwrap();
-        old.verify(&|| true).unwrap();
-        assert!(old.is_outdated() && !new.is_outdated());
-        assert_same(old.block(), new.block());
-        assert!(old.block().sketches.is_none());
+        let current = fs::read(&path).unwrap();
+        for (version, bytes) in [
+            (1, version_1(&current, &new)),
+            (2, version_2(&current, &new)),
+        ] {
+            let header = if version == 1 { 64 } else { HEADER };
+            let old_path = directory.path().join("old.seg");
+            fs::write(&old_path, &bytes).unwrap();
+            let old = Segment::open(&old_path).unwrap();
+            old.verify(&|| true).unwrap();
+            assert!(old.is_outdated() && !new.is_outdated());
+            assert_same(old.block(), new.block());
+            let sketches = (version > 1).then_some(new.block().sketches).flatten();
+            assert_eq!(old.block().sketches, sketches);
 
-        let source = SealSource {
-            block: old.block(),
-            deleted: None,
-        };
-        let again = Segment::write(&path, 3, &[source], keep_vectors, no_fetch, &|| true).unwrap();
-        assert_same(again.block(), new.block());
-        assert_eq!(again.block().sketches, new.block().sketches);
+            let source = SealSource {
+                block: old.block(),
+                deleted: None,
+            };
+            let again =
+                Segment::write(&path, 3, &[source], keep_vectors, no_fetch, &|| true).unwrap();
+            assert_same(again.block(), new.block());
+            assert_eq!(again.block().sketches, new.block().sketches);
 
-        for at in 0..bytes.len() {
-            let mut changed = bytes.clone();
-            changed[at] ^= 0x40;
-            let matters = at < 64 || old.columns.iter().any(|column| column.contains(&at));
-            assert_eq!(
-                check(directory.path(), &changed).is_err(),
-                matters,
-                "byte {at}"
-            );
-            assert!(check(directory.path(), &bytes[..at]).is_err(), "{at} bytes");
+            for at in 0..bytes.len() {
+                let mut changed = bytes.clone();
+                changed[at] ^= 0x40;
+                let matters = at < header || old.columns.iter().any(|column| column.contains(&at));
+                assert_eq!(
+                    check(directory.path(), &changed).is_err(),
+                    matters,
+                    "byte {at}"
+                );
+                assert!(check(directory.path(), &bytes[..at]).is_err(), "{at} bytes");
+            }
         }
+    }
+}
+
+#[test]
+fn bytes_that_are_flipped_where_there_are_heads_are_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.seg");
+    let segment = write(&path, &many(), false).unwrap();
+    let heads = segment.block().sketches.unwrap().heads.unwrap();
+    assert_eq!(
+        (heads.codes.len(), heads.axes.len()),
+        (80 * HEAD, HEAD * 256)
+    );
+    let bytes = fs::read(&path).unwrap();
+    assert!(check(directory.path(), &bytes).is_ok());
+    // The first and the last byte of each column, and some between.
+    let ends = segment.columns.iter().filter(|column| !column.is_empty());
+    let places = ends.flat_map(|column| [column.start, column.end - 1]);
+    for at in places.chain((0..bytes.len()).step_by(997)) {
+        let mut changed = bytes.clone();
+        changed[at] ^= 1;
+        let matters = at < HEADER || segment.columns.iter().any(|column| column.contains(&at));
+        assert_eq!(
+            check(directory.path(), &changed).is_err(),
+            matters,
+            "byte {at}"
+        );
     }
 }
 
@@ -229,7 +296,7 @@ fn other_files_are_named_for_what_they_are() {
         newer.contains("changed.seg") && newer.contains("format 7"),
         "{newer}"
     );
-    assert!(newer.contains("reads up to 2"), "{newer}");
+    assert!(newer.contains("reads up to 3"), "{newer}");
 }
 
 #[test]
@@ -246,6 +313,7 @@ fn a_header_that_makes_no_sense_is_refused_even_with_its_checksum() {
         (20, 1),
         (23, 255),
         (24, 2),
+        (24, 4),
     ] {
         let mut changed = bytes.clone();
         changed[at] = value;
@@ -390,6 +458,7 @@ proptest! {
         prop_assert_eq!((sketches.mean.len(), sketches.steps.len()), (dimension, rows));
         prop_assert_eq!(sketches.slacks.len(), rows);
         prop_assert_eq!(sketches.codes.len(), rows * sketch::stride(dimension));
+        prop_assert!(sketches.heads.is_none());
         let again = SealSource { block: segment.block(), deleted: None };
         let path = directory.path().join("b.seg");
         let copy = Segment::write(&path, dimension, &[again], kept.1, no_fetch, &|| true).unwrap();

@@ -3,68 +3,103 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::vector::aligned::Lines;
+use crate::vector::axes::axes;
 use crate::vector::quantize::tests::hostile_vector;
-use crate::vector::quantize::{Metric, quantize};
 use crate::vector::scan::tests::noise;
+use crate::vector::{SealSource, Tail};
 
-/// Sketches of some rows, as a segment has them.
-struct Made {
+/// Heads and sketches of some rows, as a segment has them.
+struct Sketched {
     mean: Vec<f32>,
-    steps: Vec<f32>,
-    slacks: Vec<f32>,
-    codes: Vec<u8>,
+    axes: Vec<f32>,
+    made: Made,
     norms: Vec<f64>,
 }
 
-impl Made {
-    fn new(rows: &[Vec<f32>]) -> Self {
+impl Sketched {
+    /// With axes that `choose` finds for the rows and their mean.
+    fn new(rows: &[Vec<f32>], choose: impl FnOnce(&[f32], &[SealSource<'_>]) -> Vec<f32>) -> Self {
         let dimension = rows[0].len();
-        let mut coded = Vec::new();
+        let mut tail = Tail::new(dimension, false).unwrap();
         let mut sum = vec![0.0; dimension];
-        for row in rows {
-            let mut codes = Lines::zeroed(dimension);
-            let code = quantize(row, codes.as_mut_slice()).unwrap();
-            add(&mut sum, codes.as_slice(), code.scale);
-            coded.push((codes, code));
+        for (id, row) in rows.iter().enumerate() {
+            tail.append(id as i64, row).unwrap();
+            add(&mut sum, tail.block().codes_of(id), tail.block().scales[id]);
         }
+        let block = tail.block();
         let mean: Vec<f32> = sum
             .iter()
             .map(|sum| (sum / rows.len() as f64) as f32)
             .collect();
-        let mut made = Self {
-            mean: mean.clone(),
-            steps: Vec::new(),
-            slacks: Vec::new(),
-            codes: vec![0; rows.len() * stride(dimension)],
-            norms: coded.iter().map(|(_, code)| code.norm).collect(),
+        let source = SealSource {
+            block,
+            deleted: None,
         };
-        let mut sketcher = Sketcher::new(&mean);
-        let outs = made.codes.chunks_exact_mut(stride(dimension));
-        for ((codes, code), out) in coded.iter().zip(outs) {
-            let (step, slack) = sketcher.sketch(&codes.as_slice()[..dimension], *code, out);
-            made.steps.push(step);
-            made.slacks.push(slack);
+        let axes = choose(&mean, &[source]);
+        let mut made = Made::default();
+        let mut sketcher = Sketcher::new(&mean, &axes);
+        let numbers: Vec<u32> = (0..rows.len() as u32).collect();
+        for numbers in numbers.chunks(AT_ONCE) {
+            sketcher.sketch(&block, numbers, &mut made);
         }
-        made
+        Self {
+            norms: block.norms.to_vec(),
+            mean,
+            axes,
+            made,
+        }
+    }
+
+    fn without_heads(rows: &[Vec<f32>]) -> Self {
+        Self::new(rows, |_, _| Vec::new())
     }
 
     fn sketches(&self) -> Sketches<'_> {
+        let made = &self.made;
         Sketches {
             mean: &self.mean,
-            steps: &self.steps,
-            slacks: &self.slacks,
-            codes: &self.codes,
+            steps: &made.steps,
+            slacks: &made.slacks,
+            codes: &made.codes,
+            heads: (!self.axes.is_empty()).then_some(Heads {
+                axes: &self.axes,
+                codes: &made.heads,
+                scales: &made.scales,
+                rests: &made.rests,
+                errors: &made.errors,
+            }),
         }
     }
 
-    /// At least the rank of each row.
-    fn most(&self, query: &Query) -> Vec<f64> {
-        let rows: Vec<u32> = (0..self.steps.len() as u32).collect();
-        let (mut dots, mut out) = (vec![0.0; rows.len()], vec![0.0; rows.len()]);
-        Probe::new(query, self.sketches()).most(query, &rows, &mut dots);
-        query.most(&dots, &self.norms, &mut out);
-        out
+    /// At least the rank of each row, by its head and by its sketch.
+    fn most(&self, query: &Query) -> [Vec<f64>; 2] {
+        let rows: Vec<u32> = (0..self.norms.len() as u32).collect();
+        let [mut partial, mut by_head, mut by_sketch, mut rank] =
+            [const { Vec::new() }; 4].map(|_: Vec<f64>| vec![f64::INFINITY; rows.len()]);
+        if let Some(probe) = Probe::new(query, self.sketches()) {
+            probe.most_by_head(&rows, &mut partial, &mut by_head);
+            probe.most(&rows, &partial, &mut by_sketch);
+        }
+        [by_head, by_sketch].map(|dots| {
+            query.most(&dots, &self.norms, &mut rank);
+            rank.clone()
+        })
+    }
+}
+
+/// No row has a higher score than its head and its sketch allow.
+fn assert_allowed(rows: &[Vec<f32>], sketched: &Sketched, vector: &[f32]) {
+    for metric in [Metric::L2, Metric::Cosine, Metric::Dot] {
+        let query = Query::new(vector, metric).unwrap();
+        for most in sketched.most(&query) {
+            for ((row, most), &norm) in rows.iter().zip(most).zip(&sketched.norms) {
+                let score = query.score(row, norm);
+                // NaN, out of numbers that f32 cannot hold, tells nothing off.
+                let allowed = most.is_nan() || score <= query.score_for_rank(most);
+                assert!(allowed, "{metric:?}: {score:e}, at most {most:e}");
+                assert!(most.is_nan() || most >= query.limit_for_score(score));
+            }
+        }
     }
 }
 
@@ -78,43 +113,142 @@ proptest! {
         }),
         like in any::<Option<prop::sample::Index>>(),
     ) {
-        let made = Made::new(&rows);
         // The nearest row is the one that a search must not miss.
         let vector = like.map_or(&other, |like| like.get(&rows));
-        for metric in [Metric::L2, Metric::Cosine, Metric::Dot] {
-            let query = Query::new(vector, metric).unwrap();
-            for ((row, most), &norm) in rows.iter().zip(made.most(&query)).zip(&made.norms) {
-                let score = query.score(row, norm);
-                // NaN, out of numbers that f32 cannot hold, tells nothing off.
-                let allowed = most.is_nan() || score <= query.score_for_rank(most);
-                prop_assert!(allowed, "{metric:?}: {score:e}, at most {most:e}");
-                prop_assert!(most.is_nan() || most >= query.limit_for_score(score));
+        assert_allowed(&rows, &Sketched::without_heads(&rows), vector);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// Not even with axes that are none: long, short, equal, zero.
+    #[test]
+    fn no_row_scores_more_than_its_head_allows(
+        (rows, other, axes) in (1_usize..150).prop_flat_map(|n| (
+            prop::collection::vec(hostile_vector(n), 1..10),
+            hostile_vector(n),
+            prop::collection::vec(hostile_vector(n), 1..6),
+        )),
+        unit in any::<bool>(),
+        like in any::<Option<prop::sample::Index>>(),
+    ) {
+        let axis = |at: usize| -> Vec<f32> {
+            let axis = &axes[at % axes.len()];
+            // Some like the rows, and each a little different.
+            let turned = axis.iter().zip(noise(at as u64, axis.len())).map(|(x, y)| x / 2.0 + y / 8.0);
+            let length = norm(axis);
+            match at % 7 {
+                0 => vec![0.0; axis.len()],
+                1 | 2 => turned.collect(),
+                _ if unit && length > 0.0 => axis.iter().map(|x| (f64::from(*x) / length) as f32).collect(),
+                _ => axis.clone(),
             }
+        };
+        let vector = like.map_or(&other, |like| like.get(&rows));
+        let sketched = Sketched::new(&rows, |_, _| (0..HEAD).flat_map(axis).collect());
+        assert_allowed(&rows, &sketched, vector);
+    }
+}
+
+/// Rows that differ mostly in some directions, in which each next one matters less; every tenth is
+/// one of few.
+fn leaning(count: u64, directions: u64, dimension: usize) -> Vec<Vec<f32>> {
+    let axes: Vec<_> = (0..directions)
+        .map(|at| noise(900 + at, dimension))
+        .collect();
+    let row = |id: u64| {
+        let id = if id % 10 == 7 { id % 40 } else { id };
+        let along = noise(5000 + id, axes.len());
+        let mut row: Vec<f32> = noise(id, dimension).iter().map(|x| 0.3 * x + 0.5).collect();
+        for (at, (axis, along)) in axes.iter().zip(along).enumerate() {
+            for (x, axis) in row.iter_mut().zip(axis) {
+                *x += 3.0 * along * axis / (1.0 + at as f32).sqrt();
+            }
+        }
+        row
+    };
+    (0..count).map(row).collect()
+}
+
+#[test]
+fn heads_tell_most_of_rows_that_differ_in_few_directions() {
+    for (directions, most) in [(0, 1.1), (5, 0.3), (40, 0.3)] {
+        let rows = leaning(400, directions, 256);
+        let sketched = Sketched::new(&rows, |mean, sources| {
+            axes(mean, sources, &|| true).unwrap()
+        });
+        assert_eq!(sketched.axes.len(), HEAD * 256);
+        let without = Sketched::without_heads(&rows);
+        let mean = |values: &[f32]| values.iter().sum::<f32>() / values.len() as f32;
+        let whole = rows.iter().map(|row| {
+            let rest: Vec<f32> = row
+                .iter()
+                .zip(&sketched.mean)
+                .map(|(x, mean)| x - mean)
+                .collect();
+            norm(&rest) as f32
+        });
+        let whole = mean(&whole.collect::<Vec<f32>>());
+        let rest = mean(&sketched.made.rests) / whole;
+        assert!(rest < most, "{directions}: {rest}");
+        // What the products of axes and rest can add is little.
+        assert!(mean(&sketched.made.errors) < 0.05 * whole);
+        assert!(mean(&sketched.made.slacks) < most * mean(&without.made.slacks));
+        for row in leaning(440, directions, 256).iter().skip(395) {
+            assert_allowed(&rows, &sketched, row);
         }
     }
 }
 
 #[test]
+fn rows_without_directions_have_axes_that_are_zero() {
+    for row in [
+        vec![0.0; 256],
+        noise(3, 256),
+        vec![f32::MAX; 256],
+        vec![1e-44; 256],
+    ] {
+        let rows = vec![row.clone(); 100];
+        let sketched = Sketched::new(&rows, |mean, sources| {
+            axes(mean, sources, &|| true).unwrap()
+        });
+        assert!(sketched.axes.iter().all(|x| x.is_finite()));
+        assert_allowed(&rows, &sketched, &row);
+        assert_allowed(&rows, &sketched, &noise(1, 256));
+    }
+    let rows: Vec<_> = leaning(100, 5, 256);
+    let stopped = Sketched::new(&rows, |mean, sources| {
+        assert!(axes(mean, sources, &|| false).is_none());
+        // Too few of them, or too short.
+        assert!(axes(mean, &[], &|| true).unwrap().is_empty());
+        assert!(axes(&mean[1..], sources, &|| true).unwrap().is_empty());
+        Vec::new()
+    });
+    assert_allowed(&rows, &stopped, &rows[0]);
+}
+
+#[test]
 fn the_bound_is_met_where_what_is_left_points_along_the_query() {
     let row = noise(1, 256);
-    let made = Made::new(std::slice::from_ref(&row));
+    let made = Sketched::without_heads(std::slice::from_ref(&row));
     // One row is its own mean: what is left is that of its codes.
-    assert!(made.slacks[0] < 0.05, "{}", made.slacks[0]);
+    assert!(made.made.slacks[0] < 0.05, "{}", made.made.slacks[0]);
     let rows = [row.clone(), row.iter().map(|x| -x).collect()];
-    let made = Made::new(&rows);
+    let made = Sketched::without_heads(&rows);
     let levels: Vec<f64> = (0..256)
         .map(|at| {
-            let byte = made.codes[at / GROUP * 32 + at % 32];
+            let byte = made.made.codes[at / GROUP * 32 + at % 32];
             2.0 * f64::from(byte >> (2 * (at % GROUP / 32)) & 3) - LEVEL_MAX
         })
         .collect();
     let left: Vec<f32> = row
         .iter()
         .zip(&levels)
-        .map(|(&x, level)| x - made.steps[0] * *level as f32)
+        .map(|(&x, level)| x - made.made.steps[0] * *level as f32)
         .collect();
     let query = Query::new(&left, Metric::Dot).unwrap();
-    let (most, score) = (made.most(&query)[0], query.score(&row, 0.0));
+    let (most, score) = (made.most(&query)[1][0], query.score(&row, 0.0));
     assert!(score <= most && most <= 1.1 * score, "{score} {most}");
 }
 
@@ -135,8 +269,8 @@ fn a_sketch_leaves_out_what_two_bits_must_and_no_more() {
         .map(|row| row.iter().map(|x| x + 5.0).collect())
         .collect();
     for (rows, most) in [(bells, 0.14), (even, 0.12), (shifted, 0.12)] {
-        let made = Made::new(&rows);
-        for (row, &slack) in rows.iter().zip(&made.slacks) {
+        let made = Sketched::without_heads(&rows);
+        for (row, &slack) in rows.iter().zip(&made.made.slacks) {
             let rest: Vec<f32> = row
                 .iter()
                 .zip(&made.mean)
