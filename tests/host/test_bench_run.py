@@ -14,7 +14,7 @@ from crewai_native import _discovery
 from crewai_native.testing.distributions import Site
 
 PLUGIN = """
-import contextlib, os, subprocess, threading
+import contextlib, os, subprocess, tempfile, threading
 from crewai_native import hookimpl
 from crewai_native.bench import Case, Elapsed, Unavailable
 
@@ -83,6 +83,7 @@ def lonely(side):
 def cleaned(side):
     mark = os.environ["ACME_MARK"] + side
     open(mark, "w").close()
+    open(os.path.join(tempfile.mkdtemp(prefix="acme-"), "left"), "w").close()
     yield lambda: Elapsed(0.001, 1)
     os.unlink(mark)
 
@@ -151,8 +152,10 @@ def ran(tmp_path_factory):
         "CREWAI_NATIVE_CACHE_DIR": str(folder / "cache"),
         "ACME_MARK": str(folder / "mark-"),
         "ACME_PIDS": str(folder / "pids"),
+        "TMPDIR": str(folder / "temporary"),
         "COLUMNS": "120",
     }
+    (folder / "temporary").mkdir()
     done = subprocess.run(
         [
             *[sys.executable, "-m", "crewai_native", "bench", "acme", "--seconds", "0.2"],
@@ -245,6 +248,7 @@ def test_a_case_with_no_side_to_run_is_left_out(results):
 def test_what_a_case_set_up_is_cleaned_up(ran, results):
     assert results["acme.cleaned"]["outcome"] == "measured"
     assert list(ran[2].glob("mark-*")) == []
+    assert list((ran[2] / "temporary").iterdir()) == []
 
 
 def test_the_cases_after_a_failure_are_measured(results):

@@ -64,8 +64,13 @@ class _Worker:
     """A child process that times the cases of one plug-in."""
 
     def __init__(self, plugin: str) -> None:
+        # A worker is killed, and cannot remove what its cases have stored: gigabytes, for some.
+        self._scratch = tempfile.TemporaryDirectory(
+            prefix="crewai-native-bench-", ignore_cleanup_errors=True
+        )
+        scratch = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self._scratch.name)
         # Cases choose by themselves what is served by whom.
-        environment = {**_QUIET, **os.environ, "CREWAI_NATIVE": "0"}
+        environment = {**_QUIET, **os.environ, "CREWAI_NATIVE": "0", **scratch}
         self._closed = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._child = subprocess.Popen(  # noqa: S603 - this interpreter, running the text above
@@ -108,7 +113,7 @@ class _Worker:
         return not self._closed and self._child.poll() is None
 
     def close(self) -> None:
-        """End the process and whatever it has started."""
+        """End the process and whatever it has started, and remove what it has left."""
         if self._closed:
             return
         self._closed = True
@@ -117,6 +122,7 @@ class _Worker:
         assert self._child.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # a request it did not read any more
             self._child.stdin.close()
+        self._scratch.cleanup()
 
     def _send(self, message: Any) -> None:
         assert self._child.stdin is not None
