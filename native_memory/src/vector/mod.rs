@@ -8,8 +8,8 @@
 //!
 //! Data flows one way: [`quantize`] makes codes, [`segment`] keeps them (a memory-mapped file or a
 //! tail in memory, both seen as a [`CodeBlock`]), [`scan`] searches blocks with the functions in
-//! [`kernels`], and leaves out what [`sketch`] tells off early. [`partition`] makes an approximate
-//! search of it.
+//! [`kernels`], and leaves out what [`sketch`] tells off early, by the directions that `axes` finds.
+//! [`partition`] makes an approximate search of it.
 //! Nothing here knows about SQLite or Python.
 
 mod aligned;

@@ -4,7 +4,7 @@
 //! *lower* bound seen so far, and every row whose *upper* bound reaches it. [`Search::finish`]
 //! computes the true scores of those, best upper bound first, until the next upper bound cannot
 //! reach the `k`-th best true score. The result is that of computing every score. Where a row's
-//! sketch proves that its score cannot reach, its codes are not read ([`super::sketch`]).
+//! head or sketch proves that its score cannot reach, its codes are not read ([`super::sketch`]).
 //!
 //! One thread calls [`Search::run`]. Several divide [`Search::chunks`] among them in any way, each
 //! with [`Candidates`] of its own; a bound that one finds helps the others at once.
