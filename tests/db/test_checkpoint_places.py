@@ -199,3 +199,16 @@ def test_stock_crewai_in_another_process_shares_the_place(tmp_path, start, provi
     assert store.check() == []
     found = ran(CREW + BOUND + RESTORE + RESTORED, place, provider.__name__)
     assert found.stdout == f"{stocks + ours}\n", found.stderr
+
+
+def test_a_branch_that_leads_out_of_the_place_is_refused(tmp_path):
+    place = places.Files(tmp_path / "saved")
+    place.publish("a", None, "main", "{}")
+    place.publish("b", "a", "fork/one", "{}")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "saved" / "away").symlink_to(tmp_path / "else")
+    for branch in ("../else", "away", str(tmp_path / "else")):
+        with pytest.raises(ValueError, match="escapes"):
+            place.publish("c", None, branch, "{}")
+    assert list((tmp_path / "else").iterdir()) == []
+    assert place.ids() == {"a", "b"}

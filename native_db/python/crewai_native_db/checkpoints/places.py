@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import time
 from contextlib import closing
@@ -35,6 +36,7 @@ CREATE TABLE IF NOT EXISTS checkpoints (
     data JSONB NOT NULL
 )
 """
+_NAME: Final = re.compile(r"[\w-]+")
 # CrewAI stores what jsonb() makes of the text, which SQLite has since 3.45. Whatever reads it takes
 # the text as well: json() of either is the text.
 _INSERT: Final = (
@@ -117,10 +119,13 @@ class Files:
         return (path for path in self._directory.rglob("*.json") if path.is_file())
 
     def _path(self, checkpoint_id: str, parent_id: str | None, branch: str) -> Path:
-        from crewai.state.provider.json_provider import _safe_branch
+        directory = self._directory / branch
+        # What is a name, and leads nowhere else, is inside, wherever the whole path leads.
+        if not _NAME.fullmatch(branch) or directory.is_symlink():
+            from crewai.state.provider.json_provider import _safe_branch
 
-        _safe_branch(str(self._directory), branch)
-        return self._directory / branch / _file_name(checkpoint_id, parent_id)
+            _safe_branch(str(self._directory), branch)
+        return directory / _file_name(checkpoint_id, parent_id)
 
 
 class Table:

@@ -7,6 +7,7 @@ serializer of its own, of a declaration under which values are converted.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _WRAPPERS: Final = ("default", "function-before", "function-after", "function-wr
 _CONVERTED: Final = frozenset({"int", "float", "bool", "time"})
 
 
+@functools.cache
 def plan(kind: type[BaseModel]) -> list[tuple[str, Shape]] | None:
     """Return the shapes of the fields of a class, or None if pydantic has to dump its objects.
 
