@@ -186,19 +186,24 @@ def test_kill_9_loses_nothing_acknowledged_and_leaves_nothing_half(script, place
 
 
 def test_writers_of_several_processes_take_turns(run, place, audit):
-    each = 600  # long enough for all of them to be at it at once on a busy machine
+    each = 1500  # long enough for all of them to be at it at once on a busy machine
+    # Once before all begin: a first save opens the store, and takes as long as many others.
     writer = """
+save(f"{sys.stdin.fileno()}{__import__('os').getpid()}-first")
+print("ready", flush=True)
 sys.stdin.readline()
-for n in range(600):
+for n in range(1500):
     save(f"{sys.stdin.fileno()}{__import__('os').getpid()}-{n}")
 print("done", flush=True)
 """
     children = [run(writer) for _ in range(3)]
     for child in children:
+        assert child.stdout.readline() == "ready\n"
+    for child in children:
         child.stdin.write("go\n")
     for child in children:
         assert child.stdout.readline() == "done\n"
-    assert audit(place) == each * len(children)
+    assert audit(place) == (each + 1) * len(children)
     rows = _native.Store(place, "l2").list("/", 10_000, 0)
     order = [rows.take(at)[0].split("-")[0] for at in range(len(rows))]
     # While all of them write, nobody writes many times in a row.

@@ -494,10 +494,7 @@ impl Engine {
                 .search(connection, request, trust, scan.may_spread(), &groups)?
                 .into_iter()
                 .map(|found| {
-                    let record = match found.vector {
-                        Some(vector) => read::by_row_with(connection, found.record, vector),
-                        None => read::by_row(connection, found.record),
-                    }?;
+                    let record = read::found(connection, found.record, found.id, found.vector)?;
                     Ok((record, found.score))
                 })
                 .collect::<Result<Vec<_>>>()

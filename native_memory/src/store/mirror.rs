@@ -61,6 +61,8 @@ pub struct Match {
     pub score: f64,
     /// Its row in `records`.
     pub record: i64,
+    /// The id of its vector.
+    pub id: i64,
     /// Its vector, if it is at hand.
     pub vector: Option<Box<[f32]>>,
 }
@@ -569,6 +571,7 @@ impl Mirror {
             .map(|hit| Match {
                 score: hit.score,
                 record: record(hit.at),
+                id: hit.id,
                 vector: kept.remove(&hit.id),
             })
             .collect())

@@ -61,11 +61,32 @@ pub fn by_row(connection: &Connection, record: i64) -> Result<Record> {
     checked(stored)
 }
 
-/// The record in this row, whose vector was read before, as [`super::mirror`] does.
-pub fn by_row_with(connection: &Connection, record: i64, vector: Box<[f32]>) -> Result<Record> {
+/// The record in this row, which was found by the vector of this id; its components, where they were
+/// read already, as [`super::mirror`] does.
+pub fn found(
+    connection: &Connection,
+    record: i64,
+    id: i64,
+    vector: Option<Box<[f32]>>,
+) -> Result<Record> {
+    let columns = if vector.is_some() {
+        COLUMNS_BUT_VECTOR
+    } else {
+        COLUMNS
+    };
     let stored = connection
-        .prepare_cached(&format!("{COLUMNS_BUT_VECTOR} WHERE r.record = ?1"))?
+        .prepare_cached(&format!("{columns} WHERE r.record = ?1"))?
         .query_row([record], stored)?;
+    // Each has a checksum of its own, and a damaged tree of rows can still pair them wrongly.
+    if stored.vector != Some(id) {
+        return Err(damaged(format!(
+            "record {:?} was found by a vector that is another one's",
+            stored.record.id
+        )));
+    }
+    let Some(vector) = vector else {
+        return checked(stored);
+    };
     let mut record = whole(stored.record, stored.vector, stored.checksum)?;
     record.embedding = Some(vector);
     Ok(record)
