@@ -145,6 +145,23 @@ def test_a_flipped_bit_never_changes_a_record(place, filled):
     assert seen["missing"] < 10
 
 
+def test_a_row_with_another_ones_number_never_lends_its_vector(place, filled):
+    # Rows and vectors have checksums, each for itself; the number of a row is in neither.
+    whole = place.read_bytes()
+    seen = collections.Counter()
+    for number in range(1, len(filled) + 1):
+        # A row of `records`: the number, the length of the header, the column that is the number.
+        at = whole.index(bytes([number, 0x0F, 0x00]))
+        for bit in range(6):
+            flipped = bytearray(whole)
+            flipped[at] ^= 1 << bit
+            place.write_bytes(bytes(flipped))
+            storage = NativeStorage(place)
+            seen.update(read_everything(storage, filled))
+            storage.close()
+    assert seen["error"] > 100
+
+
 def test_a_truncated_file_is_an_error(place, filled):
     whole = place.read_bytes()
     for length in range(0, len(whole), len(whole) // 40):
