@@ -724,6 +724,13 @@ impl Plan {
             flags,
         })
     }
+
+    fn sketcher(&self, path: &Path) -> Result<Sketcher<'_>, SegmentError> {
+        Sketcher::new(&self.mean, &self.axes).map_err(|error| SegmentError::Invalid {
+            path: path.into(),
+            what: format!("axes of its rows: {error}"),
+        })
+    }
 }
 
 /// Writes header and columns to `temporary` and flushes them; `path` is for the messages.
@@ -756,7 +763,7 @@ fn write_columns(
     for _ in 0..HEADER / LINE {
         output.pad_to(output.at + LINE).map_err(io)?;
     }
-    let mut sketcher = Sketcher::new(&plan.mean, &plan.axes);
+    let mut sketcher = plan.sketcher(path)?;
     let mut made = Made::default();
     let mut checksums = [0; COLUMNS.len()];
     for (index, column) in layout.columns.iter().enumerate() {

@@ -30,7 +30,7 @@ use std::ops::{Range, RangeInclusive};
 use super::axes::HEAD;
 use super::kernels::{ROWS, TILE, kernels};
 use super::quantize::{
-    CODE_MAX, EPSILON, Metric, QUERY_MAX, Query, QueryCodes, RowCode, norm, round_up,
+    CODE_MAX, EPSILON, Metric, QUERY_MAX, Query, QueryCodes, RowCode, VectorError, norm, round_up,
 };
 use super::segment::CodeBlock;
 
@@ -134,8 +134,8 @@ pub(crate) struct Sketcher<'a> {
 pub(crate) const AT_ONCE: usize = 128;
 
 impl<'a> Sketcher<'a> {
-    /// For axes that are finite, [`HEAD`] of them or none.
-    pub(crate) fn new(mean: &'a [f32], axes: &[f32]) -> Self {
+    /// For [`HEAD`] axes or none. The bounds hold for all that are finite; others are an error.
+    pub(crate) fn new(mean: &'a [f32], axes: &[f32]) -> Result<Self, VectorError> {
         let width = mean.len().next_multiple_of(GROUP);
         let rows: Vec<&[f32]> = axes.chunks_exact(mean.len()).collect();
         let dot = kernels().dot;
@@ -153,7 +153,7 @@ impl<'a> Sketcher<'a> {
                 tiles[(tile * HEAD + at) * TILE..][..some.len()].copy_from_slice(some);
             }
         }
-        Self {
+        Ok(Self {
             mean,
             mean_norm: norm(mean),
             skew: squares.sqrt() + HEAD as f64 * EPSILON,
@@ -164,13 +164,13 @@ impl<'a> Sketcher<'a> {
             products: vec![0.0; rows.len() * AT_ONCE],
             axes: rows
                 .into_iter()
-                .filter_map(|axis| {
-                    let query = Query::new(axis, Metric::Dot).ok()?;
+                .map(|axis| {
+                    let query = Query::new(axis, Metric::Dot)?;
                     let mean = dot(axis, mean);
-                    Some(Axis { query, mean })
+                    Ok(Axis { query, mean })
                 })
-                .collect(),
-        }
+                .collect::<Result<_, VectorError>>()?,
+        })
     }
 
     /// Adds the heads and sketches of some rows, at most [`AT_ONCE`].

@@ -37,7 +37,7 @@ impl Sketched {
         };
         let axes = choose(&mean, &[source]);
         let mut made = Made::default();
-        let mut sketcher = Sketcher::new(&mean, &axes);
+        let mut sketcher = Sketcher::new(&mean, &axes).unwrap();
         let numbers: Vec<u32> = (0..rows.len() as u32).collect();
         for numbers in numbers.chunks(AT_ONCE) {
             sketcher.sketch(&block, numbers, &mut made);
@@ -298,5 +298,16 @@ fn sketches_that_leave_many_rows_are_tried_less_and_less() {
     for _ in 0..3 {
         assert!(trial.next());
         trial.left(512, 256);
+    }
+}
+
+#[test]
+fn axes_that_are_no_numbers_are_refused() {
+    let mean = [0.0_f32; 3];
+    let mut axes = vec![0.5; HEAD * mean.len()];
+    assert!(Sketcher::new(&mean, &axes).is_ok());
+    for bad in [f32::NAN, f32::INFINITY] {
+        axes[40] = bad;
+        assert!(Sketcher::new(&mean, &axes).is_err());
     }
 }
