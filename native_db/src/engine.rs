@@ -230,13 +230,13 @@ impl Engine {
     /// Rewrites the file without the space that was freed, and empties the log into it.
     pub fn vacuum(&self) -> Result<()> {
         let _pass = Process::current().enter();
-        if identity(&self.path)?.is_none() {
+        let Some(there) = identity(&self.path)? else {
             return Ok(());
-        }
+        };
         let _held = self.held(this_thread(), VACUUM_WAIT)?;
-        let _turn = self.turnstile.wait(VACUUM_WAIT)?;
+        let _turn = self.turnstile.wait(Some(there), VACUUM_WAIT)?;
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(link) = self.linked(&mut writer)? else {
+        let Some(link) = self.linked(&mut writer, identity(&self.path)?)? else {
             return Ok(());
         };
         link.connection
@@ -247,6 +247,7 @@ impl Engine {
     /// Closes every connection without tidying up; the next operation opens them again. Nothing
     /// may be in progress.
     pub fn disconnect(&self) {
+        self.turnstile.close();
         let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         for link in readers.drain(..).chain(writer.take()) {
@@ -272,6 +273,7 @@ impl Engine {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
+        self.turnstile.close();
     }
 
     fn write_batch(&self, batch: Vec<Job>) {
@@ -309,12 +311,17 @@ impl Engine {
         writer: &'w mut Option<Link>,
         patience: Duration,
     ) -> Result<(&'w mut Link, turn::Turn)> {
-        if let (None, Some(directory)) = (identity(&self.path)?, self.path.parent()) {
+        let known = identity(&self.path)?;
+        if let (None, Some(directory)) = (known, self.path.parent()) {
             fs::create_dir_all(directory).map_err(|error| DbError::io(directory, &error))?;
         }
-        let turn = self.turnstile.wait(patience)?;
-        file::create(&self.path, self.schema)?;
-        match self.linked(writer)? {
+        let turn = self.turnstile.wait(known, patience)?;
+        let mut there = identity(&self.path)?;
+        if there.is_none() {
+            file::create(&self.path, self.schema)?;
+            there = identity(&self.path)?;
+        }
+        match self.linked(writer, there)? {
             Some(link) => Ok((link, turn)),
             None => Err(DbError::io(
                 &self.path,
@@ -323,10 +330,13 @@ impl Engine {
         }
     }
 
-    /// The writer's connection, opened again if the file is another one by now.
-    fn linked<'w>(&self, writer: &'w mut Option<Link>) -> Result<Option<&'w mut Link>> {
-        let identity = identity(&self.path)?;
-        if writer.as_ref().map(|link| link.identity) != identity {
+    /// The writer's connection, opened again if the file that is there is not the one it is to.
+    fn linked<'w>(
+        &self,
+        writer: &'w mut Option<Link>,
+        there: Option<Identity>,
+    ) -> Result<Option<&'w mut Link>> {
+        if writer.as_ref().map(|link| link.identity) != there {
             *writer = self.link()?;
         }
         Ok(writer.as_mut())
@@ -362,23 +372,29 @@ impl Link {
 }
 
 /// Runs each work so that its failure takes back only what it did itself; then commits.
-fn transact(link: &mut Link, works: Vec<Work>) -> Result<Vec<Result<()>>> {
+fn transact(link: &mut Link, mut works: Vec<Work>) -> Result<Vec<Result<()>>> {
     let mut transaction = link
         .connection
         .transaction_with_behavior(TransactionBehavior::Immediate)?;
     if link.durability == Some(Durability::Full) {
         link.reserve.refill(&transaction);
     }
+    if works.len() == 1
+        && let Some(work) = works.pop()
+    {
+        // What it did is all there is to take back.
+        let outcome = work_on(&transaction, work)?;
+        if outcome.is_err() {
+            transaction.rollback()?;
+        } else {
+            transaction.commit()?;
+        }
+        return Ok(vec![outcome]);
+    }
     let mut outcomes = Vec::with_capacity(works.len());
     for work in works {
         let mut part = transaction.savepoint()?;
-        let outcome = work(&part);
-        // A full disk, for one, ends the whole transaction.
-        if part.is_autocommit() {
-            return Err(outcome.err().unwrap_or_else(|| {
-                DbError::Unreadable("SQLite gave up the transaction".to_owned())
-            }));
-        }
+        let outcome = work_on(&part, work)?;
         if outcome.is_err() {
             part.rollback()?;
         }
@@ -387,6 +403,17 @@ fn transact(link: &mut Link, works: Vec<Work>) -> Result<Vec<Result<()>>> {
     }
     transaction.commit()?;
     Ok(outcomes)
+}
+
+/// How a work came out, unless it ended the whole transaction, as a full disk does.
+fn work_on(connection: &Connection, work: Work) -> Result<Result<()>> {
+    let outcome = work(connection);
+    if connection.is_autocommit() {
+        return Err(outcome
+            .err()
+            .unwrap_or_else(|| DbError::Unreadable("SQLite gave up the transaction".to_owned())));
+    }
+    Ok(outcome)
 }
 
 /// What SQLite finds wrong with a file.

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod database;
+mod dumps;
 mod error;
 mod events;
 mod flow;
@@ -28,6 +29,8 @@ mod _native {
     use super::checkpoint::CheckpointStore;
     #[pymodule_export]
     use super::database::{Database, Transaction};
+    #[pymodule_export]
+    use super::dumps::dumps;
     #[pymodule_export]
     use super::error::{DamagedDatabaseError, DatabaseError, NewerFormatError};
     #[pymodule_export]

@@ -241,17 +241,30 @@ pub fn mirrored(connection: &Connection, place: &str, run: i64, change: i64) -> 
 
 /// Drops all but the newest `keep` runs of a place, or of each; says how many.
 pub fn prune(connection: &Connection, place: Option<&str>, keep: u32) -> Result<usize> {
-    let dropped = connection
-        .prepare_cached(
-            "DELETE FROM runs WHERE (?1 IS NULL OR place = ?1) AND (
-                 SELECT count(*) FROM runs newer
-                 WHERE newer.place = runs.place AND newer.run > runs.run) >= ?2",
-        )?
-        .execute(params![place, keep])?;
-    if dropped > 0 {
-        connection
-            .prepare_cached("DELETE FROM tasks WHERE run NOT IN (SELECT run FROM runs)")?
-            .execute([])?;
+    let places = match place {
+        Some(place) => vec![place.to_owned()],
+        None => connection
+            .prepare_cached("SELECT DISTINCT place FROM runs")?
+            .query_map([], |row| row.get(0))?
+            .collect::<rusqlite::Result<_>>()?,
+    };
+    let mut dropped = 0;
+    for place in places {
+        let old = connection
+            .prepare_cached(
+                "SELECT run FROM runs WHERE place = ?1 ORDER BY run DESC LIMIT -1 OFFSET ?2",
+            )?
+            .query_map(params![place, keep], |row| row.get(0))?
+            .collect::<rusqlite::Result<Vec<i64>>>()?;
+        for run in old {
+            for statement in [
+                "DELETE FROM tasks WHERE run = ?1",
+                "DELETE FROM runs WHERE run = ?1",
+            ] {
+                connection.prepare_cached(statement)?.execute([run])?;
+            }
+            dropped += 1;
+        }
     }
     Ok(dropped)
 }

@@ -20,7 +20,7 @@ mod decode;
 mod encode;
 
 pub use decode::from_json;
-pub use encode::{to_canonical_json, to_json};
+pub use encode::{float_repr, to_canonical_json, to_json};
 
 /// How deep lists and dicts may be nested. Deeper values are refused, before the stack overflows.
 pub const MAX_DEPTH: usize = 500;

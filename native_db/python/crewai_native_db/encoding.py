@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
+from crewai_native_db import _native
+
 _EXACT: Final = (bool, int, type(None))
 
 
@@ -39,7 +41,16 @@ def encode(state: Any, *, strict: bool = False) -> str:
             _check_model(state, content)
         else:
             _check(content, "$")
-    return json.dumps(content, default=_tolerate)
+    return dumps(content, default=_tolerate)
+
+
+def dumps(value: Any, **options: Any) -> str:
+    """The text of ``json.dumps(value, **options)``, for options that say what to do with objects.
+
+    Values without objects in them are written in native code.
+    """
+    text = _native.dumps(value)
+    return json.dumps(value, **options) if text is None else text
 
 
 def _dump(model: BaseModel) -> Any:

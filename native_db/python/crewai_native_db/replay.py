@@ -11,6 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from crewai_native_db import _native, mirror
+from crewai_native_db.encoding import dumps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -207,4 +208,4 @@ if hasattr(os, "register_at_fork"):
 def _json(value: Any) -> str:
     from crewai.utilities.crew_json_encoder import CrewJSONEncoder
 
-    return json.dumps(value, cls=CrewJSONEncoder)
+    return dumps(value, cls=CrewJSONEncoder)

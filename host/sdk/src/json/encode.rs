@@ -324,7 +324,7 @@ fn quote(out: &mut String, text: &str) {
 
 /// Writes a finite `number` as Python's `repr` does: the shortest digits that read back as the same
 /// number, with an exponent below 1e-4 and from 1e16.
-fn float_repr(out: &mut String, number: f64) {
+pub fn float_repr(out: &mut String, number: f64) {
     if number == 0.0 || (1e-4..1e16).contains(&number.abs()) {
         display(out, format_args!("{number:?}"));
         return;
