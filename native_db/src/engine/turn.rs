@@ -229,9 +229,10 @@ mod tests {
         let turnstile = Turnstile::new(&path);
         drop(turnstile.wait(there, LONG).unwrap());
         for name in ["data.db", "data.db-lock", "data.db-queue"] {
-            std::fs::rename(directory.path().join(name), directory.path().join("gone")).unwrap();
+            let away = directory.path().join(format!("old-{name}"));
+            std::fs::rename(directory.path().join(name), away).unwrap();
         }
-        // While the old one exists, which has its number.
+        // The old one is still there, so this one has another number.
         std::fs::write(&path, "y").unwrap();
         let other = identity(&path).unwrap();
         let turn = turnstile.wait(other, LONG).unwrap();
