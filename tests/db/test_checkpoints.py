@@ -286,6 +286,30 @@ class TestAgainstStock:
         # The crew each time, and it.
         assert dumped == [False, True, False, *[False, True] * 3, False]
 
+    def test_a_run_that_goes_on_while_a_field_is_looked_at_leaves_no_doubt_of_it(self, monkeypatch):
+        monkeypatch.setattr(recorder, "_proofs", {})
+        crew = tooled(1)
+        task = crew.tasks[0]
+        original = recorder.Recorder._dump
+        left = [5]
+
+        def dump(self, view, value, **select):
+            if select == {"include": {"tasks"}} and left[0]:
+                # As another thread does after the task was dumped, and before the field is.
+                left[0] -= 1
+                task.description = f"changed {left[0]}"
+            return original(self, view, value, **select)
+
+        monkeypatch.setattr(recorder.Recorder, "_dump", dump)
+        taker = recorder.Recorder()
+        state = RuntimeState(root=[crew])
+        while left[0]:
+            taken = taker.snapshot(state)
+            assert "tasks" not in taken.parts[taken.entities[0]].refs
+            crew.name = f"to be dumped again {left[0]}"
+        taken = taker.snapshot(state)
+        assert "tasks" in taken.parts[taken.entities[0]].refs
+
     @PROVIDERS
     def test_the_commands_show_what_they_show_of_whole_ones(
         self, config, provider, tmp_path, monkeypatch

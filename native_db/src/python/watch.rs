@@ -3,7 +3,7 @@
 //! To compare takes a small part of the time of dumping, and no Python code runs meanwhile: a run
 //! with hundreds of objects is gone through in less than it takes to dump one of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::intern;
@@ -133,6 +133,23 @@ impl Watch {
         }
         changed.dedup();
         Ok(changed)
+    }
+
+    /// Whether something under one of the numbers is not as it was; what cannot be told does not
+    /// count.
+    fn moved(&self, py: Python<'_>, numbers: HashSet<i64>) -> PyResult<bool> {
+        let looks: Vec<_> = {
+            let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = numbers.iter().filter_map(|number| looks.get(number));
+            found.flatten().map(|look| look.clone_ref(py)).collect()
+        };
+        for look in looks {
+            let look = look.get();
+            if look.parts.is_some() && !look.holds(py)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
