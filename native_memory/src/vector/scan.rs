@@ -307,8 +307,11 @@ impl<'a> Search<'a> {
         };
         if chunk.step > 1 {
             self.tell_off(chunk.block, &mut batch, found);
-            // What a sample says is wanted before anything else is read.
-            for rows in self.best_first(chunk, &mut batch).chunks(BATCH) {
+            // What a sample says is wanted before anything else is read. Nothing leaves out the
+            // first rows, so they are no more than it takes to leave out others.
+            let (rows, first) = self.best_first(chunk, &mut batch);
+            let (first, others) = rows.split_at(first);
+            for rows in first.chunks(BATCH).chain(others.chunks(BATCH)) {
                 batch.set(rows);
                 self.tell_off(chunk.block, &mut batch, found);
             }
@@ -345,8 +348,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// The rows of a part, the best of them, by their heads, before all others.
-    fn best_first(&self, chunk: &Chunk, batch: &mut Batch) -> Vec<u32> {
+    /// The rows of a part, and how many of them, the best by their heads, come before all others.
+    fn best_first(&self, chunk: &Chunk, batch: &mut Batch) -> (Vec<u32>, usize) {
         let mut rows = Vec::new();
         self.words(chunk, |first, bits| {
             rows.extend(
@@ -360,7 +363,8 @@ impl<'a> Search<'a> {
             .as_ref()
             .filter(|probe| probe.has_heads());
         let Some(probe) = heads.filter(|_| first < rows.len()) else {
-            return rows;
+            let first = first.min(rows.len());
+            return (rows, first);
         };
         let block = &self.blocks[chunk.block].block;
         let mut ranked = Vec::with_capacity(rows.len());
@@ -379,7 +383,7 @@ impl<'a> Search<'a> {
         // In storage order they are read faster.
         ranked[..first].sort_unstable_by_key(|&(_, row)| row);
         ranked[first..].sort_unstable_by_key(|&(_, row)| row);
-        ranked.into_iter().map(|(_, row)| row).collect()
+        (ranked.into_iter().map(|(_, row)| row).collect(), first)
     }
 
     /// Looks at those of a batch's rows that heads and sketches leave, or lets them wait.
