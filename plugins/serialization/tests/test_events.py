@@ -670,6 +670,25 @@ def test_a_history_shares_nothing_between_turns():
     assert to_serializable(history) == stock(history)
 
 
+def test_no_text_of_a_history_is_made_again():
+    history = []
+    for turn in range(20):
+        text = f"what {turn} gave " * 1000
+        history += [
+            {"role": "assistant", "content": None, "tool_call_id": f"c{turn}"},
+            {"role": "tool", "content": [{"type": "text", "text": text}], "name": f"look{turn}"},
+        ]
+        given = to_serializable(history)
+        assert given == stock(history)
+        for before, after in zip(history, given, strict=True):
+            assert after is not before
+            for key, value in before.items():
+                assert after[key] is value or isinstance(value, list)
+        (before,), (after,) = history[-1]["content"], given[-1]["content"]
+        assert after is not before
+        assert after["text"] is text
+
+
 def test_nothing_leaks():
     value = [
         {"role": "user", "content": "x"},
