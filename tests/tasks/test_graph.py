@@ -8,6 +8,7 @@ import re
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import crewai
 import pytest
@@ -290,22 +291,23 @@ def test_or_several_on_copies_which_count_as_the_agent_itself():
     assert all(task.agent is agent for task in crew.tasks)
 
 
-class Held:
-    """A memory's store whose saves are only through after the crew's last task."""
+class Held(ThreadPoolExecutor):
+    """A memory's thread whose saves are only through after the crew's last task."""
 
-    def __init__(self, storage, gate):
-        self.storage = storage
+    def __init__(self, gate):
+        super().__init__(max_workers=1)
         self.gate = gate
         self.saves = 0
 
-    def __getattr__(self, name):
-        return getattr(self.storage, name)
+    def submit(self, save, /, *args, **kwargs):
+        def held():
+            assert self.gate.wait(60)
+            time.sleep(0.05)  # what does not wait for saves is through before them
+            done = save(*args, **kwargs)
+            self.saves += 1
+            return done
 
-    def save(self, records):
-        assert self.gate.wait(60)
-        time.sleep(0.05)  # what does not wait for saves is through before them
-        self.storage.save(records)
-        self.saves += 1
+        return super().submit(held)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +326,7 @@ def test_what_tasks_have_yet_to_save_is_saved_before_the_kickoff_is_over(
     # Recalling waits for saves: all must have recalled before the first saves.
     together = threading.Barrier(count, timeout=60)
     over = threading.Event()
-    stores = []
+    savers = []
 
     def a_fact(turn):
         together.wait()
@@ -332,8 +334,8 @@ def test_what_tasks_have_yet_to_save_is_saved_before_the_kickoff_is_over(
 
     def a_memory(name):
         memory = Memory(storage=str(tmp_path / name), llm=ScriptedLLM(), embedder=HashEmbedder())
-        memory._storage = Held(memory._storage, over)
-        stores.append(memory._storage)
+        memory._save_pool = Held(over)
+        savers.append(memory._save_pool)
         return memory
 
     crew_memory = a_memory("crew")
@@ -353,7 +355,7 @@ def test_what_tasks_have_yet_to_save_is_saved_before_the_kickoff_is_over(
 
         @event_bus.crewai_event_bus.on(CrewKickoffCompletedEvent)
         def ended(source, event):
-            saved.extend(store.saves for store in stores)
+            saved.extend(saver.saves for saver in savers)
 
         seen_of(crew, how, agents=agents)
         event_bus.crewai_event_bus.flush()
