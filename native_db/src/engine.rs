@@ -17,7 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionBehavior};
@@ -102,9 +102,10 @@ struct Link {
     reserve: Reserve,
 }
 
-/// Which file a path names, so that a file that was replaced is not taken for the old one.
+/// Which file a path names, so that a file that was replaced is not taken for the old one. The number
+/// of a removed file is soon another one's, hence also when it was born, where the file system says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Identity(u64, u64);
+struct Identity(u64, u64, Option<SystemTime>);
 
 impl Engine {
     /// An engine for `path`; opens nothing.
@@ -430,11 +431,11 @@ fn identity(path: &Path) -> Result<Option<Identity>> {
         #[cfg(unix)]
         Ok(file) => {
             use std::os::unix::fs::MetadataExt;
-            Ok(Some(Identity(file.dev(), file.ino())))
+            Ok(Some(Identity(file.dev(), file.ino(), file.created().ok())))
         }
         // Where an open file cannot be removed, it cannot have been replaced.
         #[cfg(not(unix))]
-        Ok(_) => Ok(Some(Identity(0, 0))),
+        Ok(_) => Ok(Some(Identity(0, 0, None))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(DbError::io(path, &error)),
     }

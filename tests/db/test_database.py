@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -389,6 +390,16 @@ class TestSharing:
             os._exit(len(values(database)))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
         assert values(database) == [1, 2]
+
+    def test_closing_empties_the_log_and_removes_nothing(self, database):
+        database.execute("INSERT INTO items VALUES (1)")
+        log = Path(f"{database._file.path}-wal")
+        before = log.stat()
+        assert before.st_size > 0
+        database.close()
+        # SQLite would remove it, by its name: that of a file, too, that was begun there meanwhile.
+        assert (log.stat().st_ino, log.stat().st_size) == (before.st_ino, 0)
+        assert values(database) == [1]
 
     def test_files_of_others_are_refused(self, tmp_path):
         other = tmp_path / "other.db"

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -271,14 +272,15 @@ def test_an_exit_with_writes_under_way_keeps_what_was_acknowledged(place, start)
         store.close()
 
 
-def test_a_store_that_nobody_has_open_is_one_file(place, start):
+def test_a_store_that_nobody_has_open_is_all_in_one_file(place, start, tmp_path):
     child = start(PRELUDE + "save('f', 1)", place)
     assert child.wait(timeout=60) == 0
-    assert {file.name for file in place.parent.iterdir()} - {"crewai"} == {
-        "flows.db",
-        "flows.db-lock",
-        "flows.db-queue",
-    }
+    beside = {file.name: file.stat().st_size for file in place.parent.glob("flows.db-*")}
+    assert beside.keys() == {f"flows.db-{end}" for end in ("lock", "queue", "shm", "wal")}
+    # SQLite's index of the log, which is begun anew, is all that is not empty.
+    assert {name for name, size in beside.items() if size} == {"flows.db-shm"}
+    copied = shutil.copy(place, tmp_path / "copy.db")
+    assert json.loads(_native.FlowStore(copied, True).load("f"))["n"] == 1
 
 
 def test_a_second_process_runs_stock_crewai_at_the_same_location(crewai_home, start):

@@ -1,12 +1,13 @@
 //! How a file comes into being, and how it is opened.
 
+use std::ffi::{c_int, c_void};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::error::{DbError, Result};
 
@@ -16,6 +17,8 @@ const BUSY_TRIES: i32 = 1200;
 /// The longest of those waits.
 const BUSY_WAIT: Duration = Duration::from_millis(100);
 const STATEMENTS: usize = 64;
+/// Bytes to which a log is cut that was longer once.
+const LONGEST_LOG: i64 = 16 << 20;
 
 /// What a file holds.
 #[derive(Debug)]
@@ -116,7 +119,29 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "cache_size", -4096)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    Ok(())
+    keep_log(connection)
+}
+
+/// Has SQLite keep the log when the last connection closes, emptied, instead of removing it.
+///
+/// It removes it by its name, after writing it back. Who removed the file in the meantime and began
+/// a new one at its place would lose that one's log, with what was just committed.
+fn keep_log(connection: &Connection) -> rusqlite::Result<()> {
+    let mut on: c_int = 1;
+    // SAFETY: the connection is open; SQLite reads and writes the number while it is called.
+    let code = unsafe {
+        ffi::sqlite3_file_control(
+            connection.handle(),
+            c"main".as_ptr(),
+            ffi::SQLITE_FCNTL_PERSIST_WAL,
+            (&raw mut on).cast::<c_void>(),
+        )
+    };
+    if code != ffi::SQLITE_OK {
+        return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None));
+    }
+    // With a limit, whatever it is, SQLite empties a log that it keeps.
+    connection.pragma_update(None, "journal_size_limit", LONGEST_LOG)
 }
 
 /// Waits before SQLite tries again. Not everybody as long: who collided once would do so again.

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::SystemTime;
 
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
@@ -99,9 +100,10 @@ impl Link {
     }
 }
 
-/// Which file a path names, so that a store that was replaced is not taken for the old one.
+/// Which file a path names, so that a store that was replaced is not taken for the old one. The number
+/// of a removed file is soon another one's, hence also when it was born, where the file system says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Identity(u64, u64);
+pub(super) struct Identity(u64, u64, Option<SystemTime>);
 
 impl Engine {
     /// An engine for `path`; opens nothing.
@@ -525,11 +527,11 @@ pub(super) fn identity(path: &Path) -> Result<Option<Identity>> {
         #[cfg(unix)]
         Ok(file) => {
             use std::os::unix::fs::MetadataExt;
-            Ok(Some(Identity(file.dev(), file.ino())))
+            Ok(Some(Identity(file.dev(), file.ino(), file.created().ok())))
         }
         // Where an open file cannot be removed, it cannot have been replaced.
         #[cfg(not(unix))]
-        Ok(_) => Ok(Some(Identity(0, 0))),
+        Ok(_) => Ok(Some(Identity(0, 0, None))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(StoreError::io(path, error)),
     }
@@ -538,6 +540,31 @@ pub(super) fn identity(path: &Path) -> Result<Option<Identity>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_got_the_number_of_a_removed_one_is_another() {
+        use std::os::unix::fs::MetadataExt;
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.db");
+        let write = || {
+            fs::write(&path, "x").unwrap();
+            fs::metadata(&path).unwrap()
+        };
+        for _ in 0..20 {
+            let before = write();
+            let known = identity(&path).unwrap();
+            fs::remove_file(&path).unwrap();
+            // File systems count time in steps of a few milliseconds.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            let after = write();
+            if before.ino() == after.ino() && before.created().is_ok() {
+                assert_ne!(identity(&path).unwrap(), known);
+                return;
+            }
+        }
+    }
 
     #[test]
     fn a_synchronous_store_waits_for_the_disk_with_every_commit() {

@@ -1,14 +1,14 @@
 //! The file: its tables, its format number, how it comes into being and how it is opened.
 
 use std::cell::Cell;
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::hooks::Wal;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::error::{Result, StoreError};
 use super::log;
@@ -19,6 +19,9 @@ const APPLICATION_ID: i64 = 0x434e_4d6d;
 const FORMAT: i64 = 1;
 /// How long to wait for a lock that is not ours to queue for (a checkpoint, a recovery).
 const BUSY: Duration = Duration::from_secs(60);
+
+/// Bytes to which a log is cut that was longer once; writers do not let it become much longer.
+const LONGEST_LOG: i64 = 128 << 20;
 
 /// Format 1.
 ///
@@ -188,7 +191,29 @@ fn configure(connection: &Connection, cache: i64) -> rusqlite::Result<()> {
     // KiB; taken only as pages are touched. A large batch of vectors goes through the writer's.
     connection.pragma_update(None, "cache_size", -cache)?;
     connection.set_prepared_statement_cache_capacity(64);
-    Ok(())
+    keep_log(connection)
+}
+
+/// Has SQLite keep the log when the last connection closes, emptied, instead of removing it.
+///
+/// It removes it by its name, after writing it back. Who removed the file in the meantime and began
+/// a new one at its place would lose that one's log, with what was just committed.
+fn keep_log(connection: &Connection) -> rusqlite::Result<()> {
+    let mut on: c_int = 1;
+    // SAFETY: the connection is open; SQLite reads and writes the number while it is called.
+    let code = unsafe {
+        ffi::sqlite3_file_control(
+            connection.handle(),
+            c"main".as_ptr(),
+            ffi::SQLITE_FCNTL_PERSIST_WAL,
+            (&raw mut on).cast::<c_void>(),
+        )
+    };
+    if code != ffi::SQLITE_OK {
+        return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None));
+    }
+    // With a limit, whatever it is, SQLite empties a log that it keeps.
+    connection.pragma_update(None, "journal_size_limit", LONGEST_LOG)
 }
 
 thread_local! {

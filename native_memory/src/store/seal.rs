@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::vector::{Segment, SegmentError};
 
-use super::engine::{Engine, Link, READER_CACHE};
+use super::engine::{Engine, Link, READER_CACHE, identity};
 use super::error::{Result, StoreError};
 use super::mirror::Mirror;
 use super::process::Process;
@@ -148,9 +148,18 @@ impl Engine {
         let unique = format!("{}-{}", std::process::id(), now.as_nanos());
         let (name, mut needed) = mirror.seal(&unique, go_on)?;
         drop(mirror);
-        let before = self
-            .transact(false, |write| write.publish(&name))?
-            .flatten();
+        // A store that took this one's place meanwhile has other records: what was written is
+        // nobody's, and goes when that one is sealed.
+        let published = self.transact(false, |write| {
+            if identity(self.path())? == Some(link.identity) {
+                write.publish(&name).map(Some)
+            } else {
+                Ok(None)
+            }
+        })?;
+        let Some(before) = published.flatten() else {
+            return Ok(());
+        };
         // A process that is just reading the snapshot before this one still finds its files.
         if let Some(before) = before {
             let parts = Snapshot::read(&directory, &before).map_or(Vec::new(), |old| old.parts);
@@ -202,4 +211,60 @@ fn sweep(directory: &Path, needed: &[String]) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::Record;
+    use super::super::schema::sibling;
+    use super::super::write::meta_text;
+    use super::*;
+
+    fn record(number: usize) -> Record {
+        Record {
+            id: format!("r{number}"),
+            content: "text".to_owned(),
+            scope: "/".to_owned(),
+            categories: "[]".to_owned(),
+            metadata: "{}".to_owned(),
+            importance: 0.5,
+            created_at: 0,
+            last_accessed: 0,
+            source: None,
+            private: false,
+            embedding: Some([number as f32, 1.0].into()),
+        }
+    }
+
+    #[test]
+    fn what_was_sealed_of_a_store_is_not_published_in_one_that_took_its_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, other) = (directory.path().join("x.db"), directory.path().join("y.db"));
+        let store = Engine::new(path.clone());
+        let records: Vec<_> = (0..2100).map(record).collect();
+        store.save(&records).unwrap();
+        Engine::new(other.clone()).save(&records[..1]).unwrap();
+
+        let lock = snapshot::directory(&path).join("lock");
+        let replace = || {
+            // From here on it writes files.
+            if lock.exists() && other.exists() {
+                for suffix in ["", "-wal", "-shm"] {
+                    fs::rename(
+                        sibling(&path, suffix),
+                        sibling(&path, &format!("-old{suffix}")),
+                    )
+                    .unwrap();
+                }
+                fs::rename(&other, &path).unwrap();
+            }
+            true
+        };
+        store.seal_while(false, &replace).unwrap();
+
+        assert!(!other.exists());
+        assert_eq!(store.count("/").unwrap(), 1);
+        let published = store.read(None, |link| Ok(meta_text(&link.connection, "snapshot")?));
+        assert_eq!(published.unwrap(), None);
+    }
 }
