@@ -224,6 +224,22 @@ def test_files_that_are_lost_are_made_again(store, place, harm):
     assert store.holdings()[0] == ROWS
 
 
+@pytest.mark.parametrize("length", [0, 100, 4096, -1])
+def test_a_file_that_loses_its_end_while_it_is_mapped_is_made_again(store, place, length):
+    fill(store, 0, ROWS)
+    store.optimize()
+    agree(store, set(range(ROWS)))
+    (segment,) = Path(f"{place}-codes").glob("*.codes")
+    os.truncate(segment, length if length >= 0 else segment.stat().st_size - 1)
+    # To read on would be the end of the process.
+    agree(store, set(range(ROWS)))
+    fill(store, ROWS, ROWS + 1)
+    agree(store, set(range(ROWS + 1)))
+    store.optimize()
+    agree(store, set(range(ROWS + 1)))
+    assert store.holdings() == (ROWS, 1, None)
+
+
 SEALING = """
 import itertools, sys
 from crewai_native_memory._native import Batch, Store

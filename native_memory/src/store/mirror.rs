@@ -161,9 +161,11 @@ impl Mirror {
         *self = Self::new(&self.directory);
     }
 
-    /// Whether this is the state of the file that `connection`'s transaction sees.
+    /// Whether this is the state of the file that `connection`'s transaction sees, and can be read.
     pub fn is_current(&self, connection: &Connection) -> Result<bool> {
-        Ok(self.loaded && meta(connection, "seq")?.unwrap_or(0) == self.seq)
+        Ok(self.loaded
+            && self.parts.iter().all(Part::is_whole)
+            && meta(connection, "seq")?.unwrap_or(0) == self.seq)
     }
 
     /// Brings the mirror to the state that `connection`'s transaction sees, which must not be
@@ -185,7 +187,8 @@ impl Mirror {
         let outdone = published != self.snapshot && self.wants_sealing();
         // A file that went back was replaced by an older copy of itself.
         let replaced = seq < self.seq;
-        if !self.loaded || self.seq < trimmed || replaced || outdone {
+        let whole = self.parts.iter().all(Part::is_whole);
+        if !self.loaded || !whole || self.seq < trimmed || replaced || outdone {
             self.forget();
         }
         self.dimension = meta(connection, "dimension")?.unwrap_or(0) as usize;
@@ -704,6 +707,13 @@ impl Part {
         // Where most rows of the groups have been deleted since, all others may be wanted.
         let living = nearest.count_without(&self.deleted);
         Ok((living >= k).then_some(nearest))
+    }
+
+    fn is_whole(&self) -> bool {
+        match &self.codes {
+            Codes::Sealed(segment) => segment.is_whole(),
+            Codes::Memory(_) => true,
+        }
     }
 
     fn is_outdated(&self) -> bool {

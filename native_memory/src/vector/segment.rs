@@ -377,6 +377,7 @@ impl Layout {
 #[derive(Debug)]
 pub struct Segment {
     path: PathBuf,
+    file: File,
     map: Mmap,
     dimension: usize,
     rows: usize,
@@ -470,6 +471,7 @@ impl Segment {
         let checksums = std::array::from_fn(sum);
         Ok(Self {
             path: path.into(),
+            file,
             map,
             dimension,
             rows: layout.rows,
@@ -478,6 +480,19 @@ impl Segment {
             columns: layout.columns,
             checksums,
         })
+    }
+
+    /// Whether the file still has its end.
+    ///
+    /// To read what a file has lost of its mapping is the end of the process (SIGBUS). Nobody who
+    /// knows the format writes to it, but a copy that is put back in place cuts it off first.
+    pub fn is_whole(&self) -> bool {
+        self.length()
+            .is_ok_and(|found| found == self.map.len() as u64)
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
     }
 
     /// Reads everything and compares the checksums. Between steps it asks whether to `go_on`.
@@ -489,6 +504,13 @@ impl Segment {
             for start in column.clone().step_by(STEP) {
                 if !go_on() {
                     return Err(SegmentError::Stopped(self.path.clone()));
+                }
+                if !self.is_whole() {
+                    return Err(SegmentError::Length {
+                        path: self.path.clone(),
+                        expected: self.map.len() as u64,
+                        found: self.length().unwrap_or(0),
+                    });
                 }
                 let step = start..column.end.min(start + STEP);
                 found.update(&self.map[step.clone()]);
