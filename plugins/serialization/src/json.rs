@@ -1,94 +1,25 @@
 //! JSON, strict: what RFC 8259 allows, one value, no key twice, no number that would be infinite.
 
+mod plain;
 mod read;
 mod write;
 
 pub use read::read;
-pub use write::{Key, write_float, write_int, write_key, write_text};
-
-/// Bytes that are looked through at a time.
-const BLOCK: usize = 16;
-
-/// Returns where the first byte stands that a JSON string cannot hold as it is: `"`, `\` or a
-/// control character; the length where there is none.
-fn plain_length(bytes: &[u8]) -> usize {
-    let mut at = 0;
-    let (blocks, rest) = bytes.as_chunks::<BLOCK>();
-    for block in blocks {
-        if let Some(place) = first_special_of_block(block) {
-            return at + place;
-        }
-        at += BLOCK;
-    }
-    let mut rest = rest;
-    if let Some((word, after)) = rest.split_first_chunk::<8>() {
-        if let Some(place) = first_special(u64::from_le_bytes(*word)) {
-            return at + place;
-        }
-        at += 8;
-        rest = after;
-    }
-    at + rest
-        .iter()
-        .position(|&byte| special(byte))
-        .unwrap_or(rest.len())
-}
-
-fn special(byte: u8) -> bool {
-    byte < 0x20 || byte == b'"' || byte == b'\\'
-}
-
-/// Returns the place of the first special byte of eight, the first of which is the lowest.
-#[inline]
-fn first_special(word: u64) -> Option<usize> {
-    const ONES: u64 = u64::MAX / 255;
-    const HIGHS: u64 = ONES << 7;
-    // The highest bit of a byte that is less than `limit`. A byte above one that is may borrow from it,
-    // so only the lowest that is found is one.
-    let below = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word;
-    let equal = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
-    let found = (below(word, 0x20) | equal(b'"') | equal(b'\\')) & HIGHS;
-    (found != 0).then(|| found.trailing_zeros() as usize / 8)
-}
-
-/// Returns the place of the first special byte of a block.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-fn first_special_of_block(block: &[u8; BLOCK]) -> Option<usize> {
-    use std::arch::x86_64::{
-        _mm_cmpeq_epi8, _mm_loadu_si128, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128,
-        _mm_set1_epi8,
-    };
-
-    // SAFETY: every x86-64 processor has SSE2, and the block is as long as what is loaded.
-    let found = unsafe {
-        let bytes = _mm_loadu_si128(block.as_ptr().cast());
-        let control = _mm_cmpeq_epi8(_mm_min_epu8(bytes, _mm_set1_epi8(0x1f)), bytes);
-        let quote = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'"'.cast_signed()));
-        let backslash = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'\\'.cast_signed()));
-        _mm_movemask_epi8(_mm_or_si128(control, _mm_or_si128(quote, backslash)))
-    };
-    (found != 0).then(|| found.trailing_zeros() as usize)
-}
-
-/// Returns the place of the first special byte of a block.
-#[cfg(not(target_arch = "x86_64"))]
-#[inline]
-fn first_special_of_block(block: &[u8; BLOCK]) -> Option<usize> {
-    let (words, _) = block.as_chunks::<8>();
-    words.iter().enumerate().find_map(|(number, word)| {
-        first_special(u64::from_le_bytes(*word)).map(|place| number * 8 + place)
-    })
-}
+pub use write::{
+    Name, write_float, write_int, write_key, write_name, write_named_text, write_text,
+};
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use serde_json::Value;
 
+    use super::plain::{
+        BLOCK, copy_blocks, copy_plain, first_special, first_special_of_block, plain_length,
+        special,
+    };
     use super::{
-        BLOCK, Key, first_special, first_special_of_block, plain_length, read, special,
-        write_float, write_key, write_text,
+        Name, read, write_float, write_int, write_key, write_name, write_named_text, write_text,
     };
     use crate::build::Sample;
 
@@ -127,11 +58,63 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_written_with_what_is_around_it() {
-        for name in ["", "id", "twelve_bytes"] {
+    fn what_is_plain_is_copied_whatever_its_length() {
+        for length in 0..300 {
+            let plain: Vec<u8> = (0..length).map(|at| b'a' + (at % 26) as u8).collect();
+            let copied = |bytes: &[u8]| {
+                let [mut out, mut other] = [(); 2].map(|()| vec![0; length + BLOCK]);
+                // SAFETY: there is room for the bytes and a block.
+                let (plain, same) = unsafe {
+                    let plain = copy_plain(bytes, out.as_mut_ptr());
+                    (plain, copy_blocks(bytes, other.as_mut_ptr()))
+                };
+                assert_eq!(out[..plain], other[..same]);
+                out.truncate(plain);
+                out
+            };
+            assert_eq!(copied(&plain), plain);
+            for at in 0..length {
+                for special in [b'"', b'\\', 0, 0x1f] {
+                    let mut bytes = plain.clone();
+                    bytes[at] = special;
+                    assert_eq!(copied(&bytes), plain[..at]);
+                    bytes[at..].fill(special);
+                    assert_eq!(copied(&bytes), plain[..at]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_and_keys_are_written_with_what_is_around_them() {
+        for name in ["", "id", "elevenbytes"] {
             let mut out = b"1".to_vec();
-            write_key(&mut out, Key::new(name));
+            write_name(&mut out, Name::new(name));
             assert_eq!(out, format!("1,{name:?}:").into_bytes());
+            let mut out = b"1".to_vec();
+            write_named_text(&mut out, Name::new(name), "a\n");
+            assert_eq!(out, format!("1,{name:?}:\"a\\n\"").into_bytes());
+        }
+        for key in ["", "a", "quoted \" key"] {
+            for first in [true, false] {
+                let mut out = b"1".to_vec();
+                write_key(&mut out, key, first);
+                let comma = if first { "" } else { "," };
+                assert_eq!(out, format!("1{comma}{key:?}:").into_bytes());
+            }
+        }
+    }
+
+    #[test]
+    fn whole_numbers_are_written_whatever_their_length() {
+        let powers = (0..19).map(|digits| 10_i64.pow(digits));
+        let near = powers.flat_map(|power| [power - 1, power, power + 1, power / 3, power / 7]);
+        for number in near.chain([i64::MAX, i64::MIN, i64::MIN + 1]) {
+            for number in [number, number.wrapping_neg()] {
+                let mut out = Vec::new();
+                write_int(&mut out, number);
+                assert_eq!(out, number.to_string().into_bytes());
+            }
         }
     }
 

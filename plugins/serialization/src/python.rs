@@ -5,6 +5,7 @@ mod bytes;
 mod encoding;
 mod events;
 mod frames;
+mod layout;
 mod message;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -49,6 +50,7 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::layout::find(module.py())?;
         module.add("SCHEMA", super::SCHEMA)?;
         crewai_native_sdk::passport!(module)
     }

@@ -85,6 +85,34 @@ def test_others_read_what_the_codec_writes_and_it_what_they_write(batch):
     assert alike(codec.decode_batch(msgpack.packb(small), "msgpack"), small)
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_texts_and_numbers_are_written_whatever_their_size_and_class(form):
+    class Text(str):
+        __slots__ = ()
+
+    class Int(int):
+        pass
+
+    class Float(float):
+        pass
+
+    written = []
+    # Python keeps a text by its widest character, and what derives from str elsewhere.
+    for length in (*range(70), 127, 128, 129, 300):
+        for end in ("", "~", '"', "\\", "\x1f", "\x7f", "é", "日", "😀"):
+            text = ("plain" * length)[:length] + end
+            written += [text, end + text, Text(text), {text: Text(end)}]
+    # It keeps a number in pieces of 30 bits, and its sign beside them.
+    for bits in range(65):
+        for number in (2**bits - 1, 2**bits, 2**bits + 1, 10 ** (bits % 20)):
+            if number < 2**63:
+                written += [number, -number, Int(number), Int(-number)]
+    written += [0.5, -0.0, 1e300, Float(0.25), True, False, None, [], (1, [2, (3,)])]
+    data = Codec().encode_batch([{"a": item} for item in written], form)
+    back = json.loads(data) if form == "json" else msgpack.unpackb(data)
+    assert alike([item["a"] for item in back], json.loads(json.dumps(written)))
+
+
 def test_fields_and_what_else_there_is():
     assert (MESSAGE.id, MESSAGE.sender, MESSAGE.recipient) == ("1", "Ünï", "b")
     assert MESSAGE.content == FIELDS["content"]

@@ -1,6 +1,6 @@
 //! A reader of JSON text that keeps its own stack.
 
-use super::plain_length;
+use super::plain::plain_length;
 use crate::build::{Build, MAX_DIGITS, ReadError, Stack, placed};
 
 type Read<T> = Result<T, ReadError>;

@@ -5,6 +5,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, PyTuple, PyType};
 
+use super::layout;
 use super::message::{AgentMessage, FIELDS};
 use crate::build::{MAX_DEPTH, MAX_DIGITS};
 use crate::output::Output;
@@ -17,15 +18,17 @@ pub(super) trait Sink {
     fn int(&mut self, number: i64);
     fn big_int(&mut self, digits: &str);
     fn float(&mut self, number: f64);
-    fn text(&mut self, text: &str) -> PyResult<()>;
-    fn begin_list(&mut self, length: usize) -> PyResult<()>;
-    fn begin_map(&mut self, length: usize) -> PyResult<()>;
-    /// Comes before each value of a list and each key of a map.
+    fn text(&mut self, text: &str) -> Result<(), TooLarge>;
+    fn begin_list(&mut self, length: usize) -> Result<(), TooLarge>;
+    fn begin_map(&mut self, length: usize) -> Result<(), TooLarge>;
+    /// Comes before each value of a list.
     fn separate(&mut self, first: bool);
-    /// Comes between key and value.
-    fn colon(&mut self);
-    /// The name of a message's field; another entry comes before it.
+    /// The key of a map's entry.
+    fn key(&mut self, text: &str, first: bool) -> Result<(), TooLarge>;
+    /// The name of a message's field, before which there is another entry.
     fn field(&mut self, field: &Field);
+    /// The same with the field's value.
+    fn field_text(&mut self, field: &Field, text: &str) -> Result<(), TooLarge>;
     fn end_list(&mut self);
     fn end_map(&mut self);
     /// Makes room for further messages, after so many and before so many.
@@ -35,7 +38,7 @@ pub(super) trait Sink {
 /// A field of messages, by its name.
 pub(super) struct Field {
     name: &'static str,
-    key: json::Key,
+    key: json::Name,
 }
 
 static NAMED: [Field; FIELDS.len()] = {
@@ -44,7 +47,7 @@ static NAMED: [Field; FIELDS.len()] = {
 };
 
 const fn named(name: &'static str) -> Field {
-    let key = json::Key::new(name);
+    let key = json::Name::new(name);
     Field { name, key }
 }
 
@@ -57,6 +60,7 @@ impl<O: Output> Sink for Json<'_, O> {
     fn truth(&mut self, truth: bool) {
         self.0.extend(if truth { b"true" } else { b"false" });
     }
+    #[inline]
     fn int(&mut self, number: i64) {
         json::write_int(self.0, number);
     }
@@ -66,15 +70,15 @@ impl<O: Output> Sink for Json<'_, O> {
     fn float(&mut self, number: f64) {
         json::write_float(self.0, number);
     }
-    fn text(&mut self, text: &str) -> PyResult<()> {
+    fn text(&mut self, text: &str) -> Result<(), TooLarge> {
         json::write_text(self.0, text);
         Ok(())
     }
-    fn begin_list(&mut self, _: usize) -> PyResult<()> {
+    fn begin_list(&mut self, _: usize) -> Result<(), TooLarge> {
         self.0.push(b'[');
         Ok(())
     }
-    fn begin_map(&mut self, _: usize) -> PyResult<()> {
+    fn begin_map(&mut self, _: usize) -> Result<(), TooLarge> {
         self.0.push(b'{');
         Ok(())
     }
@@ -83,11 +87,16 @@ impl<O: Output> Sink for Json<'_, O> {
             self.0.push(b',');
         }
     }
-    fn colon(&mut self) {
-        self.0.push(b':');
+    fn key(&mut self, text: &str, first: bool) -> Result<(), TooLarge> {
+        json::write_key(self.0, text, first);
+        Ok(())
     }
     fn field(&mut self, field: &Field) {
-        json::write_key(self.0, field.key);
+        json::write_name(self.0, field.key);
+    }
+    fn field_text(&mut self, field: &Field, text: &str) -> Result<(), TooLarge> {
+        json::write_named_text(self.0, field.key, text);
+        Ok(())
     }
     fn end_list(&mut self) {
         self.0.push(b']');
@@ -118,28 +127,34 @@ impl Sink for Pack<'_> {
     fn float(&mut self, number: f64) {
         msgpack::write_float(self.0, number);
     }
-    fn text(&mut self, text: &str) -> PyResult<()> {
+    fn text(&mut self, text: &str) -> Result<(), TooLarge> {
         if msgpack::write_text(self.0, text) {
             Ok(())
         } else {
-            Err(too_large("a string"))
+            Err(TooLarge("a string"))
         }
     }
-    fn begin_list(&mut self, length: usize) -> PyResult<()> {
-        let length = u32::try_from(length).map_err(|_| too_large("a list"))?;
+    fn begin_list(&mut self, length: usize) -> Result<(), TooLarge> {
+        let length = u32::try_from(length).map_err(|_| TooLarge("a list"))?;
         msgpack::write_list(self.0, length);
         Ok(())
     }
-    fn begin_map(&mut self, length: usize) -> PyResult<()> {
-        let length = u32::try_from(length).map_err(|_| too_large("a dict"))?;
+    fn begin_map(&mut self, length: usize) -> Result<(), TooLarge> {
+        let length = u32::try_from(length).map_err(|_| TooLarge("a dict"))?;
         msgpack::write_map(self.0, length);
         Ok(())
     }
     fn separate(&mut self, _: bool) {}
-    fn colon(&mut self) {}
+    fn key(&mut self, text: &str, _: bool) -> Result<(), TooLarge> {
+        self.text(text)
+    }
     fn field(&mut self, field: &Field) {
         // Shorter than 4 GiB.
         _ = msgpack::write_text(self.0, field.name);
+    }
+    fn field_text(&mut self, field: &Field, text: &str) -> Result<(), TooLarge> {
+        self.field(field);
+        self.text(text)
     }
     fn end_list(&mut self) {}
     fn end_map(&mut self) {}
@@ -157,9 +172,8 @@ fn expect(output: &mut impl Output, written: usize, left: usize) {
     output.foresee(guess.min(MOST));
 }
 
-fn too_large(what: &str) -> PyErr {
-    PyValueError::new_err(format!("{what} of 4 GiB or more is beyond MessagePack"))
-}
+/// What has 4 GiB or more, which is beyond `MessagePack`.
+pub(super) struct TooLarge(&'static str);
 
 /// What mappings become before they are written.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -195,10 +209,13 @@ impl Mappings {
 
     /// Returns a list of what is ready.
     fn list<'py>(self, messages: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
-        if let Ok(list) = messages.cast_exact::<PyList>()
-            && list.iter().all(|message| self.ready(message.as_borrowed()))
-        {
-            return Ok(list.clone());
+        if let Ok(list) = messages.cast_exact::<PyList>() {
+            // SAFETY: nothing changes the list while types are looked at.
+            let items = unsafe { Items::of(messages.as_borrowed()) };
+            let ready = |place| items.get(place).is_ok_and(|message| self.ready(message));
+            if (0..items.length()).all(ready) {
+                return Ok(list.clone());
+            }
         }
         let list = PyList::empty(messages.py());
         for (number, message) in messages.try_iter()?.enumerate() {
@@ -257,6 +274,7 @@ enum Reason {
     /// A key of this type.
     Key(Py<PyType>),
     Value(&'static str),
+    TooLarge(&'static str),
     Raised(PyErr),
 }
 
@@ -294,6 +312,9 @@ impl Failure {
                 name(&class)
             )),
             Reason::Value(what) => PyValueError::new_err(format!("message{place}: {what}")),
+            Reason::TooLarge(what) => PyValueError::new_err(format!(
+                "message{place}: {what} of 4 GiB or more is beyond MessagePack"
+            )),
             Reason::Raised(error) => error,
         }
     }
@@ -303,6 +324,12 @@ impl From<Reason> for Failure {
     #[cold]
     fn from(reason: Reason) -> Self {
         Self(Box::new((reason, Vec::new())))
+    }
+}
+
+impl From<TooLarge> for Failure {
+    fn from(TooLarge(what): TooLarge) -> Self {
+        Reason::TooLarge(what).into()
     }
 }
 
@@ -347,40 +374,72 @@ fn all<S: Sink>(
 ) -> Result<(), (usize, Failure)> {
     /// After so many messages it is guessed how long all will be.
     const SAMPLE: usize = 32;
-    let length = list.len();
+    // SAFETY: nothing changes the list, and what it holds.
+    let items = unsafe { Items::of(list.as_any().as_borrowed()) };
+    let length = items.length();
     sink.begin_list(length).map_err(|error| (0, error.into()))?;
     for number in 0..length {
         if number == SAMPLE {
             sink.expect(number, length - number);
         }
-        ahead(list, number);
+        ahead(&items, number);
         sink.separate(number == 0);
-        let message = item(list, number).map_err(|error| (number, error.into()))?;
+        let message = items.get(number).map_err(|error| (number, error.into()))?;
         one(sink, message, schema).map_err(|failure| (number, failure))?;
     }
     sink.end_list();
     Ok(())
 }
 
-fn item<'a, 'py>(list: &'a Bound<'py, PyList>, number: usize) -> PyResult<Object<'a, 'py>> {
-    // SAFETY: `list` is a `list`, and its items live as long as nothing changes it.
-    unsafe {
-        let item = ffi::PyList_GetItem(list.as_ptr(), number.cast_signed());
-        Borrowed::from_ptr_or_err(list.py(), item)
+/// What a `list` holds.
+#[derive(Clone, Copy)]
+struct Items<'a, 'py> {
+    list: Object<'a, 'py>,
+    read: Option<&'a [*mut ffi::PyObject]>,
+}
+
+impl<'a, 'py> Items<'a, 'py> {
+    /// # Safety
+    ///
+    /// The object must be a `list` that nothing changes.
+    unsafe fn of(list: Object<'a, 'py>) -> Self {
+        // SAFETY: the caller's promise.
+        let read = unsafe { layout::items(list.as_ptr()) };
+        Self { list, read }
+    }
+
+    #[inline]
+    fn length(&self) -> usize {
+        match self.read {
+            Some(items) => items.len(),
+            // SAFETY: it is a `list`.
+            None => unsafe { ffi::PyList_Size(self.list.as_ptr()).cast_unsigned() },
+        }
+    }
+
+    #[inline]
+    fn get(&self, place: usize) -> PyResult<Object<'a, 'py>> {
+        let item = match self.read {
+            Some(items) => items[place],
+            // SAFETY: it is a `list`.
+            None => unsafe { ffi::PyList_GetItem(self.list.as_ptr(), place.cast_signed()) },
+        };
+        // SAFETY: items live as long as nothing changes the list.
+        unsafe { Borrowed::from_ptr_or_err(self.list.py(), item) }
     }
 }
 
 /// Has the processor load what the next messages consist of: many small objects all over the memory,
 /// and waiting for one after the other is most of what writing them takes.
-fn ahead(list: &Bound<'_, PyList>, number: usize) {
+#[inline]
+fn ahead(items: &Items<'_, '_>, number: usize) {
     const MESSAGE: usize = 6;
     const FIELDS: usize = 3;
-    let length = list.len();
-    if number + MESSAGE < length
-        && let Ok(message) = item(list, number + MESSAGE)
+    if number + MESSAGE < items.length()
+        && let Ok(message) = items.get(number + MESSAGE)
     {
         load(message.as_ptr(), 2);
-        if let Ok(message) = item(list, number + FIELDS)
+        if let Ok(message) = items.get(number + FIELDS)
             && let Ok(message) = message.cast_exact::<AgentMessage>()
         {
             for field in message.get().objects() {
@@ -418,14 +477,17 @@ fn envelope<S: Sink>(sink: &mut S, message: &Bound<'_, AgentMessage>, schema: i6
     let extra = message.extra.as_ref().map(|extra| extra.bind(py));
     let fields = message.values(py);
     sink.begin_map(1 + fields.len() + extra.map_or(0, PyDictMethods::len))?;
-    sink.separate(true);
-    sink.text("schema")?;
-    sink.colon();
+    sink.key("schema", true)?;
     sink.int(schema);
     for (named, field) in NAMED.iter().zip(fields) {
-        sink.field(named);
-        value(sink, field.as_borrowed(), 1)
-            .map_err(|failure| failure.under(|| format!(".{}", named.name)))?;
+        let field = field.as_borrowed();
+        let written = if field.is_exact_instance_of::<PyString>() {
+            text_of(field).and_then(|text| Ok(sink.field_text(named, text)?))
+        } else {
+            sink.field(named);
+            value(sink, field, 1)
+        };
+        written.map_err(|failure| failure.under(|| format!(".{}", named.name)))?;
     }
     if let Some(extra) = extra {
         entries(sink, extra.as_any().as_borrowed(), 1, false)?;
@@ -479,18 +541,25 @@ fn derived<S: Sink>(sink: &mut S, obj: Object<'_, '_>, depth: usize) -> Written 
 
 /// Writes a `str`, of which the caller made sure; so do those of the functions below.
 fn text<S: Sink>(sink: &mut S, obj: Object<'_, '_>) -> Written {
+    Ok(sink.text(text_of(obj)?)?)
+}
+
+#[inline]
+fn text_of<'a>(obj: Object<'a, '_>) -> Result<&'a str, Failure> {
+    // SAFETY: `obj` is a `str`.
+    if let Some(text) = unsafe { layout::ascii(obj.as_ptr()) } {
+        return Ok(text);
+    }
     let mut length = 0;
-    // SAFETY: `obj` is an object. The text, which Python has checked, lives as long as that, and
-    // nothing lets go of it before it was copied.
-    let text = unsafe {
+    // SAFETY: `obj` is an object. The text, which Python has checked, lives as long as that.
+    unsafe {
         let bytes = ffi::PyUnicode_AsUTF8AndSize(obj.as_ptr(), &raw mut length);
         if bytes.is_null() {
             return Err(no_text(obj));
         }
         let bytes = std::slice::from_raw_parts(bytes.cast::<u8>(), length.cast_unsigned());
-        std::str::from_utf8_unchecked(bytes)
-    };
-    Ok(sink.text(text)?)
+        Ok(std::str::from_utf8_unchecked(bytes))
+    }
 }
 
 #[cold]
@@ -504,7 +573,18 @@ fn no_text(obj: Object<'_, '_>) -> Failure {
     }
 }
 
+#[inline]
 fn int<S: Sink>(sink: &mut S, obj: Object<'_, '_>) -> Written {
+    // SAFETY: `obj` is an `int`.
+    if let Some(number) = unsafe { layout::small_int(obj.as_ptr()) } {
+        sink.int(number);
+        return Ok(());
+    }
+    long_int(sink, obj)
+}
+
+#[inline(never)]
+fn long_int<S: Sink>(sink: &mut S, obj: Object<'_, '_>) -> Written {
     let mut overflow = 0;
     // SAFETY: `obj` is an `int`, for which the call does no more than read it.
     let number = unsafe { ffi::PyLong_AsLongLongAndOverflow(obj.as_ptr(), &raw mut overflow) };
@@ -537,7 +617,9 @@ fn big_int<S: Sink>(sink: &mut S, obj: Object<'_, '_>) -> Written {
 
 fn float<S: Sink>(sink: &mut S, obj: Object<'_, '_>) -> Written {
     // SAFETY: `obj` is a `float`.
-    let number = unsafe { ffi::PyFloat_AsDouble(obj.as_ptr()) };
+    let number = unsafe {
+        layout::float(obj.as_ptr()).unwrap_or_else(|| ffi::PyFloat_AsDouble(obj.as_ptr()))
+    };
     if !number.is_finite() {
         return Err(Reason::Value("a number that is not finite is not JSON").into());
     }
@@ -554,46 +636,37 @@ fn deeper(depth: usize) -> Result<usize, Failure> {
 
 #[inline(never)]
 fn list<S: Sink>(sink: &mut S, list: Object<'_, '_>, depth: usize) -> Written {
-    // SAFETY: `list` is a `list`, and its items live as long as nothing changes it.
-    unsafe {
-        let length = ffi::PyList_Size(list.as_ptr());
-        items(sink, list, depth, length, |place| {
-            ffi::PyList_GetItem(list.as_ptr(), place)
-        })
-    }
+    // SAFETY: `list` is a `list` that nothing changes.
+    let found = unsafe { Items::of(list) };
+    items(sink, found.length(), depth, |place| found.get(place))
 }
 
 #[inline(never)]
 fn tuple<S: Sink>(sink: &mut S, tuple: Object<'_, '_>, depth: usize) -> Written {
-    // SAFETY: `tuple` is a `tuple`, and its items live as long as it does.
-    unsafe {
-        let length = ffi::PyTuple_Size(tuple.as_ptr());
-        items(sink, tuple, depth, length, |place| {
-            ffi::PyTuple_GetItem(tuple.as_ptr(), place)
-        })
-    }
+    // SAFETY: `tuple` is a `tuple`.
+    let length = unsafe { ffi::PyTuple_Size(tuple.as_ptr()).cast_unsigned() };
+    items(sink, length, depth, |place| {
+        // SAFETY: its items live as long as it does.
+        unsafe {
+            let item = ffi::PyTuple_GetItem(tuple.as_ptr(), place.cast_signed());
+            Borrowed::from_ptr_or_err(tuple.py(), item)
+        }
+    })
 }
 
 /// Writes the items of a sequence.
-///
-/// # Safety
-///
-/// For each place up to `length`, `item` must return an object that `sequence` keeps alive, or null
-/// with an exception set.
-unsafe fn items<S: Sink>(
+fn items<'a, 'py: 'a, S: Sink>(
     sink: &mut S,
-    sequence: Object<'_, '_>,
+    length: usize,
     depth: usize,
-    length: ffi::Py_ssize_t,
-    item: impl Fn(ffi::Py_ssize_t) -> *mut ffi::PyObject,
+    item: impl Fn(usize) -> PyResult<Object<'a, 'py>>,
 ) -> Written {
     let depth = deeper(depth)?;
-    sink.begin_list(length.cast_unsigned())?;
+    sink.begin_list(length)?;
     for place in 0..length {
         sink.separate(place == 0);
-        // SAFETY: the caller's promise.
-        let item = unsafe { Borrowed::from_ptr_or_err(sequence.py(), item(place))? };
-        value(sink, item, depth).map_err(|failure| failure.under(|| format!("[{place}]")))?;
+        value(sink, item(place)?, depth)
+            .map_err(|failure| failure.under(|| format!("[{place}]")))?;
     }
     sink.end_list();
     Ok(())
@@ -623,13 +696,11 @@ fn entries<S: Sink>(sink: &mut S, dict: Object<'_, '_>, depth: usize, mut first:
                 Borrowed::from_ptr(dict.py(), item),
             )
         };
-        sink.separate(first);
-        first = false;
         if !key.is_exact_instance_of::<PyString>() && !key.is_instance_of::<PyString>() {
             return Err(Reason::Key(key.get_type().unbind()).into());
         }
-        text(sink, key)?;
-        sink.colon();
+        sink.key(text_of(key)?, first)?;
+        first = false;
         value(sink, item, depth).map_err(|failure| failure.under(|| step(key)))?;
     }
     Ok(())
