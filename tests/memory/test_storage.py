@@ -49,6 +49,7 @@ def test_it_is_a_storage_backend(storage):
         ("categories", "abc", "categories must be a list of str, got str"),
         ("categories", [1], "a category must be a str, got int"),
         ("created_at", "yesterday", "expected a datetime, got str"),
+        ("created_at", datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1))), "range"),
         ("last_accessed", None, "expected a datetime, got NoneType"),
         ("importance", float("nan"), "importance must be a finite number"),
         ("importance", None, "importance must be a finite number, got NoneType"),
@@ -92,6 +93,8 @@ def test_vectors_may_come_in_any_form(storage, record):
         "f2": np.array([1, 2.5], dtype=np.float16),
         "strided": np.array([1, 0, 2.5, 0], dtype=np.float32)[::2],
         "array": array.array("f", [1, 2.5]),
+        **{order: np.array([1, 2.5], dtype=order) for order in (">f4", ">f8", "<f4", "<f8")},
+        "explicit": memoryview(np.array([1, 2.5])).cast("B").cast("d"),
         "scalars": [np.float32(1), np.float64(2.5)],
     }
     storage.save([record(name).model_copy(update={"embedding": v}) for name, v in forms.items()])

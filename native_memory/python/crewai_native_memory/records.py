@@ -144,7 +144,7 @@ def add_record(batch: Batch, record: MemoryRecord) -> None:
     try:
         created_at = microseconds_of(record.created_at)
         last_accessed = microseconds_of(record.last_accessed)
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError(f"record {record.id!r}: created_at, last_accessed: {error}") from None
     metadata = record.metadata
     if not isinstance(metadata, dict):
@@ -183,6 +183,7 @@ def microseconds_of(moment: datetime) -> int:
 
     Raises:
         TypeError: It is not a datetime.
+        OverflowError: In UTC it is before the year 1 or after 9999.
     """
     if not isinstance(moment, datetime):
         raise TypeError(f"expected a datetime, got {type(moment).__name__}")

@@ -614,7 +614,7 @@ def _microseconds(name: str, moment: datetime | None) -> int | None:
         return None
     try:
         microseconds: int = _records().microseconds_of(moment)
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError(f"{name}: {error}") from None
     return microseconds
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use pyo3::buffer::PyBuffer;
+use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyFloat, PyList, PyString, PyTuple};
@@ -172,10 +172,10 @@ fn vector(value: &Bound<'_, PyAny>) -> Result<Box<[f32]>, String> {
             .enumerate()
             .map(component)
             .collect::<Result<_, _>>()?
-    } else if let Ok(floats) = PyBuffer::<f32>::get(value) {
+    } else if let Some(floats) = buffer::<f32>(value) {
         flat(floats.dimensions())?;
         floats.to_vec(py).map_err(|error| error.to_string())?
-    } else if let Ok(doubles) = PyBuffer::<f64>::get(value) {
+    } else if let Some(doubles) = buffer::<f64>(value) {
         flat(doubles.dimensions())?;
         let doubles = doubles.to_vec(py).map_err(|error| error.to_string())?;
         doubles
@@ -186,7 +186,7 @@ fn vector(value: &Bound<'_, PyAny>) -> Result<Box<[f32]>, String> {
     } else if let Ok(list) = value.call_method0("tolist")
         && let Ok(list) = list.cast_into::<PyList>()
     {
-        // Arrays of other number types.
+        // Arrays of other number types, or in another order of bytes.
         list.iter()
             .enumerate()
             .map(component)
@@ -207,6 +207,14 @@ fn vector(value: &Bound<'_, PyAny>) -> Result<Box<[f32]>, String> {
         ));
     }
     Ok(numbers.into())
+}
+
+/// The memory of an array of `T`, if it has this machine's order of bytes: `PyBuffer` takes the
+/// other one for it.
+fn buffer<T: Element>(value: &Bound<'_, PyAny>) -> Option<PyBuffer<T>> {
+    let buffer = PyBuffer::get(value).ok()?;
+    let is_native = matches!(buffer.format().to_bytes(), [_] | [b'@' | b'=', _]);
+    is_native.then_some(buffer)
 }
 
 fn component((at, value): (usize, Bound<'_, PyAny>)) -> Result<f32, String> {
