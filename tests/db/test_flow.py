@@ -9,6 +9,7 @@ import pickle
 import random
 import sqlite3
 import tempfile
+import uuid
 from contextlib import closing
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -185,6 +186,27 @@ def conversation(length: int, seed: int = 1) -> list[dict[str, object]]:
         messages.append({"role": "user" if turn % 2 else "assistant", "content": text})
         states.append({"id": "chat", "turn": turn, "messages": list(messages)})
     return states
+
+
+@pytest.mark.parametrize("number", [42, -1, 2**40, True, 7.5])
+def test_an_id_that_is_a_number_is_its_text(native, stock, number):
+    for store in (native, stock):
+        store.save_state(number, "m", {"id": number})
+        assert store.load_state(number) == {"id": number}
+        assert store.load_state(str(int(number) if number is True else number)) == {"id": number}
+        context = PendingFeedbackContext(
+            flow_id=str(number), flow_class="x.Y", method_name="m", method_output=1, message="?"
+        )
+        store.save_pending_feedback(number, context, {"waits": True})
+        assert store.load_pending_feedback(number)[0] == {"waits": True}
+        store.clear_pending_feedback(number)
+        assert store.load_pending_feedback(number) is None
+
+
+def test_an_id_of_another_type_is_refused(native):
+    for wrong in (None, b"x", uuid.UUID(int=1)):
+        with pytest.raises(TypeError, match="flow_uuid accepts a str or a number, got"):
+            native.save_state(wrong, "m", {})
 
 
 def test_every_state_of_a_long_history_comes_back_and_takes_little_space(tmp_path):

@@ -85,7 +85,7 @@ class NativeFlowPersistence(FlowPersistence):
             DatabaseError: The file is damaged or of a newer format.
         """
         self._store.save(
-            flow_uuid,
+            _text(flow_uuid),
             method_name,
             time.time_ns() // 1000,
             encode(state_data, strict=self.strict),
@@ -94,7 +94,7 @@ class NativeFlowPersistence(FlowPersistence):
 
     def load_state(self, flow_uuid: str) -> dict[str, Any] | None:
         """Return the state of a flow that was saved last, or None."""
-        text = self._store.load(flow_uuid)
+        text = self._store.load(_text(flow_uuid))
         state = None if text is None else json.loads(text)
         return state if isinstance(state, dict) else None
 
@@ -106,7 +106,7 @@ class NativeFlowPersistence(FlowPersistence):
     ) -> None:
         """Save the state of a flow that waits for a person's answer, and what it asks, at once."""
         self._store.save(
-            flow_uuid,
+            _text(flow_uuid),
             context.method_name,
             time.time_ns() // 1000,
             encode(state_data, strict=self.strict),
@@ -120,7 +120,7 @@ class NativeFlowPersistence(FlowPersistence):
         """Return the state with which a flow began to wait, and what it asks, or None."""
         from crewai.flow.async_feedback.types import PendingFeedbackContext
 
-        found = self._store.load_pending(flow_uuid)
+        found = self._store.load_pending(_text(flow_uuid))
         if found is None:
             return None
         state, context = found
@@ -128,8 +128,22 @@ class NativeFlowPersistence(FlowPersistence):
 
     def clear_pending_feedback(self, flow_uuid: str) -> None:
         """Say that a flow has its answer."""
-        self._store.clear_pending(flow_uuid)
+        self._store.clear_pending(_text(flow_uuid))
 
     def close(self) -> None:
         """Let go of the file; the next call opens it again."""
         self._store.close()
+
+
+def _text(flow_uuid: object) -> str:
+    """A flow's id as text: a program that passes ``inputs={"id": 42}`` has 42 for it.
+
+    SQLite, too, which keeps CrewAI's own states, makes text of a number for a column of texts.
+    """
+    if isinstance(flow_uuid, str):
+        return flow_uuid
+    if isinstance(flow_uuid, int):  # a bool as well
+        return str(int(flow_uuid))
+    if isinstance(flow_uuid, float):
+        return repr(flow_uuid)
+    raise TypeError(f"flow_uuid accepts a str or a number, got {type(flow_uuid).__name__}")
