@@ -158,11 +158,11 @@ fn written<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let bytes = match Format::named(format)? {
         Format::Json => bytes::written(message.py(), |output| {
-            encoding::message(&mut Json(output), message, mappings, schema)
+            encoding::message(Json::new(output), message, mappings, schema)
         }),
         Format::MessagePack => {
             let mut output = Vec::new();
-            encoding::message(&mut Pack(&mut output), message, mappings, schema)
+            encoding::message(Pack(&mut output), message, mappings, schema)
                 .map(|()| PyBytes::new(message.py(), &output))
         }
     }?;
@@ -179,12 +179,12 @@ fn all_written<'py>(
     let mut length = 0;
     let bytes = match Format::named(format)? {
         Format::Json => bytes::written(messages.py(), |output| {
-            length = encoding::messages(&mut Json(output), messages, mappings, schema)?;
+            length = encoding::messages(Json::new(output), messages, mappings, schema)?;
             Ok(())
         }),
         Format::MessagePack => {
             let mut output = Vec::new();
-            length = encoding::messages(&mut Pack(&mut output), messages, mappings, schema)?;
+            length = encoding::messages(Pack(&mut output), messages, mappings, schema)?;
             Ok(PyBytes::new(messages.py(), &output))
         }
     }?;

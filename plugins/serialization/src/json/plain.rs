@@ -3,6 +3,12 @@
 /// Bytes that are looked through at a time.
 pub(super) const BLOCK: usize = 16;
 
+/// How many bytes each may become.
+pub(super) const ESCAPED: usize = 6;
+
+/// How many more [`copy_escaped`] may write behind what counts.
+pub(super) const MARGIN: usize = 64;
+
 /// Returns where the first byte stands that must be escaped; the length where there is none.
 pub(super) fn plain_length(bytes: &[u8]) -> usize {
     let mut at = 0;
@@ -43,6 +49,23 @@ pub(super) unsafe fn copy_plain(bytes: &[u8], to: *mut u8) -> usize {
         }
         copy_blocks(bytes, to)
     }
+}
+
+/// Copies a part of the bytes, at their beginning, and escapes what must be. Returns how many those are
+/// and where what they became ends. It takes many, of which it leaves few, and knows of a quick way; else
+/// none.
+///
+/// # Safety
+///
+/// At `to` there must be room for [`ESCAPED`] times as much as `bytes` and [`MARGIN`] more, none of which
+/// is part of `bytes`.
+pub(super) unsafe fn copy_escaped(bytes: &[u8], to: *mut u8) -> (usize, *mut u8) {
+    #[cfg(target_arch = "x86_64")]
+    if bytes.len() >= 2 * wide::BLOCK && is_x86_feature_detected!("avx2") {
+        // SAFETY: the caller's promise; the processor has what it takes.
+        return unsafe { wide::copy_escaped(bytes, to) };
+    }
+    (0, to)
 }
 
 /// See [`copy_plain`]; for every processor.
@@ -109,11 +132,13 @@ unsafe fn copy_short(bytes: &[u8], to: *mut u8) -> usize {
     length
 }
 
+/// Writes bytes.
+///
 /// # Safety
 ///
 /// There must be room for them.
 #[inline]
-unsafe fn put<const N: usize>(bytes: [u8; N], to: *mut u8) {
+pub(super) unsafe fn put<const N: usize>(bytes: [u8; N], to: *mut u8) {
     // SAFETY: the caller's promise.
     unsafe { to.cast::<[u8; N]>().write_unaligned(bytes) };
 }
@@ -125,6 +150,9 @@ mod wide {
         __m256i, _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_min_epu8, _mm256_movemask_epi8,
         _mm256_or_si256, _mm256_set1_epi8, _mm256_storeu_si256,
     };
+
+    use super::put;
+    use crate::json::escape::Escape;
 
     pub(super) const BLOCK: usize = 32;
 
@@ -142,7 +170,8 @@ mod wide {
         while at + STRIDE * BLOCK <= bytes.len() {
             let places = [0, 1, 2, 3].map(|block| at + block * BLOCK);
             // SAFETY: so many bytes and as much room there are.
-            let special = places.map(|place| unsafe { copy(bytes, to, place) });
+            let special =
+                places.map(|place| unsafe { copy(bytes.as_ptr().add(place), to.add(place)) });
             let [a, b, c, d] = special;
             let any = _mm256_or_si256(_mm256_or_si256(a, b), _mm256_or_si256(c, d));
             if _mm256_movemask_epi8(any) != 0 {
@@ -163,7 +192,7 @@ mod wide {
             // The last block overlaps the one before it, of which nothing is special.
             let start = at.min(bytes.len() - BLOCK);
             // SAFETY: as above.
-            let special = mask(unsafe { copy(bytes, to, start) });
+            let special = mask(unsafe { copy(bytes.as_ptr().add(start), to.add(start)) });
             if special != 0 {
                 return start + special.trailing_zeros() as usize;
             }
@@ -172,14 +201,48 @@ mod wide {
         bytes.len()
     }
 
-    /// Copies the block at `place`, and marks what must be escaped.
+    /// See [`copy_escaped`](super::copy_escaped).
+    ///
+    /// What is to be escaped in a block is known before any of it is, and the next block is looked
+    /// through meanwhile.
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn copy_escaped(bytes: &[u8], mut to: *mut u8) -> (usize, *mut u8) {
+        let mut at = 0;
+        // A block that begins in this one ends in the next.
+        while at + 2 * BLOCK <= bytes.len() {
+            let end = at + BLOCK;
+            // SAFETY: so many bytes there are, and as much room if each before was escaped.
+            unsafe {
+                let mut special = mask(copy(bytes.as_ptr().add(at), to));
+                while special != 0 {
+                    let place = (end - BLOCK) + special.trailing_zeros() as usize;
+                    let escape = Escape::of(bytes[place]);
+                    to = to.add(place - at);
+                    put(escape.bytes, to);
+                    to = to.add(usize::from(escape.length));
+                    at = place + 1;
+                    copy(bytes.as_ptr().add(at), to);
+                    special &= special - 1;
+                }
+                to = to.add(end - at);
+            }
+            at = end;
+        }
+        (at, to)
+    }
+
+    /// Copies a block, and marks what must be escaped.
     #[target_feature(enable = "avx2")]
     #[inline]
-    unsafe fn copy(bytes: &[u8], to: *mut u8, place: usize) -> __m256i {
+    unsafe fn copy(bytes: *const u8, to: *mut u8) -> __m256i {
         // SAFETY: the callers'.
         let block = unsafe {
-            let block = _mm256_loadu_si256(bytes.as_ptr().add(place).cast());
-            _mm256_storeu_si256(to.add(place).cast(), block);
+            let block = _mm256_loadu_si256(bytes.cast());
+            _mm256_storeu_si256(to.cast(), block);
             block
         };
         let control = _mm256_cmpeq_epi8(_mm256_min_epu8(block, _mm256_set1_epi8(0x1f)), block);

@@ -1,17 +1,20 @@
 //! The pieces of JSON text.
 
-use super::plain::{BLOCK, copy_plain};
-use crate::output::Output;
+use super::escape::Escape;
+use super::plain::{BLOCK, ESCAPED, MARGIN, copy_escaped, copy_plain, put};
+use crate::output::{Output, Pen};
 
 /// Writes a string with its quotes. Only what must be escaped is.
-pub fn write_text(out: &mut impl Output, text: &str) {
-    write_between(out, Before::QUOTE, text, After::QUOTE);
+#[inline(never)]
+pub fn write_text<'o, O: Output>(pen: Pen<'o, O>, text: &str) -> Pen<'o, O> {
+    write_between(pen, Before::QUOTE, text, After::QUOTE)
 }
 
 /// Writes the key of an entry with the colon after it, and the comma before it unless it is the first.
-pub fn write_key(out: &mut impl Output, text: &str, first: bool) {
+#[inline(never)]
+pub fn write_key<'o, O: Output>(pen: Pen<'o, O>, text: &str, first: bool) -> Pen<'o, O> {
     let before = if first { Before::QUOTE } else { Before::NEXT };
-    write_between(out, before, text, After::KEY);
+    write_between(pen, before, text, After::KEY)
 }
 
 /// The key of an entry that is not the first, with what is around it, of a name known beforehand.
@@ -38,18 +41,19 @@ impl Name {
 }
 
 /// Writes a name.
-pub fn write_name(out: &mut impl Output, name: Name) {
-    let room = out.room(BLOCK).as_mut_ptr();
+pub fn write_name<O: Output>(pen: Pen<'_, O>, name: Name) -> Pen<'_, O> {
+    let pen = pen.room(BLOCK);
     // SAFETY: there is room for a block, of which what is then written is a part.
     unsafe {
-        room.cast::<[u8; BLOCK]>().write_unaligned(name.0.bytes);
-        out.advance(name.0.length - 1);
+        put(name.0.bytes, pen.at());
+        pen.advance(name.0.length - 1)
     }
 }
 
 /// Writes a name and the string that is its value.
-pub fn write_named_text(out: &mut impl Output, name: Name, text: &str) {
-    write_between(out, name.0, text, After::QUOTE);
+#[inline(never)]
+pub fn write_named_text<'o, O: Output>(pen: Pen<'o, O>, name: Name, text: &str) -> Pen<'o, O> {
+    write_between(pen, name.0, text, After::QUOTE)
 }
 
 /// What comes before a string, up to its quote: the first so many of these bytes.
@@ -94,93 +98,82 @@ impl After {
 
 /// Writes a string and what is around it, for all of which room is made once where nothing has to be
 /// escaped.
-#[inline]
-fn write_between(out: &mut impl Output, before: Before, text: &str, after: After) {
+#[allow(
+    clippy::inline_always,
+    reason = "what is around a string is known where this is called, and measured to be worth it"
+)]
+#[inline(always)]
+fn write_between<'o, O: Output>(
+    pen: Pen<'o, O>,
+    before: Before,
+    text: &str,
+    after: After,
+) -> Pen<'o, O> {
     let text = text.as_bytes();
-    let room = out.room(text.len() + 2 * BLOCK).as_mut_ptr().cast::<u8>();
+    let pen = pen.room(text.len() + 2 * BLOCK);
     // SAFETY: there is room for a block before the string, which itself begins within that, and for a
     // block after it.
     unsafe {
-        room.cast::<[u8; BLOCK]>().write_unaligned(before.bytes);
-        let room = room.add(before.length);
-        let plain = copy_plain(text, room);
-        if plain == text.len() {
-            let room = room.add(plain);
-            room.cast::<[u8; 2]>().write_unaligned(after.bytes);
-            out.advance(before.length + plain + after.length);
-        } else {
-            out.advance(before.length + plain);
-            write_escaped(out, &text[plain..]);
-            out.extend(&after.bytes[..after.length]);
+        put(before.bytes, pen.at());
+        let pen = pen.advance(before.length);
+        let plain = copy_plain(text, pen.at());
+        if plain < text.len() {
+            let pen = write_escaped(pen.advance(plain), &text[plain..]);
+            return pen.extend(&after.bytes[..after.length]);
         }
+        let pen = pen.advance(text.len());
+        put(after.bytes, pen.at());
+        pen.advance(after.length)
     }
 }
 
-/// Writes what is left of a string, from a byte on that must be escaped.
+/// Writes what is left of a string in which there is something to be escaped.
 #[inline(never)]
-fn write_escaped(out: &mut impl Output, text: &[u8]) {
+fn write_escaped<'o, O: Output>(mut pen: Pen<'o, O>, text: &[u8]) -> Pen<'o, O> {
+    /// For so many bytes there is room made at once, as if all were escaped.
+    const PIECE: usize = 512;
     let mut rest = text;
-    while let Some((&byte, after)) = rest.split_first() {
-        let room = out.room(after.len() + 2 * BLOCK).as_mut_ptr().cast::<u8>();
-        let Escape { bytes, length } = ESCAPES[usize::from(byte)];
-        // SAFETY: there is room for half a block before what is left, and for a block after it.
+    loop {
+        let piece = &rest[..rest.len().min(PIECE)];
+        pen = pen.room(ESCAPED * piece.len() + MARGIN);
+        // SAFETY: that is the room there must be, and what is then written.
+        let read = unsafe {
+            let (read, to) = copy_escaped(piece, pen.at());
+            let written = to.offset_from_unsigned(pen.at());
+            pen = pen.advance(written);
+            read
+        };
+        if read == 0 {
+            break;
+        }
+        rest = &rest[read..];
+    }
+    loop {
+        pen = pen.room(rest.len() + 2 * BLOCK);
+        // SAFETY: there is room for what is left, and for a block and half of one after it.
         unsafe {
-            room.cast::<[u8; 8]>().write_unaligned(bytes);
-            let length = usize::from(length);
-            let plain = copy_plain(after, room.add(length));
-            out.advance(length + plain);
-            rest = &after[plain..];
+            let plain = copy_plain(rest, pen.at());
+            pen = pen.advance(plain);
+            let Some((&byte, after)) = rest[plain..].split_first() else {
+                return pen;
+            };
+            let escape = Escape::of(byte);
+            put(escape.bytes, pen.at());
+            pen = pen.advance(usize::from(escape.length));
+            rest = after;
         }
     }
-}
-
-/// How a byte is written: the first so many of these.
-#[derive(Clone, Copy)]
-struct Escape {
-    bytes: [u8; 8],
-    length: u8,
-}
-
-static ESCAPES: [Escape; 256] = {
-    let mut escapes = [Escape {
-        bytes: [0; 8],
-        length: 0,
-    }; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        escapes[byte] = escape(byte as u8);
-        byte += 1;
-    }
-    escapes
-};
-
-const fn escape(byte: u8) -> Escape {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let short = match byte {
-        b'\n' => b'n',
-        b'\r' => b'r',
-        b'\t' => b't',
-        0x08 => b'b',
-        0x0c => b'f',
-        b'"' | b'\\' => byte,
-        _ => {
-            let (high, low) = (HEX[byte as usize >> 4], HEX[byte as usize & 15]);
-            let bytes = [b'\\', b'u', b'0', b'0', high, low, 0, 0];
-            return Escape { bytes, length: 6 };
-        }
-    };
-    let bytes = [b'\\', short, 0, 0, 0, 0, 0, 0];
-    Escape { bytes, length: 2 }
 }
 
 /// Writes a whole number.
 ///
 /// How many digits it has decides on branches and not on addresses: a processor goes ahead with what
 /// it expects, and numbers that stand together are often of one length.
-pub fn write_int(out: &mut impl Output, number: i64) {
+pub fn write_int<O: Output>(pen: Pen<'_, O>, number: i64) -> Pen<'_, O> {
     const EIGHT: u64 = 100_000_000;
     const MOST: usize = 20;
-    let start = out.room(MOST).as_mut_ptr().cast::<u8>();
+    let pen = pen.room(MOST);
+    let start = pen.at();
     let rest = number.unsigned_abs();
     // SAFETY: there is room for a sign and 19 digits, which are written one after the other.
     unsafe {
@@ -197,7 +190,7 @@ pub fn write_int(out: &mut impl Output, number: i64) {
             let to = first_digits(rest / (EIGHT * EIGHT), to);
             eight_digits(rest % EIGHT, eight_digits(rest / EIGHT % EIGHT, to))
         };
-        out.advance(to.offset_from_unsigned(start));
+        pen.advance(to.offset_from_unsigned(start))
     }
 }
 
@@ -266,25 +259,24 @@ unsafe fn two_digits(number: u64, to: *mut u8) -> *mut u8 {
     };
     // SAFETY: the caller's promise.
     unsafe {
-        to.cast::<[u8; 2]>()
-            .write_unaligned(DIGITS[number as usize]);
+        put(DIGITS[number as usize], to);
         to.add(2)
     }
 }
 
 /// Writes a finite number: the shortest digits that read back as the same one.
-pub fn write_float(out: &mut impl Output, number: f64) {
+pub fn write_float<O: Output>(pen: Pen<'_, O>, number: f64) -> Pen<'_, O> {
     const { assert!(align_of::<zmij::Buffer>() == 1) };
-    let room = out.room(size_of::<zmij::Buffer>()).as_mut_ptr();
-    let buffer = room.cast::<zmij::Buffer>();
+    let pen = pen.room(size_of::<zmij::Buffer>());
+    let buffer = pen.at().cast::<zmij::Buffer>();
     // SAFETY: there is room for the buffer, anywhere, in which the digits are then written.
     unsafe {
         buffer.write(zmij::Buffer::new());
         let digits = (*buffer).format_finite(number);
         let (start, length) = (digits.as_ptr(), digits.len());
-        if !std::ptr::eq(start, room.cast()) {
-            std::ptr::copy(start, room.cast(), length);
+        if !std::ptr::eq(start, pen.at()) {
+            std::ptr::copy(start, pen.at(), length);
         }
-        out.advance(length);
+        pen.advance(length)
     }
 }

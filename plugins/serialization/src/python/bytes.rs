@@ -6,8 +6,9 @@
 
 use std::alloc::{Layout, handle_alloc_error};
 use std::ffi::c_int;
-use std::mem::{MaybeUninit, replace};
-use std::{ptr, slice};
+use std::mem::replace;
+use std::ptr::{self, NonNull};
+use std::slice;
 
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -42,21 +43,32 @@ pub(super) fn written<'py>(
 pub(super) struct Unfinished<'py> {
     object: Bound<'py, PyAny>,
     /// Its bytes, so many of them, of which the first `length` are written.
-    start: *mut u8,
+    start: NonNull<u8>,
     capacity: usize,
     length: usize,
 }
 
 /// Returns an object with so many bytes that are not written, more than one, and where they are.
-fn blank(py: Python<'_>, capacity: usize) -> PyResult<(Bound<'_, PyAny>, *mut u8)> {
+fn blank(py: Python<'_>, capacity: usize) -> PyResult<(Bound<'_, PyAny>, NonNull<u8>)> {
     // SAFETY: the call returns an object of the caller's own, or null; so short ones that Python has
     // only once are not asked for.
     unsafe {
         let object = ffi::PyBytes_FromStringAndSize(ptr::null(), capacity.cast_signed());
         let object = Bound::from_owned_ptr_or_err(py, object)?;
-        let start = ffi::PyBytes_AsString(object.as_ptr()).cast::<u8>();
+        let start = start_of(&object)?;
         Ok((object, start))
     }
+}
+
+/// Returns where the bytes of an object are.
+///
+/// # Safety
+///
+/// It must be a `bytes`.
+unsafe fn start_of(object: &Bound<'_, PyAny>) -> PyResult<NonNull<u8>> {
+    // SAFETY: the caller's promise.
+    let start = unsafe { ffi::PyBytes_AsString(object.as_ptr()) };
+    NonNull::new(start.cast()).ok_or_else(|| PyErr::fetch(object.py()))
 }
 
 impl<'py> Unfinished<'py> {
@@ -64,7 +76,7 @@ impl<'py> Unfinished<'py> {
     fn move_to(&mut self, capacity: usize) -> PyResult<()> {
         let (object, start) = blank(self.object.py(), capacity)?;
         // SAFETY: the new object is another one and longer.
-        unsafe { ptr::copy_nonoverlapping(self.start, start, self.length) };
+        unsafe { start.copy_from_nonoverlapping(self.start, self.length) };
         (self.object, self.start, self.capacity) = (object, start, capacity);
         Ok(())
     }
@@ -78,7 +90,7 @@ impl<'py> Unfinished<'py> {
         unsafe {
             resize(&raw mut object, capacity.cast_signed());
             self.object = Bound::from_owned_ptr_or_err(py, object)?;
-            self.start = ffi::PyBytes_AsString(object).cast();
+            self.start = start_of(&self.object)?;
         }
         self.capacity = capacity;
         Ok(())
@@ -103,7 +115,7 @@ impl<'py> Unfinished<'py> {
             Some(resize) if self.length > 1 => self.resize(resize, self.length)?,
             _ => {
                 // SAFETY: so many are written.
-                let written = unsafe { slice::from_raw_parts(self.start, self.length) };
+                let written = unsafe { slice::from_raw_parts(self.start.as_ptr(), self.length) };
                 return Ok(PyBytes::new(py, written));
             }
         }
@@ -111,36 +123,42 @@ impl<'py> Unfinished<'py> {
     }
 }
 
-impl Output for Unfinished<'_> {
+// SAFETY: that is the end of an object that nobody else has.
+unsafe impl Output for Unfinished<'_> {
     #[inline]
-    fn written(&self) -> usize {
-        self.length
+    fn begin(&mut self) -> NonNull<u8> {
+        // SAFETY: that is in the object, or where it ends.
+        unsafe { self.start.add(self.length) }
     }
 
     #[inline]
-    fn room(&mut self, bytes: usize) -> &mut [MaybeUninit<u8>] {
+    fn end(&self) -> *const u8 {
+        self.start.as_ptr().wrapping_add(self.capacity)
+    }
+
+    #[inline]
+    fn written(&self, to: NonNull<u8>) -> usize {
+        to.addr().get() - self.start.addr().get()
+    }
+
+    #[inline]
+    unsafe fn take(&mut self, to: NonNull<u8>) {
+        self.length = self.written(to);
+    }
+
+    fn make_room(&mut self, bytes: usize) -> NonNull<u8> {
         if self.capacity - self.length < bytes {
             self.grow(bytes);
         }
-        // SAFETY: that is the object's end.
-        unsafe {
-            slice::from_raw_parts_mut(
-                self.start.add(self.length).cast(),
-                self.capacity - self.length,
-            )
-        }
+        self.begin()
     }
 
-    fn foresee(&mut self, bytes: usize) {
+    fn foresee(&mut self, bytes: usize) -> NonNull<u8> {
         if self.capacity - self.length < bytes {
             // To another object: what is written stays if memory is short.
             _ = self.move_to(self.length + bytes);
         }
-    }
-
-    #[inline]
-    unsafe fn advance(&mut self, bytes: usize) {
-        self.length += bytes;
+        self.begin()
     }
 }
 

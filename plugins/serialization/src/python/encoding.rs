@@ -8,31 +8,33 @@ use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, P
 use super::layout;
 use super::message::{AgentMessage, FIELDS};
 use crate::build::{MAX_DEPTH, MAX_DIGITS};
-use crate::output::Output;
+use crate::output::{Output, Pen};
 use crate::{json, msgpack};
 
-/// Takes the pieces of a value in their order.
-pub(super) trait Sink {
-    fn null(&mut self);
-    fn truth(&mut self, truth: bool);
-    fn int(&mut self, number: i64);
-    fn big_int(&mut self, digits: &str);
-    fn float(&mut self, number: f64);
-    fn text(&mut self, text: &str) -> Result<(), TooLarge>;
-    fn begin_list(&mut self, length: usize) -> Result<(), TooLarge>;
-    fn begin_map(&mut self, length: usize) -> Result<(), TooLarge>;
+/// Takes the pieces of a value in their order. It is given on from piece to piece, see [`Pen`].
+pub(super) trait Sink: Sized {
+    fn null(self) -> Self;
+    fn truth(self, truth: bool) -> Self;
+    fn int(self, number: i64) -> Self;
+    fn big_int(self, digits: &str) -> Self;
+    fn float(self, number: f64) -> Self;
+    fn text(self, text: &str) -> Result<Self, TooLarge>;
+    fn begin_list(self, length: usize) -> Result<Self, TooLarge>;
+    fn begin_map(self, length: usize) -> Result<Self, TooLarge>;
     /// Comes before each value of a list.
-    fn separate(&mut self, first: bool);
+    fn separate(self, first: bool) -> Self;
     /// The key of a map's entry.
-    fn key(&mut self, text: &str, first: bool) -> Result<(), TooLarge>;
+    fn key(self, text: &str, first: bool) -> Result<Self, TooLarge>;
     /// The name of a message's field, before which there is another entry.
-    fn field(&mut self, field: &Field);
+    fn field(self, field: &Field) -> Self;
     /// The same with the field's value.
-    fn field_text(&mut self, field: &Field, text: &str) -> Result<(), TooLarge>;
-    fn end_list(&mut self);
-    fn end_map(&mut self);
+    fn field_text(self, field: &Field, text: &str) -> Result<Self, TooLarge>;
+    fn end_list(self) -> Self;
+    fn end_map(self) -> Self;
     /// Makes room for further messages, after so many and before so many.
-    fn expect(&mut self, written: usize, left: usize);
+    fn expect(self, written: usize, left: usize) -> Self;
+    /// Comes after everything.
+    fn finish(self);
 }
 
 /// A field of messages, by its name.
@@ -51,125 +53,140 @@ const fn named(name: &'static str) -> Field {
     Field { name, key }
 }
 
-pub(super) struct Json<'o, O>(pub(super) &'o mut O);
+pub(super) struct Json<'o, O>(Pen<'o, O>);
+
+impl<'o, O: Output> Json<'o, O> {
+    pub(super) fn new(output: &'o mut O) -> Self {
+        Self(Pen::new(output))
+    }
+}
 
 impl<O: Output> Sink for Json<'_, O> {
-    fn null(&mut self) {
-        self.0.extend(b"null");
+    fn null(self) -> Self {
+        Self(self.0.extend(b"null"))
     }
-    fn truth(&mut self, truth: bool) {
-        self.0.extend(if truth { b"true" } else { b"false" });
+    fn truth(self, truth: bool) -> Self {
+        Self(self.0.extend(if truth { b"true" } else { b"false" }))
     }
     #[inline]
-    fn int(&mut self, number: i64) {
-        json::write_int(self.0, number);
+    fn int(self, number: i64) -> Self {
+        Self(json::write_int(self.0, number))
     }
-    fn big_int(&mut self, digits: &str) {
-        self.0.extend(digits.as_bytes());
+    fn big_int(self, digits: &str) -> Self {
+        Self(self.0.extend(digits.as_bytes()))
     }
-    fn float(&mut self, number: f64) {
-        json::write_float(self.0, number);
+    fn float(self, number: f64) -> Self {
+        Self(json::write_float(self.0, number))
     }
-    fn text(&mut self, text: &str) -> Result<(), TooLarge> {
-        json::write_text(self.0, text);
-        Ok(())
+    fn text(self, text: &str) -> Result<Self, TooLarge> {
+        Ok(Self(json::write_text(self.0, text)))
     }
-    fn begin_list(&mut self, _: usize) -> Result<(), TooLarge> {
-        self.0.push(b'[');
-        Ok(())
+    fn begin_list(self, _: usize) -> Result<Self, TooLarge> {
+        Ok(Self(self.0.push(b'[')))
     }
-    fn begin_map(&mut self, _: usize) -> Result<(), TooLarge> {
-        self.0.push(b'{');
-        Ok(())
+    fn begin_map(self, _: usize) -> Result<Self, TooLarge> {
+        Ok(Self(self.0.push(b'{')))
     }
-    fn separate(&mut self, first: bool) {
-        if !first {
-            self.0.push(b',');
-        }
+    fn separate(self, first: bool) -> Self {
+        if first { self } else { Self(self.0.push(b',')) }
     }
-    fn key(&mut self, text: &str, first: bool) -> Result<(), TooLarge> {
-        json::write_key(self.0, text, first);
-        Ok(())
+    fn key(self, text: &str, first: bool) -> Result<Self, TooLarge> {
+        Ok(Self(json::write_key(self.0, text, first)))
     }
-    fn field(&mut self, field: &Field) {
-        json::write_name(self.0, field.key);
+    fn field(self, field: &Field) -> Self {
+        Self(json::write_name(self.0, field.key))
     }
-    fn field_text(&mut self, field: &Field, text: &str) -> Result<(), TooLarge> {
-        json::write_named_text(self.0, field.key, text);
-        Ok(())
+    fn field_text(self, field: &Field, text: &str) -> Result<Self, TooLarge> {
+        Ok(Self(json::write_named_text(self.0, field.key, text)))
     }
-    fn end_list(&mut self) {
-        self.0.push(b']');
+    fn end_list(self) -> Self {
+        Self(self.0.push(b']'))
     }
-    fn end_map(&mut self) {
-        self.0.push(b'}');
+    fn end_map(self) -> Self {
+        Self(self.0.push(b'}'))
     }
-    fn expect(&mut self, written: usize, left: usize) {
-        expect(self.0, written, left);
+    fn expect(self, written: usize, left: usize) -> Self {
+        let more = expected(self.0.written(), written, left);
+        Self(self.0.foresee(more))
+    }
+    fn finish(self) {
+        self.0.finish();
     }
 }
 
 pub(super) struct Pack<'o>(pub(super) &'o mut Vec<u8>);
 
 impl Sink for Pack<'_> {
-    fn null(&mut self) {
+    fn null(self) -> Self {
         msgpack::write_null(self.0);
+        self
     }
-    fn truth(&mut self, truth: bool) {
+    fn truth(self, truth: bool) -> Self {
         msgpack::write_truth(self.0, truth);
+        self
     }
-    fn int(&mut self, number: i64) {
+    fn int(self, number: i64) -> Self {
         msgpack::write_int(self.0, number);
+        self
     }
-    fn big_int(&mut self, digits: &str) {
+    fn big_int(self, digits: &str) -> Self {
         msgpack::write_big_int(self.0, digits);
+        self
     }
-    fn float(&mut self, number: f64) {
+    fn float(self, number: f64) -> Self {
         msgpack::write_float(self.0, number);
+        self
     }
-    fn text(&mut self, text: &str) -> Result<(), TooLarge> {
+    fn text(self, text: &str) -> Result<Self, TooLarge> {
         if msgpack::write_text(self.0, text) {
-            Ok(())
+            Ok(self)
         } else {
             Err(TooLarge("a string"))
         }
     }
-    fn begin_list(&mut self, length: usize) -> Result<(), TooLarge> {
+    fn begin_list(self, length: usize) -> Result<Self, TooLarge> {
         let length = u32::try_from(length).map_err(|_| TooLarge("a list"))?;
         msgpack::write_list(self.0, length);
-        Ok(())
+        Ok(self)
     }
-    fn begin_map(&mut self, length: usize) -> Result<(), TooLarge> {
+    fn begin_map(self, length: usize) -> Result<Self, TooLarge> {
         let length = u32::try_from(length).map_err(|_| TooLarge("a dict"))?;
         msgpack::write_map(self.0, length);
-        Ok(())
+        Ok(self)
     }
-    fn separate(&mut self, _: bool) {}
-    fn key(&mut self, text: &str, _: bool) -> Result<(), TooLarge> {
+    fn separate(self, _: bool) -> Self {
+        self
+    }
+    fn key(self, text: &str, _: bool) -> Result<Self, TooLarge> {
         self.text(text)
     }
-    fn field(&mut self, field: &Field) {
+    fn field(self, field: &Field) -> Self {
         // Shorter than 4 GiB.
         _ = msgpack::write_text(self.0, field.name);
+        self
     }
-    fn field_text(&mut self, field: &Field, text: &str) -> Result<(), TooLarge> {
-        self.field(field);
-        self.text(text)
+    fn field_text(self, field: &Field, text: &str) -> Result<Self, TooLarge> {
+        self.field(field).text(text)
     }
-    fn end_list(&mut self) {}
-    fn end_map(&mut self) {}
-    fn expect(&mut self, written: usize, left: usize) {
-        expect(self.0, written, left);
+    fn end_list(self) -> Self {
+        self
     }
+    fn end_map(self) -> Self {
+        self
+    }
+    fn expect(self, written: usize, left: usize) -> Self {
+        _ = self.0.try_reserve(expected(self.0.len(), written, left));
+        self
+    }
+    fn finish(self) {}
 }
 
-/// Makes room as if what is left were like what was written, and a little more: growing on the way
-/// copies each time what there is.
-fn expect(output: &mut impl Output, written: usize, left: usize) {
+/// Returns what is left if it is like what was written, and a little more: growing on the way copies
+/// each time what there is.
+fn expected(bytes: usize, written: usize, left: usize) -> usize {
     const MOST: usize = 64 << 20;
-    let each = output.written() / written.max(1) + 1;
-    let guess = each.saturating_mul(left) / 8 * 9;
-    output.foresee(guess.min(MOST));
+    let each = bytes / written.max(1) + 1;
+    (each.saturating_mul(left) / 8 * 9).min(MOST)
 }
 
 /// What has 4 GiB or more, which is beyond `MessagePack`.
@@ -187,8 +204,10 @@ pub(super) enum Mappings {
 impl Mappings {
     /// Whether this is written without asking Python for anything.
     fn ready(self, message: Object<'_, '_>) -> bool {
+        // Whether something derives from a type takes a call to find out.
         message.is_exact_instance_of::<AgentMessage>()
-            || self == Self::Dicts && message.is_instance_of::<PyDict>()
+            || self == Self::Dicts
+                && (message.is_exact_instance_of::<PyDict>() || message.is_instance_of::<PyDict>())
     }
 
     fn made<'py>(self, message: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
@@ -234,7 +253,7 @@ fn noted(py: Python<'_>, error: PyErr, number: usize) -> PyErr {
 
 /// Writes a message: a mapping as it is or as an [`AgentMessage`], and that in its envelope.
 pub(super) fn message<S: Sink>(
-    sink: &mut S,
+    sink: S,
     message: &Bound<'_, PyAny>,
     mappings: Mappings,
     schema: i64,
@@ -243,12 +262,14 @@ pub(super) fn message<S: Sink>(
     let quiet = NoCollection::begin(message.py());
     let written = one(sink, message.as_borrowed(), schema);
     drop(quiet);
-    written.map_err(|failure| failure.into_py(message.py()))
+    let sink = written.map_err(|failure| failure.into_py(message.py()))?;
+    sink.finish();
+    Ok(())
 }
 
 /// Writes messages as one list, and returns how many there are.
 pub(super) fn messages<S: Sink>(
-    sink: &mut S,
+    sink: S,
     messages: &Bound<'_, PyAny>,
     mappings: Mappings,
     schema: i64,
@@ -259,7 +280,10 @@ pub(super) fn messages<S: Sink>(
     let written = all(sink, &list, schema);
     drop(quiet);
     match written {
-        Ok(()) => Ok(list.len()),
+        Ok(sink) => {
+            sink.finish();
+            Ok(list.len())
+        }
         Err((number, failure)) => Err(noted(py, failure.into_py(py), number)),
     }
 }
@@ -281,7 +305,7 @@ enum Reason {
 /// The way to a value, innermost first.
 type Steps = Vec<String>;
 
-type Written = Result<(), Failure>;
+type Written<S> = Result<S, Failure>;
 
 impl Failure {
     fn under(mut self, step: impl FnOnce() -> String) -> Self {
@@ -367,28 +391,23 @@ impl Drop for NoCollection {
 
 type Object<'a, 'py> = Borrowed<'a, 'py, PyAny>;
 
-fn all<S: Sink>(
-    sink: &mut S,
-    list: &Bound<'_, PyList>,
-    schema: i64,
-) -> Result<(), (usize, Failure)> {
+fn all<S: Sink>(sink: S, list: &Bound<'_, PyList>, schema: i64) -> Result<S, (usize, Failure)> {
     /// After so many messages it is guessed how long all will be.
     const SAMPLE: usize = 32;
     // SAFETY: nothing changes the list, and what it holds.
     let items = unsafe { Items::of(list.as_any().as_borrowed()) };
     let length = items.length();
-    sink.begin_list(length).map_err(|error| (0, error.into()))?;
+    let mut sink = sink.begin_list(length).map_err(|error| (0, error.into()))?;
     for number in 0..length {
         if number == SAMPLE {
-            sink.expect(number, length - number);
+            sink = sink.expect(number, length - number);
         }
         ahead(&items, number);
-        sink.separate(number == 0);
         let message = items.get(number).map_err(|error| (number, error.into()))?;
-        one(sink, message, schema).map_err(|failure| (number, failure))?;
+        let written = one(sink.separate(number == 0), message, schema);
+        sink = written.map_err(|failure| (number, failure))?;
     }
-    sink.end_list();
-    Ok(())
+    Ok(sink.end_list())
 }
 
 /// What a `list` holds.
@@ -440,7 +459,7 @@ fn ahead(items: &Items<'_, '_>, number: usize) {
     {
         load(message.as_ptr(), 2);
         if let Ok(message) = items.get(number + FIELDS)
-            && let Ok(message) = message.cast_exact::<AgentMessage>()
+            && let Some(message) = as_message(message)
         {
             for field in message.get().objects() {
                 load(field, 2);
@@ -464,49 +483,66 @@ fn load(object: *mut ffi::PyObject, lines: usize) {
 #[cfg(not(target_arch = "x86_64"))]
 fn load(_: *mut ffi::PyObject, _: usize) {}
 
-fn one<S: Sink>(sink: &mut S, message: Object<'_, '_>, schema: i64) -> Written {
-    match message.cast_exact::<AgentMessage>() {
-        Ok(message) => envelope(sink, &message, schema),
-        Err(_) => dict(sink, message, 0),
+fn one<S: Sink>(sink: S, message: Object<'_, '_>, schema: i64) -> Written<S> {
+    match as_message(message) {
+        Some(message) => envelope(sink, &message, schema),
+        None => dict(sink, message, 0),
     }
 }
 
-fn envelope<S: Sink>(sink: &mut S, message: &Bound<'_, AgentMessage>, schema: i64) -> Written {
+/// Unlike a cast, it makes no error of what is none.
+#[inline]
+fn as_message<'a, 'py>(object: Object<'a, 'py>) -> Option<Borrowed<'a, 'py, AgentMessage>> {
+    let exact = object.is_exact_instance_of::<AgentMessage>();
+    // SAFETY: it is of that type.
+    exact.then(|| unsafe { object.cast_unchecked() })
+}
+
+fn envelope<S: Sink>(sink: S, message: &Bound<'_, AgentMessage>, schema: i64) -> Written<S> {
     let py = message.py();
     let message = message.get();
     let extra = message.extra.as_ref().map(|extra| extra.bind(py));
     let fields = message.values(py);
-    sink.begin_map(1 + fields.len() + extra.map_or(0, PyDictMethods::len))?;
-    sink.key("schema", true)?;
-    sink.int(schema);
+    let mut sink = sink
+        .begin_map(1 + fields.len() + extra.map_or(0, PyDictMethods::len))?
+        .key("schema", true)?
+        .int(schema);
     for (named, field) in NAMED.iter().zip(fields) {
         let field = field.as_borrowed();
         let written = if field.is_exact_instance_of::<PyString>() {
             text_of(field).and_then(|text| Ok(sink.field_text(named, text)?))
         } else {
-            sink.field(named);
-            value(sink, field, 1)
+            content(sink.field(named), field)
         };
-        written.map_err(|failure| failure.under(|| format!(".{}", named.name)))?;
+        sink = written.map_err(|failure| failure.under(|| format!(".{}", named.name)))?;
     }
     if let Some(extra) = extra {
-        entries(sink, extra.as_any().as_borrowed(), 1, false)?;
+        sink = entries(sink, extra.as_any().as_borrowed(), 1, false)?;
     }
-    sink.end_map();
-    Ok(())
+    Ok(sink.end_map())
 }
 
-fn value<S: Sink>(sink: &mut S, obj: Object<'_, '_>, depth: usize) -> Written {
+/// Writes what is no text. Apart, because most messages hold nothing else than text.
+#[inline(never)]
+fn content<S: Sink>(sink: S, obj: Object<'_, '_>) -> Written<S> {
+    value(sink, obj, 1)
+}
+
+/// Most values are scalars, and those are written where this stands.
+#[allow(
+    clippy::inline_always,
+    reason = "the pen stays in its register, which was measured to be worth it"
+)]
+#[inline(always)]
+fn value<S: Sink>(sink: S, obj: Object<'_, '_>, depth: usize) -> Written<S> {
     // The types themselves first: whether something derives from them takes a call to find out.
     if obj.is_exact_instance_of::<PyString>() {
         text(sink, obj)
     } else if obj.is_none() {
-        sink.null();
-        Ok(())
+        Ok(sink.null())
     } else if obj.is_exact_instance_of::<PyBool>() {
         let truth = std::ptr::eq(obj.as_ptr(), PyBool::new(obj.py(), true).as_ptr());
-        sink.truth(truth);
-        Ok(())
+        Ok(sink.truth(truth))
     } else if obj.is_exact_instance_of::<PyInt>() {
         int(sink, obj)
     } else if obj.is_exact_instance_of::<PyFloat>() {
@@ -521,7 +557,7 @@ fn value<S: Sink>(sink: &mut S, obj: Object<'_, '_>, depth: usize) -> Written {
 }
 
 #[inline(never)]
-fn derived<S: Sink>(sink: &mut S, obj: Object<'_, '_>, depth: usize) -> Written {
+fn derived<S: Sink>(sink: S, obj: Object<'_, '_>, depth: usize) -> Written<S> {
     if obj.is_instance_of::<PyString>() {
         text(sink, obj)
     } else if obj.is_instance_of::<PyInt>() {
@@ -540,7 +576,8 @@ fn derived<S: Sink>(sink: &mut S, obj: Object<'_, '_>, depth: usize) -> Written 
 }
 
 /// Writes a `str`, of which the caller made sure; so do those of the functions below.
-fn text<S: Sink>(sink: &mut S, obj: Object<'_, '_>) -> Written {
+#[inline]
+fn text<S: Sink>(sink: S, obj: Object<'_, '_>) -> Written<S> {
     Ok(sink.text(text_of(obj)?)?)
 }
 
@@ -574,29 +611,27 @@ fn no_text(obj: Object<'_, '_>) -> Failure {
 }
 
 #[inline]
-fn int<S: Sink>(sink: &mut S, obj: Object<'_, '_>) -> Written {
+fn int<S: Sink>(sink: S, obj: Object<'_, '_>) -> Written<S> {
     // SAFETY: `obj` is an `int`.
     if let Some(number) = unsafe { layout::small_int(obj.as_ptr()) } {
-        sink.int(number);
-        return Ok(());
+        return Ok(sink.int(number));
     }
     long_int(sink, obj)
 }
 
 #[inline(never)]
-fn long_int<S: Sink>(sink: &mut S, obj: Object<'_, '_>) -> Written {
+fn long_int<S: Sink>(sink: S, obj: Object<'_, '_>) -> Written<S> {
     let mut overflow = 0;
     // SAFETY: `obj` is an `int`, for which the call does no more than read it.
     let number = unsafe { ffi::PyLong_AsLongLongAndOverflow(obj.as_ptr(), &raw mut overflow) };
     if overflow == 0 {
-        sink.int(number);
-        return Ok(());
+        return Ok(sink.int(number));
     }
     big_int(sink, obj)
 }
 
 #[cold]
-fn big_int<S: Sink>(sink: &mut S, obj: Object<'_, '_>) -> Written {
+fn big_int<S: Sink>(sink: S, obj: Object<'_, '_>) -> Written<S> {
     // SAFETY: `obj` is an `int`, so this returns a new `str` or fails. It asks no subclass.
     let digits =
         unsafe { Bound::from_owned_ptr_or_err(obj.py(), ffi::PyNumber_ToBase(obj.as_ptr(), 10)) };
@@ -611,11 +646,11 @@ fn big_int<S: Sink>(sink: &mut S, obj: Object<'_, '_>) -> Written {
     if digits.trim_start_matches('-').len() > MAX_DIGITS {
         return Err(Reason::Value("a whole number of more than 4300 digits").into());
     }
-    sink.big_int(digits);
-    Ok(())
+    Ok(sink.big_int(digits))
 }
 
-fn float<S: Sink>(sink: &mut S, obj: Object<'_, '_>) -> Written {
+#[inline]
+fn float<S: Sink>(sink: S, obj: Object<'_, '_>) -> Written<S> {
     // SAFETY: `obj` is a `float`.
     let number = unsafe {
         layout::float(obj.as_ptr()).unwrap_or_else(|| ffi::PyFloat_AsDouble(obj.as_ptr()))
@@ -623,8 +658,7 @@ fn float<S: Sink>(sink: &mut S, obj: Object<'_, '_>) -> Written {
     if !number.is_finite() {
         return Err(Reason::Value("a number that is not finite is not JSON").into());
     }
-    sink.float(number);
-    Ok(())
+    Ok(sink.float(number))
 }
 
 fn deeper(depth: usize) -> Result<usize, Failure> {
@@ -635,14 +669,14 @@ fn deeper(depth: usize) -> Result<usize, Failure> {
 }
 
 #[inline(never)]
-fn list<S: Sink>(sink: &mut S, list: Object<'_, '_>, depth: usize) -> Written {
+fn list<S: Sink>(sink: S, list: Object<'_, '_>, depth: usize) -> Written<S> {
     // SAFETY: `list` is a `list` that nothing changes.
     let found = unsafe { Items::of(list) };
     items(sink, found.length(), depth, |place| found.get(place))
 }
 
 #[inline(never)]
-fn tuple<S: Sink>(sink: &mut S, tuple: Object<'_, '_>, depth: usize) -> Written {
+fn tuple<S: Sink>(sink: S, tuple: Object<'_, '_>, depth: usize) -> Written<S> {
     // SAFETY: `tuple` is a `tuple`.
     let length = unsafe { ffi::PyTuple_Size(tuple.as_ptr()).cast_unsigned() };
     items(sink, length, depth, |place| {
@@ -656,34 +690,35 @@ fn tuple<S: Sink>(sink: &mut S, tuple: Object<'_, '_>, depth: usize) -> Written 
 
 /// Writes the items of a sequence.
 fn items<'a, 'py: 'a, S: Sink>(
-    sink: &mut S,
+    sink: S,
     length: usize,
     depth: usize,
     item: impl Fn(usize) -> PyResult<Object<'a, 'py>>,
-) -> Written {
+) -> Written<S> {
     let depth = deeper(depth)?;
-    sink.begin_list(length)?;
+    let mut sink = sink.begin_list(length)?;
     for place in 0..length {
-        sink.separate(place == 0);
-        value(sink, item(place)?, depth)
-            .map_err(|failure| failure.under(|| format!("[{place}]")))?;
+        let written = value(sink.separate(place == 0), item(place)?, depth);
+        sink = written.map_err(|failure| failure.under(|| format!("[{place}]")))?;
     }
-    sink.end_list();
-    Ok(())
+    Ok(sink.end_list())
 }
 
 #[inline(never)]
-fn dict<S: Sink>(sink: &mut S, dict: Object<'_, '_>, depth: usize) -> Written {
+fn dict<S: Sink>(sink: S, dict: Object<'_, '_>, depth: usize) -> Written<S> {
     let depth = deeper(depth)?;
     // SAFETY: `dict` is a `dict`.
     let length = unsafe { ffi::PyDict_Size(dict.as_ptr()) };
-    sink.begin_map(length.cast_unsigned())?;
-    entries(sink, dict, depth, true)?;
-    sink.end_map();
-    Ok(())
+    let sink = sink.begin_map(length.cast_unsigned())?;
+    Ok(entries(sink, dict, depth, true)?.end_map())
 }
 
-fn entries<S: Sink>(sink: &mut S, dict: Object<'_, '_>, depth: usize, mut first: bool) -> Written {
+fn entries<S: Sink>(
+    mut sink: S,
+    dict: Object<'_, '_>,
+    depth: usize,
+    mut first: bool,
+) -> Written<S> {
     let (mut key, mut item, mut place) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
     // SAFETY: `dict` is a `dict` that nothing changes meanwhile.
     while unsafe {
@@ -699,11 +734,11 @@ fn entries<S: Sink>(sink: &mut S, dict: Object<'_, '_>, depth: usize, mut first:
         if !key.is_exact_instance_of::<PyString>() && !key.is_instance_of::<PyString>() {
             return Err(Reason::Key(key.get_type().unbind()).into());
         }
-        sink.key(text_of(key)?, first)?;
+        sink = sink.key(text_of(key)?, first)?;
         first = false;
-        value(sink, item, depth).map_err(|failure| failure.under(|| step(key)))?;
+        sink = value(sink, item, depth).map_err(|failure| failure.under(|| step(key)))?;
     }
-    Ok(())
+    Ok(sink)
 }
 
 #[cold]
