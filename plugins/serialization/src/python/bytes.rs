@@ -6,7 +6,8 @@
 
 use std::alloc::{Layout, handle_alloc_error};
 use std::ffi::c_int;
-use std::mem::replace;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
 use std::slice;
 
@@ -20,18 +21,21 @@ use crate::output::Output;
 /// Gives the object another length, here or at another place; frees it where memory is short.
 type Resize = unsafe extern "C" fn(*mut *mut ffi::PyObject, ffi::Py_ssize_t) -> c_int;
 
-/// Long enough for most single messages.
-const FIRST: usize = 512;
+/// Long enough for most single messages, which are copied: giving a short object another length takes
+/// longer.
+const FIRST: usize = 4096;
 
 /// Returns the bytes that `write` writes.
 pub(super) fn written<'py>(
     py: Python<'py>,
-    write: impl FnOnce(&mut Unfinished<'py>) -> PyResult<()>,
+    write: impl FnOnce(&mut Unfinished<'_, 'py>) -> PyResult<()>,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let (object, start) = blank(py, FIRST)?;
+    let mut first = [MaybeUninit::<u8>::uninit(); FIRST];
     let mut bytes = Unfinished {
-        object,
-        start,
+        py,
+        first: PhantomData,
+        object: None,
+        start: NonNull::from_mut(&mut first).cast(),
         capacity: FIRST,
         length: 0,
     };
@@ -39,10 +43,13 @@ pub(super) fn written<'py>(
     bytes.finish()
 }
 
-/// An object that nobody else has yet.
-pub(super) struct Unfinished<'py> {
-    object: Bound<'py, PyAny>,
-    /// Its bytes, so many of them, of which the first `length` are written.
+/// Bytes that become an object, and are in one unless they are few.
+pub(super) struct Unfinished<'first, 'py> {
+    py: Python<'py>,
+    first: PhantomData<&'first mut [MaybeUninit<u8>]>,
+    /// One that nobody else has yet; none as long as the bytes are where the first ones were put.
+    object: Option<Bound<'py, PyAny>>,
+    /// The bytes, so many of them, of which the first `length` are written.
     start: NonNull<u8>,
     capacity: usize,
     length: usize,
@@ -71,26 +78,31 @@ unsafe fn start_of(object: &Bound<'_, PyAny>) -> PyResult<NonNull<u8>> {
     NonNull::new(start.cast()).ok_or_else(|| PyErr::fetch(object.py()))
 }
 
-impl<'py> Unfinished<'py> {
+impl<'py> Unfinished<'_, 'py> {
     /// Moves what is written to a longer object.
     fn move_to(&mut self, capacity: usize) -> PyResult<()> {
-        let (object, start) = blank(self.object.py(), capacity)?;
+        let (object, start) = blank(self.py, capacity)?;
         // SAFETY: the new object is another one and longer.
         unsafe { start.copy_from_nonoverlapping(self.start, self.length) };
-        (self.object, self.start, self.capacity) = (object, start, capacity);
+        (self.object, self.start, self.capacity) = (Some(object), start, capacity);
         Ok(())
     }
 
-    /// Gives the object another length, of which something is left.
-    fn resize(&mut self, resize: Resize, capacity: usize) -> PyResult<()> {
-        let py = self.object.py();
-        let mut object = replace(&mut self.object, py.None().into_bound(py)).into_ptr();
+    /// Gives an object that was this one's another length, of which something is left.
+    fn resize(
+        &mut self,
+        object: Bound<'py, PyAny>,
+        resize: Resize,
+        capacity: usize,
+    ) -> PyResult<()> {
+        let mut object = object.into_ptr();
         // SAFETY: the object is a `bytes` of which this is the only reference; the call returns one in
         // its place, or null after setting an exception.
         unsafe {
             resize(&raw mut object, capacity.cast_signed());
-            self.object = Bound::from_owned_ptr_or_err(py, object)?;
-            self.start = start_of(&self.object)?;
+            let object = Bound::from_owned_ptr_or_err(self.py, object)?;
+            self.start = start_of(&object)?;
+            self.object = Some(object);
         }
         self.capacity = capacity;
         Ok(())
@@ -99,9 +111,12 @@ impl<'py> Unfinished<'py> {
     #[cold]
     fn grow(&mut self, bytes: usize) {
         let capacity = self.length.saturating_add(bytes).max(self.capacity * 2);
-        let grown = match resizing(self.object.py()) {
-            Some(resize) => self.resize(resize, capacity),
-            None => self.move_to(capacity),
+        let grown = if let Some(resize) = resizing(self.py)
+            && let Some(object) = self.object.take()
+        {
+            self.resize(object, resize, capacity)
+        } else {
+            self.move_to(capacity)
         };
         if grown.is_err() {
             // As for every other allocation.
@@ -110,24 +125,28 @@ impl<'py> Unfinished<'py> {
     }
 
     fn finish(mut self) -> PyResult<Bound<'py, PyBytes>> {
-        let py = self.object.py();
-        match resizing(py) {
-            Some(resize) if self.length > 1 => self.resize(resize, self.length)?,
+        if let Some(resize) = resizing(self.py)
+            && self.length > 1
+            && let Some(object) = self.object.take()
+        {
+            self.resize(object, resize, self.length)?;
+        }
+        match self.object {
+            Some(object) if self.capacity == self.length => Ok(object.cast_into()?),
             _ => {
                 // SAFETY: so many are written.
                 let written = unsafe { slice::from_raw_parts(self.start.as_ptr(), self.length) };
-                return Ok(PyBytes::new(py, written));
+                Ok(PyBytes::new(self.py, written))
             }
         }
-        Ok(self.object.cast_into()?)
     }
 }
 
-// SAFETY: that is the end of an object that nobody else has.
-unsafe impl Output for Unfinished<'_> {
+// SAFETY: that is the end of an object or of an array that nobody else has.
+unsafe impl Output for Unfinished<'_, '_> {
     #[inline]
     fn begin(&mut self) -> NonNull<u8> {
-        // SAFETY: that is in the object, or where it ends.
+        // SAFETY: that is among the bytes, or where they end.
         unsafe { self.start.add(self.length) }
     }
 
