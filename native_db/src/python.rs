@@ -30,7 +30,7 @@ mod _native {
     #[pymodule_export]
     use super::database::{Database, Transaction};
     #[pymodule_export]
-    use super::dumps::dumps;
+    use super::dumps::{dumps, dumps_compact};
     #[pymodule_export]
     use super::error::{DamagedDatabaseError, DatabaseError, NewerFormatError};
     #[pymodule_export]

@@ -19,7 +19,7 @@ from crewai.events.types.llm_events import (
     LLMCallType,
 )
 from crewai.events.types.tool_usage_events import ToolUsageStartedEvent
-from crewai.state.event_record import EventRecord
+from crewai.state.event_record import EventNode, EventRecord
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, computed_field, create_model
@@ -268,27 +268,107 @@ class TestLikeness:
             assert likeness(kind) is kind
 
 
-class TestEdges:
-    def test_a_segment_that_could_not_be_written_is_found_again(self):
+def nothing(event, left):
+    raise AssertionError(f"{event!r} is written without help, but for {left}")
+
+
+def fail(*_):
+    raise OverflowError
+
+
+class TestSegments:
+    def segment(self, record, events, known, rest=nothing):
+        count = events.wire(record.nodes, known)
+        new = [node.event for node in list(record.nodes.values())[known:]]
+        assert count == len(new)
+        return json.loads(events.segment(new, rest))
+
+    def test_events_are_in_it_once_with_what_connects_them(self):
         record, events = EventRecord(), _native.Events(plan)
         for name in "ab":
             record.add(BaseEvent(type="x", event_id=name))
-        first = events.edges(record.nodes, 0)
-        assert events.edges(record.nodes, 0) == first
-        assert [json.loads(name) for name, _ in first[0]] == ["a", "b"]
-        assert json.loads(first[1]) == []
-        events.settle()
+        found = self.segment(record, events, 0)
+        assert [(name, parts) for name, _, parts, _ in found["nodes"]] == [("a", {}), ("b", {})]
+        assert found["nodes"][0][1] == record.nodes["a"].event.model_dump(mode="json")
+        assert found["edges"] == []
         record.add(BaseEvent(type="x", event_id="c", parent_event_id="a", previous_event_id="b"))
-        found = events.edges(record.nodes, 2)
-        assert events.edges(record.nodes, 2) == found
-        new, grown = found
-        ((name, edges),) = new
-        assert json.loads(name) == "c"
-        assert json.loads(edges) == dict(record.nodes["c"].edges)
-        assert json.loads(grown) == [["a", "child", 0, ["c"]], ["b", "next", 0, ["c"]]]
-        events.settle()
+        found = self.segment(record, events, 2)
+        ((name, _, _, edges),) = found["nodes"]
+        assert (name, edges) == ("c", dict(record.nodes["c"].edges))
+        assert found["edges"] == [["a", "child", 0, ["c"]], ["b", "next", 0, ["c"]]]
         record.add(BaseEvent(type="x", event_id="d", parent_event_id="a"))
-        assert json.loads(events.edges(record.nodes, 3)[1]) == [["a", "child", 1, ["d"]]]
+        assert self.segment(record, events, 3)["edges"] == [["a", "child", 1, ["d"]]]
+
+    def test_one_that_could_not_be_written_is_found_again(self):
+        record, events = EventRecord(), _native.Events(plan)
+        record.add(BaseEvent(type="x", event_id="a"))
+        self.segment(record, events, 0)
+        record.add(BaseEvent(type="x", event_id="b", parent_event_id="a"))
+        event = record.nodes["b"].event
+        event.source_type = {1}
+        with pytest.raises(OverflowError):
+            self.segment(record, events, 1, fail)
+        # What was found is found once.
+        with pytest.raises(ValueError, match="of 1 events the connections of 0"):
+            events.segment([event], fail)
+        asked = []
+
+        def rest(*of):
+            asked.append(of)
+            return None, b'{"source_type":7}'
+
+        found = self.segment(record, events, 1, rest)
+        assert asked == [(event, ["source_type"])]
+        ((name, body, parts, _),) = found["nodes"]
+        assert (name, parts, found["edges"]) == (
+            "b",
+            {"source_type": 7},
+            [["a", "child", 0, ["b"]]],
+        )
+        assert "source_type" not in body
+
+    def test_a_text_instead_of_the_one_that_lacks_fields(self):
+        record, events = EventRecord(), _native.Events(lambda _: None)
+        record.add(BaseEvent(type="x", event_id="a"))
+        found = self.segment(record, events, 0, lambda _, left: (b'"x"', b"[%d]" % (left is None)))
+        assert found["nodes"] == [["a", "x", [1], {}]]
+
+    def test_what_is_known_to_belong_into_a_field_is_not_asked_for(self):
+        handler, other = Inner(), Inner()
+
+        def event(name, callbacks, kind=LLMCallStartedEvent):
+            made = kind.model_construct(type="x", event_id=name, call_id="c")
+            made.timestamp = dt.datetime(2026, 1, 2, tzinfo=UTC)
+            made.callbacks = callbacks
+            return made
+
+        class Below(LLMCallStartedEvent):
+            pass
+
+        events = _native.Events(plan)
+        events.refer(LLMCallStartedEvent, "callbacks", [handler], many=True, text=b"[3]")
+        events.refer(LLMCallStartedEvent, "callbacks", [other], many=False, text=b"4")
+        asked = {}
+
+        def rest(event, left):
+            asked[event.event_id] = left
+            return None, b"{}"
+
+        record = EventRecord()
+        for made in (
+            event("known", [handler]),
+            event("one", other),
+            event("no list", handler),
+            event("a list", [other]),
+            event("more", [handler, handler]),
+            event("another class", [handler], Below),
+        ):
+            record.nodes[made.event_id] = EventNode.model_construct(event=made, edges={})
+        found = self.segment(record, events, 0, rest)
+        parts = {name: parts for name, _, parts, _ in found["nodes"] if parts}
+        assert parts == {"known": {"callbacks": [3]}, "one": {"callbacks": 4}}
+        assert list(asked) == ["no list", "a list", "more", "another class"]
+        assert all(left == ["callbacks"] for left in asked.values())
 
 
 def test_a_plan_without_sense_is_refused():

@@ -87,6 +87,7 @@ LEFT = st.sampled_from(
 @settings(max_examples=300, deadline=None)
 def test_plain_values_are_written_natively_as_python_writes_them(value):
     assert _native.dumps(value) == json.dumps(value)
+    assert _native.dumps_compact(value) == json.dumps(value, separators=(",", ":")).encode()
 
 
 @given(value=PLAIN, left=LEFT)
@@ -94,6 +95,7 @@ def test_plain_values_are_written_natively_as_python_writes_them(value):
 def test_what_python_may_write_otherwise_is_left_to_it(value, left):
     for whole in ([value, left], {"a": {"b": left}, "c": value}, (left,)):
         assert _native.dumps(whole) is None
+        assert _native.dumps_compact(whole) is None
         assert dumps(whole, default=repr) == json.dumps(whole, default=repr)
 
 

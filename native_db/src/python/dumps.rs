@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crewai_native_sdk::json::float_repr;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
+use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
 
 /// Levels of lists and dicts, far below where `json.dumps` would give up. A circle is deeper.
 const DEEPEST: usize = 200;
@@ -17,23 +17,37 @@ const BLOCK: usize = 32;
 /// `str` keys, a `list` or a `tuple`.
 #[pyfunction]
 pub(super) fn dumps(value: &Bound<'_, PyAny>) -> Option<String> {
+    text::<false>(value)
+}
+
+/// The same for `json.dumps(value, separators=(",", ":"))`, as bytes.
+#[pyfunction]
+pub(super) fn dumps_compact<'py>(value: &Bound<'py, PyAny>) -> Option<Bound<'py, PyBytes>> {
+    text::<true>(value).map(|text| PyBytes::new(value.py(), text.as_bytes()))
+}
+
+fn text<const COMPACT: bool>(value: &Bound<'_, PyAny>) -> Option<String> {
     let mut out = String::with_capacity(1024);
-    write(&mut out, value, 0)?;
+    write::<COMPACT>(&mut out, value, 0)?;
     Some(out)
 }
 
-fn write(out: &mut String, value: &Bound<'_, PyAny>, depth: usize) -> Option<()> {
+fn write<const COMPACT: bool>(
+    out: &mut String,
+    value: &Bound<'_, PyAny>,
+    depth: usize,
+) -> Option<()> {
     if let Ok(text) = value.cast::<PyString>() {
         return quote(out, text);
     }
     if let Ok(dict) = value.cast_exact::<PyDict>() {
-        return write_dict(out, dict, depth);
+        return write_dict::<COMPACT>(out, dict, depth);
     }
     if let Ok(list) = value.cast_exact::<PyList>() {
-        return write_items(out, list.iter(), depth);
+        return write_items::<COMPACT, _>(out, list.iter(), depth);
     }
     if let Ok(tuple) = value.cast_exact::<PyTuple>() {
-        return write_items(out, tuple.iter(), depth);
+        return write_items::<COMPACT, _>(out, tuple.iter(), depth);
     }
     if let Ok(truth) = value.cast_exact::<PyBool>() {
         out.push_str(if truth.is_true() { "true" } else { "false" });
@@ -50,33 +64,37 @@ fn write(out: &mut String, value: &Bound<'_, PyAny>, depth: usize) -> Option<()>
     Some(())
 }
 
-fn write_dict(out: &mut String, dict: &Bound<'_, PyDict>, depth: usize) -> Option<()> {
+fn write_dict<const COMPACT: bool>(
+    out: &mut String,
+    dict: &Bound<'_, PyDict>,
+    depth: usize,
+) -> Option<()> {
     let depth = deeper(depth)?;
     out.push('{');
     for (index, (key, value)) in dict.iter().enumerate() {
         if index > 0 {
-            out.push_str(", ");
+            out.push_str(if COMPACT { "," } else { ", " });
         }
         quote(out, key.cast::<PyString>().ok()?)?;
-        out.push_str(": ");
-        write(out, &value, depth)?;
+        out.push_str(if COMPACT { ":" } else { ": " });
+        write::<COMPACT>(out, &value, depth)?;
     }
     out.push('}');
     Some(())
 }
 
-fn write_items<'py>(
+fn write_items<'py, const COMPACT: bool, I: Iterator<Item = Bound<'py, PyAny>>>(
     out: &mut String,
-    items: impl Iterator<Item = Bound<'py, PyAny>>,
+    items: I,
     depth: usize,
 ) -> Option<()> {
     let depth = deeper(depth)?;
     out.push('[');
     for (index, item) in items.enumerate() {
         if index > 0 {
-            out.push_str(", ");
+            out.push_str(if COMPACT { "," } else { ", " });
         }
-        write(out, &item, depth)?;
+        write::<COMPACT>(out, &item, depth)?;
     }
     out.push(']');
     Some(())

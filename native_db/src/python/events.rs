@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
 
@@ -51,9 +52,26 @@ type Ends = Vec<(String, usize)>;
 #[derive(Default)]
 struct Wiring {
     known: HashMap<String, Ends>,
-    /// What becomes known with the segment that is being written.
+    /// What becomes known with the segment that is about to be written.
+    found: Found,
+}
+
+#[derive(Default)]
+struct Found {
+    /// Of the new events, as JSON.
+    edges: Vec<Vec<u8>>,
+    /// What the old ones have got, as JSON without the brackets around it.
+    grown: Vec<u8>,
+    /// The new ones, in their order, and those of the old ones that have got something.
     seen: Vec<(String, Ends)>,
 }
+
+/// What is in a field of the objects of a class: the address of the class, the field, whether it is
+/// a list, the addresses of the objects.
+type Content = (usize, String, bool, Vec<usize>);
+
+/// What is written for it, and the objects, which are kept.
+type Reference = (Vec<u8>, Py<PyList>);
 
 /// The events of a run.
 #[pyclass(frozen, module = "crewai_native_db._native")]
@@ -63,6 +81,7 @@ pub(super) struct Events {
     /// By the address of the class, which is kept.
     plans: Mutex<HashMap<usize, Known>>,
     wiring: Mutex<Wiring>,
+    references: Mutex<HashMap<Content, Reference>>,
 }
 
 #[pymethods]
@@ -73,6 +92,7 @@ impl Events {
             plan,
             plans: Mutex::default(),
             wiring: Mutex::default(),
+            references: Mutex::default(),
         }
     }
 
@@ -93,28 +113,36 @@ impl Events {
         Ok(left.map(|left| (PyBytes::new(py, &out), left)))
     }
 
-    /// The connections of the events after the first `known`, and those that the ones before have
-    /// got since they were settled: for each new event (id, edges), and `[[id, kind, start, ids from
-    /// there on], …]`, all as JSON. Only a new event gives an older one an edge, and has one back.
-    #[expect(clippy::type_complexity, reason = "of the new, of the old")]
-    fn edges<'py>(
+    /// Takes `text` for what belongs into a field of any event of a class in which there are those
+    /// objects, as a list if `many`: `rest` is not asked for it any more.
+    fn refer(
         &self,
-        nodes: &Bound<'py, PyDict>,
-        known: usize,
-    ) -> PyResult<(
-        Vec<(Bound<'py, PyBytes>, Bound<'py, PyBytes>)>,
-        Bound<'py, PyBytes>,
-    )> {
-        let py = nodes.py();
-        let mut new = Vec::new();
-        let mut seen = Vec::new();
+        class: &Bound<'_, PyType>,
+        field: String,
+        items: Bound<'_, PyList>,
+        many: bool,
+        text: Vec<u8>,
+    ) {
+        let addresses = items.iter().map(|item| item.as_ptr() as usize).collect();
+        let content = (class.as_ptr() as usize, field, many, addresses);
+        let before = self
+            .references
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(content, (text, items.unbind()));
+        // What is let go of may run Python code, and that must not wait for the lock.
+        drop(before);
+    }
+
+    /// Finds the connections of the events after the first `known`, and those that the ones before
+    /// have got since they were written; says how many new ones there are. Only a new event gives an
+    /// older one an edge, and has one back. Nothing may be added meanwhile.
+    fn wire(&self, nodes: &Bound<'_, PyDict>, known: usize) -> PyResult<usize> {
+        let mut found = Found::default();
         let mut ends = BTreeSet::new();
         for (name, node) in nodes.iter().skip(known) {
-            let name = name.str()?;
-            let (mut id, mut text) = (Vec::new(), Vec::new());
-            quote(&mut id, name.to_str()?)?;
-            let mut counts = Ends::new();
-            text.push(b'{');
+            let name = name.str()?.to_str()?.to_owned();
+            let (mut text, mut counts) = (vec![b'{'], Ends::new());
             for (kind, targets) in edges_of(&node)? {
                 if text.len() > 1 {
                     text.push(b',');
@@ -126,23 +154,62 @@ impl Events {
                 ends.extend(targets);
             }
             text.push(b'}');
-            new.push((PyBytes::new(py, &id), PyBytes::new(py, &text)));
-            seen.push((name.to_str()?.to_owned(), counts));
+            found.edges.push(text);
+            found.seen.push((name, counts));
         }
-        let grown = self.grown(nodes, &ends)?;
+        let count = found.edges.len();
+        self.grow(nodes, &ends, &mut found)?;
         self.wiring
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .seen
-            .extend(seen);
-        Ok((new, PyBytes::new(py, &grown)))
+            .found = found;
+        Ok(count)
     }
 
-    /// Takes what `edges` has found for known.
-    fn settle(&self) {
-        let mut wiring = self.wiring.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = std::mem::take(&mut wiring.seen);
-        wiring.known.extend(seen);
+    /// The segment of the new events, whose connections `wire` has found and which are known from
+    /// then on: `{"nodes": [[id, event, what belongs into its fields, edges], …], "edges": [[id,
+    /// kind, start, ids from there on], …]}`.
+    ///
+    /// What is not written here `rest` is asked for, with the event and the fields that are not in
+    /// its text, or nothing where it has none: it returns the text, or nothing to keep that one, and
+    /// what belongs into the fields, both as JSON.
+    fn segment<'py>(
+        &self,
+        events: &Bound<'py, PyList>,
+        rest: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let py = events.py();
+        let found = {
+            let mut wiring = self.wiring.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut wiring.found)
+        };
+        if events.len() != found.edges.len() {
+            return Err(PyValueError::new_err(format!(
+                "of {} events the connections of {} are known",
+                events.len(),
+                found.edges.len()
+            )));
+        }
+        let mut out = Vec::with_capacity(1024 * (1 + events.len()));
+        out.extend_from_slice(b"{\"nodes\":[");
+        for (index, event) in events.iter().enumerate() {
+            out.extend_from_slice(if index > 0 { b",[" } else { b"[" });
+            quote(&mut out, &found.seen[index].0)?;
+            out.push(b',');
+            self.write_whole(&mut out, &event, rest)?;
+            out.push(b',');
+            out.extend_from_slice(&found.edges[index]);
+            out.push(b']');
+        }
+        out.extend_from_slice(b"],\"edges\":[");
+        out.extend_from_slice(&found.grown);
+        out.extend_from_slice(b"]}");
+        self.wiring
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .known
+            .extend(found.seen);
+        Ok(PyBytes::new(py, &out))
     }
 }
 
@@ -181,20 +248,93 @@ impl Events {
         Ok(plan)
     }
 
-    /// The edges that known events have got of new ones, which have one to each of `ends`.
-    fn grown(&self, nodes: &Bound<'_, PyDict>, ends: &BTreeSet<String>) -> PyResult<Vec<u8>> {
-        let mut wiring = self.wiring.lock().unwrap_or_else(PoisonError::into_inner);
-        // What was found for a segment that could not be written.
-        wiring.seen.clear();
-        let mut touched = Vec::new();
-        for name in ends {
-            if let Some(known) = wiring.known.get(name) {
-                touched.push((name.clone(), known.clone()));
+    /// Writes an event, and what belongs into its fields.
+    fn write_whole(
+        &self,
+        out: &mut Vec<u8>,
+        event: &Bound<'_, PyAny>,
+        rest: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let start = out.len();
+        let mut left = None;
+        if let Some(plan) = self.plan(&event.get_type())? {
+            let fields = event.getattr(intern!(event.py(), "__dict__"))?;
+            let fields = fields.cast()?;
+            left = write_event(out, fields, &plan)?;
+            if let Some(left) = &left
+                && self.write_references(out, &event.get_type(), fields, left)?
+            {
+                return Ok(());
             }
         }
-        drop(wiring);
-        let mut out = vec![b'['];
-        let mut seen = Vec::new();
+        let (text, fields): (Option<PyBackedBytes>, PyBackedBytes) =
+            rest.call1((event, left))?.extract()?;
+        if let Some(text) = text {
+            out.truncate(start);
+            out.extend_from_slice(&text);
+        }
+        out.push(b',');
+        out.extend_from_slice(&fields);
+        Ok(())
+    }
+
+    /// Writes what belongs into fields, if it is known of all of them, after a comma; says whether
+    /// it is, or else leaves nothing behind.
+    fn write_references(
+        &self,
+        out: &mut Vec<u8>,
+        class: &Bound<'_, PyType>,
+        fields: &Bound<'_, PyDict>,
+        left: &[Bound<'_, PyAny>],
+    ) -> PyResult<bool> {
+        let start = out.len();
+        out.extend_from_slice(b",{");
+        for (index, field) in left.iter().enumerate() {
+            let Some(value) = fields.get_item(field)? else {
+                out.truncate(start);
+                return Ok(false);
+            };
+            let list = value.cast_exact::<PyList>().ok();
+            let items = match list {
+                Some(list) => list.iter().map(|item| item.as_ptr() as usize).collect(),
+                None => vec![value.as_ptr() as usize],
+            };
+            let field: String = field.extract()?;
+            let content = (class.as_ptr() as usize, field, list.is_some(), items);
+            let references = self
+                .references
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let Some((text, _)) = references.get(&content) else {
+                out.truncate(start);
+                return Ok(false);
+            };
+            if index > 0 {
+                out.push(b',');
+            }
+            quote(out, &content.1)?;
+            out.push(b':');
+            out.extend_from_slice(text);
+        }
+        Ok(plain(out, b"}"))
+    }
+
+    /// Finds the edges that known events have got of new ones, which have one to each of `ends`.
+    fn grow(
+        &self,
+        nodes: &Bound<'_, PyDict>,
+        ends: &BTreeSet<String>,
+        found: &mut Found,
+    ) -> PyResult<()> {
+        let touched: Vec<_> = {
+            let wiring = self.wiring.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = ends
+                .iter()
+                .filter_map(|name| wiring.known.get_key_value(name));
+            known
+                .map(|(name, ends)| (name.clone(), ends.clone()))
+                .collect()
+        };
         for (name, mut known) in touched {
             let Some(node) = nodes.get_item(&name)? else {
                 continue;
@@ -205,30 +345,22 @@ impl Events {
                 if targets.len() <= start {
                     continue;
                 }
-                if out.len() > 1 {
-                    out.push(b',');
-                }
-                out.push(b'[');
-                quote(&mut out, &name)?;
+                let out = &mut found.grown;
+                out.extend_from_slice(if out.is_empty() { b"[" } else { b",[" });
+                quote(out, &name)?;
                 out.push(b',');
-                quote(&mut out, &kind)?;
+                quote(out, &kind)?;
                 out.extend_from_slice(format!(",{start},").as_bytes());
-                write_ids(&mut out, &targets[start..])?;
+                write_ids(out, &targets[start..])?;
                 out.push(b']');
                 match before {
                     Some((_, count)) => *count = targets.len(),
                     None => known.push((kind, targets.len())),
                 }
             }
-            seen.push((name, known));
+            found.seen.push((name, known));
         }
-        out.push(b']');
-        self.wiring
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .seen
-            .extend(seen);
-        Ok(out)
+        Ok(())
     }
 }
 
@@ -311,6 +443,7 @@ fn write_event<'py>(
     }
     let mut left = Vec::new();
     out.push(b'{');
+    let begin = out.len();
     // In the order of the dict, as pydantic does, which is nearly always that of the class.
     for (index, (name, value)) in fields.iter().enumerate() {
         let here = plan.get(index).filter(|(known, ..)| name.is(known));
@@ -325,7 +458,7 @@ fn write_event<'py>(
             continue;
         }
         let start = out.len();
-        if start > 1 {
+        if start > begin {
             out.push(b',');
         }
         out.extend_from_slice(before);

@@ -26,6 +26,8 @@ _TASK: Final = (
     "checkpoint_original_description",
     "checkpoint_original_expected_output",
 )
+# What may be a part of its own.
+_SHOWN: Final = ("agent", "output")
 _AGENT: Final = ("id", "role", "goal", "backstory")
 # What the commands show of a flow's state: so many items, so many characters of each.
 _ITEMS: Final = 5
@@ -61,15 +63,18 @@ class Summaries:
             return _list(text(snapshot, number) for number in part.refs[field])
         # Dumped where they are: there is nothing to tell whether they have changed.
         summary = _task if field == "tasks" else _agent
-        items = part.body.get(field) or ()
-        return compact([summary(item, item.get("agent")) for item in items])
+        return compact([summary(item) for item in part.body.get(field) or ()])
 
     def _task(self, snapshot: Snapshot, number: int) -> str:
         part = snapshot.parts[number]
-        agent = part.refs.get("agent")
-        if not isinstance(agent, int):
-            return self._text("task", number, (part,), lambda body: _task(body, body.get("agent")))
-        return self._text("task", number, (part, snapshot.parts[agent]), _task)
+        refs = {name: ref for name in _SHOWN if isinstance(ref := part.refs.get(name), int)}
+        parts = part, *(snapshot.parts[ref] for ref in refs.values())
+        return self._text(
+            "task",
+            number,
+            parts,
+            lambda body, *inside: _task({**body, **dict(zip(refs, inside, strict=True))}),
+        )
 
     def _agent(self, snapshot: Snapshot, number: int) -> str:
         return self._text("agent", number, (snapshot.parts[number],), _agent)
@@ -78,7 +83,7 @@ class Summaries:
         self, kind: str, number: int, parts: tuple[Part, ...], summary: Callable[..., Any]
     ) -> str:
         known = self._texts.get((kind, number))
-        if known is None or any(a is not b for a, b in zip(known[0], parts, strict=False)):
+        if known is None or known[0] != parts:
             known = parts, compact(summary(*(part.body for part in parts)))
             self._texts[kind, number] = known
         return known[1]
@@ -151,16 +156,16 @@ def _entity(body: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _task(body: dict[str, Any], agent: dict[str, Any] | None) -> dict[str, Any]:
+def _task(body: dict[str, Any]) -> dict[str, Any]:
     kept = _pick(body, _TASK)
-    if agent is not None:
-        kept["agent"] = _pick(agent, ("id", "role"))
+    if body.get("agent") is not None:
+        kept["agent"] = _pick(body["agent"], ("id", "role"))
     if body.get("output") is not None:
         kept["output"] = _pick(body["output"], ("raw",))
     return kept
 
 
-def _agent(body: dict[str, Any], *_: Any) -> dict[str, Any]:
+def _agent(body: dict[str, Any]) -> dict[str, Any]:
     return _pick(body, _AGENT)
 
 

@@ -22,8 +22,10 @@ from crewai.agents.agent_builder.base_agent import BaseAgent
 from crewai.agents.agent_executor import AgentExecutor
 from crewai.context import ExecutionContext, capture_execution_context
 from crewai.crew import Crew
+from crewai.events.base_events import BaseEvent
 from crewai.state.runtime import _sync_checkpoint_fields
 from crewai.task import Task
+from crewai.tasks.task_output import TaskOutput
 from crewai.tools.base_tool import BaseTool
 from crewai_core.version import get_crewai_version
 from pydantic import BaseModel
@@ -44,7 +46,7 @@ _TRIES: Final = 50
 # The fields whose objects are parts, and the class as which CrewAI dumps them: None for their own.
 _NESTED: Final[dict[type, dict[str, type[BaseModel] | None]]] = {
     Crew: {"tasks": Task, "agents": BaseAgent},
-    Task: {"agent": BaseAgent, "context": Task, "tools": None},
+    Task: {"agent": BaseAgent, "context": Task, "tools": None, "output": TaskOutput},
     BaseAgent: {"agent_executor": None, "tools": None},
 }
 # Never the same object for two checkpoints, and one for all entities of one.
@@ -239,32 +241,24 @@ class Recorder:
         record = state.event_record
         with record._lock.r_locked():  # noqa: SLF001 - its readers take it
             nodes = list(record.nodes.values())
-            new, grown = self._events.edges(record.nodes, len(self._known))
+            new = self._events.wire(record.nodes, len(self._known))
         if not new:
             return
-        events = []
-        for node, (name, edges) in zip(nodes[len(self._known) :], new, strict=True):
-            body, refs = self._event(node.event)
-            parts = _json(refs) if refs else b"{}"
-            events.append(b"[%b,%b,%b,%b]" % (name, body, parts, edges))
-        self._segments.append(b'{"nodes":[%b],"edges":%b}' % (b",".join(events), grown))
+        events = [node.event for node in nodes[len(self._known) :]]
+        self._segments.append(self._events.segment(events, self._rest))
         self._known = nodes
-        self._events.settle()
 
-    def _event(self, event: Any) -> tuple[bytes, dict[str, Any]]:
+    def _rest(self, event: Any, left: list[str] | None) -> tuple[bytes | None, bytes]:
+        """Dump of an event what has no text yet, as ``_native.Events.segment`` has it."""
         kind = type(event)
         fields = vars(event)
-        written = self._events.text(event)
-        if written is not None:
-            text, left = written
-            if not left:
-                return text, {}
+        if left is not None:
             live, _ = _native.live_fields({name: fields[name] for name in left}, _PLAIN)
             if len(live) == len(left):
-                return text, self._refs(kind, event, live)
+                return None, _json(self._refs(kind, event, live))
         live, exact = _native.live_fields(fields, _PLAIN)
         refs = self._refs(kind, event, live)
-        return self._text(kind, event, set(live), exact=exact), refs
+        return self._text(kind, event, set(live), exact=exact), _json(refs)
 
     def _refs(self, kind: type[BaseModel], event: Any, live: list[str]) -> dict[str, Any]:
         """Dump what is in some fields of an event as parts."""
@@ -429,6 +423,8 @@ class Recorder:
                 return None
             _proofs[proof] = True
         self._proven.add(case)
+        if issubclass(view, BaseEvent):
+            self._events.refer(view, field, items, many, _json(ref))
         return ref
 
     def _bodies(self) -> dict[int, Any]:
@@ -487,4 +483,5 @@ _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _json(value: Any) -> bytes:
-    return _encode(value).encode("ascii")
+    text = _native.dumps_compact(value)
+    return _encode(value).encode("ascii") if text is None else text
