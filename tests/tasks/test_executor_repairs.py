@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
 import pytest
+from crewai import Agent, CheckpointConfig
 from crewai.agents import agent_executor
 from crewai.events.event_bus import crewai_event_bus
+from crewai.events.types.checkpoint_events import CheckpointStartedEvent
 from crewai.events.types.llm_events import LLMCallCompletedEvent
 from crewai.events.types.tool_usage_events import ToolUsageStartedEvent
 from crewai.execution import set_execution_uuid
@@ -140,12 +142,12 @@ def test_a_users_states_have_classes_of_their_own():
 # --- events -----------------------------------------------------------------------------------
 
 
-def emitted(kind, **fields):
+def emitted(kind, source=None, /, **fields):
     """Emit an event as within a kickoff and return what emit returned."""
 
     def emit():
         set_execution_uuid("run")
-        return crewai_event_bus.emit(None, kind(**fields))
+        return crewai_event_bus.emit(source, kind(**fields))
 
     return contextvars.copy_context().run(emit)
 
@@ -241,6 +243,49 @@ def test_signals_keep_their_thread(monkeypatch):
     emitted(SigTermEvent).result(60)
     assert len(threads) == 1
     assert threads != [threading.current_thread()]
+
+
+@pytest.fixture
+def checkpoints(monkeypatch):
+    """What the handler of checkpoints is asked, and on which thread; it alone listens to tools."""
+    from crewai.state import checkpoint_listener
+
+    handled = []
+    monkeypatch.setattr(
+        checkpoint_listener,
+        "_do_checkpoint",
+        lambda _state, config, event: handled.append(
+            (config, event.type, threading.current_thread())
+        ),
+    )
+    handlers = crewai_event_bus._sync_handlers
+    for kind in (ToolUsageStartedEvent, CheckpointStartedEvent):
+        only = frozenset({checkpoint_listener._on_any_event})
+        monkeypatch.setitem(handlers, kind, only)
+    return handled
+
+
+def checkpointed(**said):
+    config = CheckpointConfig(**said)
+    return config, Agent(role="r", goal="g", backstory="b", checkpoint=config)
+
+
+def test_the_handler_of_checkpoints_is_called_where_one_is_due(checkpoints):
+    config, agent = checkpointed(on_events=["tool_usage_started"])
+    emitted(ToolUsageStartedEvent, agent, **TOOL).result(60)
+    ((found, kind, thread),) = checkpoints
+    assert (found, kind) == (config, "tool_usage_started")
+    assert thread is not threading.current_thread()
+
+
+def test_the_handler_of_checkpoints_waits_for_no_thread_where_none_is_due(checkpoints):
+    config, agent = checkpointed(on_events=["*"])
+    about = {"location": config.location, "provider": "p"}
+    seen = emitted(CheckpointStartedEvent, agent, **about)
+    _, other = checkpointed(on_events=["task_completed"])
+    for source in (None, other):
+        assert emitted(ToolUsageStartedEvent, source, **TOOL) is seen
+    assert checkpoints == []
 
 
 def test_outside_of_a_kickoff_events_go_through_the_pool():

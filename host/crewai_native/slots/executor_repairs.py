@@ -101,6 +101,7 @@ _OWN_HANDLERS: Final = frozenset(
         "crewai.flow.runtime",
     }
 )
+_CHECKPOINTS: Final = "crewai.state.checkpoint_listener"
 _IDLE: Final = "TraceCollectionListener._on.<locals>.register.<locals>.legacy_handler"
 _SIGNALS: Final = "crewai.events.types.system_events"
 _WITH_STATE: Final = 3
@@ -113,14 +114,27 @@ class _Handlers:
         registered: The handlers that it was made of. A change of them makes another set.
         left_out: Whether CrewAI itself has to call them.
         called: Those that do something within a kickoff, and whether they take the state too.
+        checkpointed: Whether one of them is that of checkpoints, which hears of every event as soon
+            as any run in the process has had some, and writes one at very few of them.
     """
 
-    __slots__ = ("called", "left_out", "registered")
+    __slots__ = ("called", "checkpointed", "left_out", "registered")
 
     def __init__(self, registered: Any, kind: type) -> None:
+        from crewai.events.types import checkpoint_events
         from crewai.events.types.llm_events import LLMStreamChunkEvent
 
         self.registered = registered
+        others = {handler for handler in registered if not _is_of_checkpoints(handler)}
+        # Those about checkpoints themselves are none of its business.
+        self.checkpointed = len(others) < len(registered) and not issubclass(
+            kind,
+            (
+                checkpoint_events.CheckpointBaseEvent,
+                checkpoint_events.CheckpointForkBaseEvent,
+                checkpoint_events.CheckpointRestoreBaseEvent,
+            ),
+        )
         # CrewAI handles what streams where it arises by itself. A signal's handler sends traces,
         # and may want a lock that is held by what the signal has interrupted.
         self.left_out = (
@@ -128,16 +142,28 @@ class _Handlers:
             or kind.__module__ == _SIGNALS
             or not all(
                 inspect.isfunction(handler) and handler.__module__ in _OWN_HANDLERS
-                for handler in registered
+                for handler in others
             )
         )
         self.called: tuple[tuple[Any, bool], ...] = ()
         if not self.left_out:
             self.called = tuple(
                 (handler, _parameters_of(handler) >= _WITH_STATE)
-                for handler in registered
+                for handler in others
                 if handler.__code__.co_qualname != _IDLE
             )
+
+
+def _is_of_checkpoints(handler: Any) -> bool:
+    said = getattr(handler, "__module__", None), getattr(handler, "__qualname__", None)
+    return said == (_CHECKPOINTS, "_on_any_event")
+
+
+def _is_checkpoint_due(source: Any, event: Any) -> bool:
+    # It is there by then: its handler is registered.
+    from crewai.state.checkpoint_listener import _should_checkpoint
+
+    return _should_checkpoint(source, event) is not None
 
 
 def _parameters_of(function: Any) -> int:
@@ -174,6 +200,8 @@ def _own_handlers_at_once(binding: Binding, _provider: Provider) -> None:
                 or kind in bus._handler_dependencies  # noqa: SLF001
                 or bus._shutting_down  # noqa: SLF001
                 or get_execution_uuid() is None
+                # On a thread of the bus, as it takes a while.
+                or (plan.checkpointed and _is_checkpoint_due(source, event))
             ):
                 return stock(bus, source, event)
             bus._prepare_event(source, event)  # noqa: SLF001
@@ -237,6 +265,8 @@ REPAIRS: Final = (
             Target(f"{_TRACES}._on", wrapped=True),
             Target("crewai.events.event_listener:EventListener.setup_listeners", wrapped=True),
             Target("crewai.flow.runtime:Flow._attach_usage_aggregation_listener", wrapped=True),
+            Target(f"{_CHECKPOINTS}:_on_any_event", wrapped=True),
+            Target(f"{_CHECKPOINTS}:_should_checkpoint", wrapped=True),
         ),
         feature=FRUGAL,
         bind=_own_handlers_at_once,
