@@ -139,23 +139,34 @@ impl Events {
     /// older one an edge, and has one back. Nothing may be added meanwhile.
     fn wire(&self, nodes: &Bound<'_, PyDict>, known: usize) -> PyResult<usize> {
         let mut found = Found::default();
-        let mut ends = BTreeSet::new();
+        let mut targeted = Vec::new();
         for (name, node) in nodes.iter().skip(known) {
-            let name = name.str()?.to_str()?.to_owned();
             let (mut text, mut counts) = (vec![b'{'], Ends::new());
-            for (kind, targets) in edges_of(&node)? {
+            for (kind, targets) in edges_of(&node)?.iter() {
+                let (kind, targets) = (kind.cast_into::<PyString>()?, targets.cast::<PyList>()?);
                 if text.len() > 1 {
                     text.push(b',');
                 }
-                quote(&mut text, &kind)?;
+                quote(&mut text, kind.to_str()?)?;
                 text.push(b':');
-                write_ids(&mut text, &targets)?;
-                counts.push((kind, targets.len()));
-                ends.extend(targets);
+                write_ids(&mut text, targets, 0)?;
+                counts.push((kind.to_str()?.to_owned(), targets.len()));
+                targeted.extend(targets.iter());
             }
             text.push(b'}');
             found.edges.push(text);
-            found.seen.push((name, counts));
+            let name = name.cast_into::<PyString>()?;
+            found.seen.push((name.to_str()?.to_owned(), counts));
+        }
+        let mut ends = BTreeSet::new();
+        {
+            let wiring = self.wiring.lock().unwrap_or_else(PoisonError::into_inner);
+            for target in &targeted {
+                let target = target.cast::<PyString>()?.to_str()?;
+                if wiring.known.contains_key(target) {
+                    ends.insert(target.to_owned());
+                }
+            }
         }
         let count = found.edges.len();
         self.grow(nodes, &ends, &mut found)?;
@@ -339,8 +350,10 @@ impl Events {
             let Some(node) = nodes.get_item(&name)? else {
                 continue;
             };
-            for (kind, targets) in edges_of(&node)? {
-                let before = known.iter_mut().find(|(known, _)| *known == kind);
+            for (kind, targets) in edges_of(&node)?.iter() {
+                let (kind, targets) = (kind.cast_into::<PyString>()?, targets.cast::<PyList>()?);
+                let kind = kind.to_str()?;
+                let before = known.iter_mut().find(|(known, _)| known == kind);
                 let start = before.as_ref().map_or(0, |(_, count)| *count);
                 if targets.len() <= start {
                     continue;
@@ -349,13 +362,13 @@ impl Events {
                 out.extend_from_slice(if out.is_empty() { b"[" } else { b",[" });
                 quote(out, &name)?;
                 out.push(b',');
-                quote(out, &kind)?;
+                quote(out, kind)?;
                 out.extend_from_slice(format!(",{start},").as_bytes());
-                write_ids(out, &targets[start..])?;
+                write_ids(out, targets, start)?;
                 out.push(b']');
                 match before {
                     Some((_, count)) => *count = targets.len(),
-                    None => known.push((kind, targets.len())),
+                    None => known.push((kind.to_owned(), targets.len())),
                 }
             }
             found.seen.push((name, known));
@@ -406,27 +419,20 @@ fn shape(said: &Bound<'_, PyAny>) -> PyResult<Shape> {
     }
 }
 
-/// The edges of a node, by their kind.
-fn edges_of(node: &Bound<'_, PyAny>) -> PyResult<Vec<(String, Vec<String>)>> {
+/// The ids at the other ends of a node's edges, by their kind.
+fn edges_of<'py>(node: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
     let edges = node.getattr(intern!(node.py(), "edges"))?;
-    let text = |value: Bound<'_, PyAny>| Ok(value.str()?.to_str()?.to_owned());
-    edges
-        .cast::<PyDict>()?
-        .iter()
-        .map(|(kind, ends)| {
-            let ends = ends.try_iter()?.map(|end| text(end?));
-            Ok((text(kind)?, ends.collect::<PyResult<_>>()?))
-        })
-        .collect()
+    Ok(edges.cast_into()?)
 }
 
-fn write_ids(out: &mut Vec<u8>, ids: &[String]) -> PyResult<()> {
+/// Writes the ids in a list from a position on.
+fn write_ids(out: &mut Vec<u8>, ids: &Bound<'_, PyList>, start: usize) -> PyResult<()> {
     out.push(b'[');
-    for (index, id) in ids.iter().enumerate() {
-        if index > 0 {
+    for index in start..ids.len() {
+        if index > start {
             out.push(b',');
         }
-        quote(out, id)?;
+        quote(out, ids.get_item(index)?.cast::<PyString>()?.to_str()?)?;
     }
     out.push(b']');
     Ok(())
