@@ -237,7 +237,10 @@ def test_a_file_that_loses_its_end_while_it_is_mapped_is_made_again(store, place
     agree(store, set(range(ROWS + 1)))
     store.optimize()
     agree(store, set(range(ROWS + 1)))
-    assert store.holdings() == (ROWS, 1, None)
+    # The last row may have come before or after a seal in the background.
+    sealed, in_memory, failure = store.holdings()
+    assert (sealed + in_memory, failure) == (ROWS + 1, None)
+    assert sealed >= ROWS
 
 
 SEALING = """

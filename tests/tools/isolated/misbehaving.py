@@ -99,7 +99,10 @@ def forks_and_both_return():
 def forks_and_leaves(file):
     child = subprocess.Popen(["sleep", "1000"])
     lost = subprocess.Popen(["sleep", "1000"], start_new_session=True)
-    pathlib.Path(file).write_text(f"{child.pid} {lost.pid}")
+    # Whoever waits for it sees it whole.
+    draft = pathlib.Path(f"{file}-new")
+    draft.write_text(f"{child.pid} {lost.pid}")
+    draft.replace(file)
     return "left"
 
 
