@@ -592,7 +592,8 @@ class TestAwaiting:
         while not run.scope.ended and time.monotonic() < deadline:
             time.sleep(0.01)
         assert run.scope.ended
-        assert begun == [0]
+        # The next one may have begun just before its end could be told of to a loop that is closed.
+        assert begun in ([0], [0, 1])
 
 
 class TestThreads:
