@@ -254,6 +254,26 @@ def in_child(work):
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_whoever_opens_a_store_has_it_closed_before_a_fork(place, script):
+    code = """
+import os, sys
+from crewai_native_memory import _native
+store = _native.Store(sys.argv[1], "l2")
+batch = _native.Batch()
+batch.add("r", "t", "/", [], "{}", 0.5, 0, 0, None, False, [1.0])
+store.save(batch)
+child = os.fork()
+if child == 0:
+    links = [f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd")]
+    os._exit(sum(os.path.realpath(link).startswith(os.path.realpath(sys.argv[1])) for link in links))
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), *sys.modules, sep="\\n")
+"""
+    done = subprocess.run(script(code, place), check=True, capture_output=True, text=True)
+    open_files, *modules = done.stdout.split()
+    assert open_files == "0"
+    assert "crewai_native_memory.storage" not in modules
+
+
 def test_a_fork_in_the_middle_of_everything(store, place, audit):
     add(store, "before")
     stop = threading.Event()

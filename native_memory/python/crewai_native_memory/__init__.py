@@ -8,8 +8,10 @@ Importing this package imports neither CrewAI nor anything heavy.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final
 
+from crewai_native_memory import _native
 from crewai_native_memory._native import (
     DamagedStoreError,
     NewerFormatError,
@@ -29,6 +31,11 @@ __all__ = [
     "StoreError",
     "__build_info__",
 ]
+
+# Here, so that nobody has a store open without it: a child forked while a thread is inside SQLite
+# would wait for that thread, which it does not have.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_native.before_fork, after_in_parent=_native.after_fork_in_parent)
 
 _HOMES: Final = {"MemoryStorage": "simple", "NativeStorage": "storage"}
 

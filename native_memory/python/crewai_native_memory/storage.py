@@ -626,7 +626,3 @@ def _json(name: str, values: dict[str, Any] | None) -> str | None:
         return json.dumps(values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be JSON: {error}") from error
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_native.before_fork, after_in_parent=_native.after_fork_in_parent)
