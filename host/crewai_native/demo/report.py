@@ -239,8 +239,8 @@ def _limits(result: Result) -> Iterator[str]:
     yield (
         "Both sides were warmed up before the runs. "
         + (
-            f"{', '.join(dict.fromkeys(tried))} had not been seen on this machine and was first "
-            "imported in a child process, once, which is in no figure."
+            f"{', '.join(dict.fromkeys(tried))} had not been seen on this machine. What is new "
+            "is imported in a child process first, once, which is in no figure."
             if tried
             else "The accelerators had been seen on this machine before, so none was tried out in "
             "a child process first."
