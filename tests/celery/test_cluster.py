@@ -146,13 +146,15 @@ def test_raise_raises_the_first_and_cancels_the_rest(cluster: Any, tmp_path: Pat
 
 
 def test_stop_begins_nothing_further(cluster: Any, tmp_path: Path) -> None:
-    go, told = tmp_path / "go", str(tmp_path / "told")
-    slow = {"n": next(numbers), "after": str(go)}
-    # Brokers promise no order: those that follow may come before the one that fails.
+    go, runs = tmp_path / "go", str(tmp_path / "runs")
+    slow = {"n": next(numbers), "told": runs, "after": str(go)}
+    # Brokers promise no order: the one that fails waits for the slow one to run, and those that
+    # follow may come before both.
+    failing = {"n": next(numbers), "after": runs, "told": str(tmp_path / "told"), "fail": 9}
     others = [{"n": next(numbers)} for _ in range(40)]
     with imap_crew(
         "shop:doing",
-        [slow, {"n": next(numbers), "told": told, "fail": 9}, *others],
+        [slow, failing, *others],
         engine="celery",
         on_error="stop",
     ) as batch:

@@ -84,17 +84,18 @@ class Doing:
 
     def do(self, n, *, after=None, fail=0, die=0, told="", spin=False):
         """Wait for a file, fail or die as often as a file of counts says, or never come back."""
-        if after is not None:
-            wait_for(after)
+        times = 0
         if told:
             with open(told, "a+") as counts:  # noqa: PTH123
                 counts.write("x")
                 counts.seek(0)
                 times = len(counts.read())
-            if times <= fail:
-                raise KeyError(n)
-            if times <= die:
-                os.kill(os.getpid(), signal.SIGKILL)
+        if after is not None:
+            wait_for(after)
+        if 0 < times <= fail:
+            raise KeyError(n)
+        if 0 < times <= die:
+            os.kill(os.getpid(), signal.SIGKILL)
         while spin:
             pass
         return n
