@@ -178,6 +178,33 @@ def test_a_batch_may_hold_an_id_many_times_and_the_last_one_counts(storage, reco
         assert storage.check() == []
 
 
+@pytest.mark.parametrize("saved_before", [None, 1.0, 2.0, "no vector"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_record_replaced_within_its_batch_has_the_last_vector(
+    storage, record, saved_before, size
+):
+    def one(vector, number=0):
+        embedding = None if vector is None else [vector, 0.0]
+        return record("a", f"text {number}", embedding=embedding)
+
+    expected = {"z": [9.0, 0.0]}
+    storage.save([record("z", embedding=expected["z"])])
+    for vectors in itertools.product([None, 1.0, 2.0], repeat=size):
+        storage.delete(record_ids=["a"])
+        if saved_before is not None:
+            storage.save([one(saved_before if saved_before != "no vector" else None)])
+            storage.search([0.0, 0.0])
+        others = [record(f"b{at}", embedding=[5.0, float(at)]) for at in range(size)]
+        batch = [one(vector, number) for number, vector in enumerate(vectors)]
+        storage.save([given for pair in zip(batch, others, strict=True) for given in pair])
+        stored = storage.get_record("a")
+        assert (stored.content, stored.embedding) == (batch[-1].content, batch[-1].embedding)
+        found = {r.id: r.embedding for r, _ in storage.search([0.0, 0.0], limit=10)}
+        kept = {r.id: r.embedding for r in [*others, batch[-1]] if r.embedding}
+        assert found == expected | kept
+        assert storage.check() == []
+
+
 def test_datetimes_are_naive_utc(storage, record):
     east = timezone(timedelta(hours=5, minutes=30))
     moment = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=east)

@@ -150,10 +150,7 @@ impl Engine {
                 given: other,
             });
         }
-        self.write(true, |write| {
-            records.iter().try_for_each(|record| write.put(record))
-        })
-        .map(|_| ())
+        self.write(true, |write| write.put(records)).map(|_| ())
     }
 
     /// Sets `last_accessed` of the records with these ids to `at` (µs since 1970 UTC).

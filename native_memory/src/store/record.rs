@@ -62,13 +62,11 @@ pub fn time_checksum(last_accessed: i64) -> u32 {
     crc32fast::hash(&last_accessed.to_le_bytes())
 }
 
-/// The bytes that a vector is stored as: little-endian float32.
-pub fn vector_bytes(vector: &[f32]) -> Vec<u8> {
-    let mut bytes = vec![0; size_of_val(vector)];
-    for (four, x) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(vector) {
-        *four = x.to_le_bytes();
-    }
-    bytes
+/// The bytes that a vector is stored as: little-endian float32, which it is in memory as well, as
+/// for the columns of [`crate::vector::segment`].
+pub fn vector_bytes(vector: &[f32]) -> &[u8] {
+    // SAFETY: an f32 has no padding, and u8 no alignment.
+    unsafe { std::slice::from_raw_parts(vector.as_ptr().cast(), size_of_val(vector)) }
 }
 
 /// The vector that `bytes` hold, or `None` when they are no whole number of floats.

@@ -15,8 +15,8 @@ use super::transaction::{Held, Transaction};
 /// How many changes the file remembers for the search indexes of other processes; one that has
 /// fallen further behind reads everything again.
 const CHANGES_KEPT: i64 = 200_000;
-/// How many entries of the timeline one statement adds, at most, for many and for a few.
-const TIMES_AT_ONCE: [usize; 3] = [16, 4, 1];
+/// How many rows of three numbers one statement adds, at most, for many and for a few.
+const ROWS_AT_ONCE: [usize; 3] = [16, 4, 1];
 
 /// An open write transaction. Dropped without [`Write::commit`], it changes nothing.
 pub struct Write<'c> {
@@ -42,10 +42,14 @@ pub struct Write<'c> {
     next_record: Option<i64>,
     /// Entries that the timeline is still to get: scope, creation, record.
     times: Vec<[i64; 3]>,
+    /// Rows that `changes` is still to get: number, record, vector.
+    changes: Vec<[i64; 3]>,
     insert_record: Held<'c>,
     insert_vector: Held<'c>,
-    insert_change: Held<'c>,
 }
+
+/// Vectors of a batch that are still to be written, by their ids, which rise.
+type Vectors<'r> = Vec<(i64, &'r [f32])>;
 
 /// What must be known about a stored record to take it out of the aggregates.
 #[derive(Debug)]
@@ -92,15 +96,26 @@ impl<'c> Write<'c> {
             names: HashMap::new(),
             next_record: None,
             times: Vec::new(),
+            changes: Vec::new(),
             insert_record: Held::default(),
             insert_vector: Held::default(),
-            insert_change: Held::default(),
         })
     }
 
-    /// Stores a record, replacing the one with its id, which keeps its place among records of
-    /// equal age.
-    pub fn put(&mut self, record: &Record) -> Result<()> {
+    /// Stores records in their order, each replacing the one with its id, whose place it takes
+    /// among records of equal age.
+    ///
+    /// Table by table: the processor and SQLite have what one table needs at hand, and its new rows
+    /// lie together in the file.
+    pub fn put(&mut self, records: &[Record]) -> Result<()> {
+        let mut vectors = Vectors::with_capacity(records.len());
+        for record in records {
+            self.put_one(record, &mut vectors)?;
+        }
+        self.write_vectors(&mut vectors)
+    }
+
+    fn put_one<'r>(&mut self, record: &'r Record, vectors: &mut Vectors<'r>) -> Result<()> {
         if let Some(vector) = &record.embedding {
             match self.dimension {
                 Some(stored) if stored != vector.len() => {
@@ -120,7 +135,7 @@ impl<'c> Write<'c> {
         let scope = own(&lineage);
         let set = self.category_set(&record.categories)?;
         // Most records are new: that is tried before it is asked whether this one is.
-        let inserted = self.insert(record, scope, set)?;
+        let inserted = self.insert(record, scope, set, vectors)?;
         let (old, rowid, vector) = if let Some((rowid, vector)) = inserted {
             (None, rowid, vector)
         } else {
@@ -130,7 +145,11 @@ impl<'c> Write<'c> {
                     record.id
                 ))
             })?;
-            let vector = self.replace(record, &old, scope, set)?;
+            if old.vector.is_some_and(|vector| vector > self.stored.0) {
+                // It may be one of this batch, and is looked at.
+                self.write_vectors(vectors)?;
+            }
+            let vector = self.replace(record, &old, scope, set, vectors)?;
             let rowid = old.record;
             (Some(old), rowid, vector)
         };
@@ -159,11 +178,12 @@ impl<'c> Write<'c> {
 
     /// Adds the row of a record and its vector, and gives their ids; `None`, and no change, where
     /// a record with its id is stored already.
-    fn insert(
+    fn insert<'r>(
         &mut self,
-        record: &Record,
+        record: &'r Record,
         scope: i64,
         set: i64,
+        vectors: &mut Vectors<'r>,
     ) -> Result<Option<(i64, Option<i64>)>> {
         let rowid = self.next_record()?;
         let vector = record.embedding.is_some().then_some(self.seq + 1);
@@ -196,20 +216,21 @@ impl<'c> Write<'c> {
         }
         self.next_record = Some(rowid + 1);
         if let Some(embedding) = &record.embedding {
-            self.add_vector(rowid, &vector_bytes(embedding))?;
+            self.add_vector(rowid, embedding, vectors);
         }
         Ok(Some((rowid, vector)))
     }
 
     /// Puts a record in the place of the one with its id, and gives the id of its vector.
-    fn replace(
+    fn replace<'r>(
         &mut self,
-        record: &Record,
+        record: &'r Record,
         old: &Stored,
         scope: i64,
         set: i64,
+        vectors: &mut Vectors<'r>,
     ) -> Result<Option<i64>> {
-        let vector = self.put_vector(record, old.record, old.vector)?;
+        let vector = self.put_vector(record, old, vectors)?;
         self.transaction
             .prepare_cached(
                 "UPDATE records SET scope = ?2, categories = ?3, content = ?4, metadata = ?5,
@@ -292,6 +313,7 @@ impl<'c> Write<'c> {
         self.names.clear();
         self.next_record = None;
         self.times.clear();
+        self.changes.clear();
         // Every index that knows an older state has to begin again.
         self.seq += 1;
         self.trimmed = self.seq;
@@ -319,6 +341,7 @@ impl<'c> Write<'c> {
     /// Writes the aggregates and commits.
     pub fn commit(mut self) -> Result<()> {
         self.write_times()?;
+        self.write_changes()?;
         self.write_counts()?;
         self.trim_changes()?;
         // The same number again would be one more page in the log.
@@ -440,56 +463,77 @@ impl<'c> Write<'c> {
         Ok(next)
     }
 
-    /// Stores the record's vector where it differs from the stored one `old`; gives its id.
-    fn put_vector(&mut self, record: &Record, rowid: i64, old: Option<i64>) -> Result<Option<i64>> {
-        let bytes = record.embedding.as_deref().map(vector_bytes);
-        if let (Some(old), Some(bytes)) = (old, &bytes) {
+    /// Gives the record's vector a place where it differs from the stored one; gives its id.
+    fn put_vector<'r>(
+        &mut self,
+        record: &'r Record,
+        old: &Stored,
+        vectors: &mut Vectors<'r>,
+    ) -> Result<Option<i64>> {
+        let new = record.embedding.as_deref();
+        if let (Some(old_vector), Some(new)) = (old.vector, new) {
             let same = self
                 .transaction
                 .prepare_cached("SELECT vector = ?2 FROM vectors WHERE id = ?1")?
-                .query_row(params![old, bytes], |row| row.get::<_, bool>(0))
+                .query_row(params![old_vector, vector_bytes(new)], |row| {
+                    row.get::<_, bool>(0)
+                })
                 .optional()?;
             if same == Some(true) {
                 // The index still has to learn of a new scope, new categories, a new date.
-                self.log(rowid, old)?;
-                return Ok(Some(old));
+                self.log(old.record, old_vector);
+                return Ok(Some(old_vector));
             }
         }
-        if let Some(old) = old {
-            self.drop_vector(rowid, old)?;
+        if let Some(old_vector) = old.vector {
+            self.drop_vector(old.record, old_vector)?;
         }
-        bytes
-            .map(|bytes| self.add_vector(rowid, &bytes))
-            .transpose()
+        Ok(new.map(|new| self.add_vector(old.record, new, vectors)))
     }
 
-    fn add_vector(&mut self, rowid: i64, bytes: &[u8]) -> Result<i64> {
+    /// Has a vector written with the others of its batch; gives its id.
+    fn add_vector<'r>(&mut self, record: i64, vector: &'r [f32], vectors: &mut Vectors<'r>) -> i64 {
         let id = self.seq + 1;
-        self.insert_vector
-            .get(
-                self.transaction.connection(),
-                "INSERT INTO vectors (id, checksum, vector) VALUES (?1, ?2, ?3)",
-            )?
-            .execute(params![id, crc32fast::hash(bytes), bytes])?;
-        self.log(rowid, id)?;
-        Ok(id)
+        vectors.push((id, vector));
+        self.log(record, id);
+        id
+    }
+
+    fn write_vectors(&mut self, vectors: &mut Vectors<'_>) -> Result<()> {
+        for (id, vector) in vectors.drain(..) {
+            let bytes = vector_bytes(vector);
+            self.insert_vector
+                .get(
+                    self.transaction.connection(),
+                    "INSERT INTO vectors (id, checksum, vector) VALUES (?1, ?2, ?3)",
+                )?
+                .execute(params![id, crc32fast::hash(bytes), bytes])?;
+        }
+        Ok(())
     }
 
     fn drop_vector(&mut self, record: i64, vector: i64) -> Result<()> {
         self.transaction
             .prepare_cached("DELETE FROM vectors WHERE id = ?1")?
             .execute([vector])?;
-        self.log(record, vector)
+        self.log(record, vector);
+        Ok(())
     }
 
-    fn log(&mut self, record: i64, vector: i64) -> Result<()> {
+    /// Says that a record's place in search indexes must be looked at again, when
+    /// [`Write::write_changes`] is called.
+    fn log(&mut self, record: i64, vector: i64) {
         self.seq += 1;
-        self.insert_change
-            .get(
-                self.transaction.connection(),
-                "INSERT INTO changes (seq, record, vector) VALUES (?1, ?2, ?3)",
-            )?
-            .execute([self.seq, record, vector])?;
+        self.changes.push([self.seq, record, vector]);
+    }
+
+    fn write_changes(&mut self) -> Result<()> {
+        insert(
+            &self.transaction,
+            "changes (seq, record, vector)",
+            &self.changes,
+        )?;
+        self.changes.clear();
         Ok(())
     }
 
@@ -506,22 +550,11 @@ impl<'c> Write<'c> {
     /// Adds what the timeline is still to get, in its order.
     fn write_times(&mut self) -> Result<()> {
         self.times.sort_unstable();
-        let mut rest = self.times.as_slice();
-        for width in TIMES_AT_ONCE {
-            if rest.len() < width {
-                continue;
-            }
-            let rows = vec!["(?, ?, ?)"; width].join(", ");
-            // With ROLLBACK, because a conflict would be damage: SQLite need not be ready to take back
-            // one of several rows.
-            let mut insert = self.transaction.prepare_cached(&format!(
-                "INSERT OR ROLLBACK INTO timeline (scope, created_at, record) VALUES {rows}"
-            ))?;
-            while let Some((entries, others)) = rest.split_at_checked(width) {
-                insert.execute(params_from_iter(entries.as_flattened()))?;
-                rest = others;
-            }
-        }
+        insert(
+            &self.transaction,
+            "timeline (scope, created_at, record)",
+            &self.times,
+        )?;
         self.times.clear();
         Ok(())
     }
@@ -683,6 +716,26 @@ impl<'c> Write<'c> {
         self.sets.insert(names.to_owned(), id);
         Ok(id)
     }
+}
+
+/// Adds rows of three numbers that are not there yet to `into`, a table with its columns.
+fn insert(connection: &Connection, into: &str, rows: &[[i64; 3]]) -> rusqlite::Result<()> {
+    let mut rest = rows;
+    for width in ROWS_AT_ONCE {
+        if rest.len() < width {
+            continue;
+        }
+        let values = vec!["(?, ?, ?)"; width].join(", ");
+        // With ROLLBACK, because a conflict would be damage: SQLite need not be ready to take back
+        // one of several rows.
+        let mut insert = connection
+            .prepare_cached(&format!("INSERT OR ROLLBACK INTO {into} VALUES {values}"))?;
+        while let Some((together, others)) = rest.split_at_checked(width) {
+            insert.execute(params_from_iter(together.as_flattened()))?;
+            rest = others;
+        }
+    }
+    Ok(())
 }
 
 /// An integer of the `meta` table.
