@@ -31,10 +31,10 @@ const IDLE_READERS: usize = 8;
 /// Pages that connections may keep, in KiB.
 pub(super) const READER_CACHE: i64 = 4 << 10;
 const WRITER_CACHE: i64 = 32 << 10;
-/// Pages of log (16 MiB) after which they are written back in the background, and (128 MiB) after
-/// which a writer does it itself: it outruns the disk.
-const LOG_PAGES: u32 = 4096;
-const LOG_LIMIT: u32 = 8 * LOG_PAGES;
+/// Bytes of log after which they are written back in the background, and after which a writer does
+/// it itself: it outruns the disk.
+const LONG_LOG: u32 = 16 << 20;
+const LOG_LIMIT: u32 = 8 * LONG_LOG;
 /// How often a search lets writers overtake it before it makes them wait.
 const OPTIMISTIC_TRIES: usize = 3;
 
@@ -81,7 +81,7 @@ pub(super) struct Sealing {
 #[derive(Debug, Default)]
 struct WriteBack {
     busy: AtomicBool,
-    /// Length of the log, in pages, when it was last begun.
+    /// Length of the log, in bytes of pages, when it was last begun.
     begun_at: AtomicU32,
 }
 
@@ -89,6 +89,8 @@ struct WriteBack {
 pub(super) struct Link {
     pub(super) connection: Connection,
     pub(super) identity: Identity,
+    /// Bytes in a page of the file.
+    page: u32,
     /// Whether a commit waits for the disk.
     synchronous: bool,
 }
@@ -401,28 +403,28 @@ impl Engine {
         if done.is_err() {
             *writer = None;
         } else {
-            self.write_back(&link.connection);
+            self.write_back(link);
         }
         done.map_err(|error| error.at(&self.path))
     }
 
-    /// Has the log written back to the file if it is long, after a commit on `connection`.
+    /// Has the log written back to the file if it is long, after a commit on `link`.
     ///
     /// That syncs twice, for which no writer should wait. A failure loses nothing: the log holds
     /// everything, and the next attempt begins where this one ended.
-    fn write_back(&self, connection: &Connection) {
-        let pages = schema::log_pages();
+    fn write_back(&self, link: &Link) {
+        let length = schema::log_pages().saturating_mul(link.page);
         let begun_at = &self.write_back.begun_at;
-        if pages < begun_at.load(Ordering::Relaxed) {
+        if length < begun_at.load(Ordering::Relaxed) {
             begun_at.store(0, Ordering::Relaxed); // the log began anew
         }
-        if pages >= LOG_LIMIT {
-            drop(schema::write_back(connection));
-        } else if pages - begun_at.load(Ordering::Relaxed) >= LOG_PAGES
+        if length >= LOG_LIMIT {
+            drop(schema::write_back(&link.connection));
+        } else if length - begun_at.load(Ordering::Relaxed) >= LONG_LOG
             && let Some(engine) = self.this.upgrade()
             && !self.write_back.busy.swap(true, Ordering::AcqRel)
         {
-            begun_at.store(pages, Ordering::Relaxed);
+            begun_at.store(length, Ordering::Relaxed);
             let process = Process::current();
             let started = process.aside("crewai-native-log", move || {
                 let _pass = process.enter();
@@ -433,7 +435,7 @@ impl Engine {
             });
             if started.is_err() {
                 self.write_back.busy.store(false, Ordering::Release);
-                drop(schema::write_back(connection));
+                drop(schema::write_back(&link.connection));
             }
         }
     }
@@ -463,9 +465,16 @@ impl Engine {
         let Some(identity) = identity(&self.path)? else {
             return Ok(None);
         };
-        Ok(schema::open(&self.path, cache)?.map(|connection| Link {
+        let Some(connection) = schema::open(&self.path, cache)? else {
+            return Ok(None);
+        };
+        let page = connection
+            .pragma_query_value(None, "page_size", |row| row.get(0))
+            .map_err(|error| StoreError::from(error).at(&self.path))?;
+        Ok(Some(Link {
             connection,
             identity,
+            page,
             synchronous: false,
         }))
     }
@@ -536,7 +545,72 @@ pub(super) fn identity(path: &Path) -> Result<Option<Identity>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::record::numbered;
     use super::*;
+
+    #[test]
+    fn a_store_keeps_the_pages_that_it_was_made_with() {
+        let directory = tempfile::tempdir().unwrap();
+        let record = |number: usize| Record {
+            content: "long ".repeat(number * 37 % 1500),
+            scope: format!("/a/{}", number % 3),
+            created_at: number as i64 * 7 % 50,
+            embedding: Some(vec![number as f32; 1536].into()),
+            ..numbered(number)
+        };
+        let page = |path: &Path| {
+            let connection = Connection::open(path).unwrap();
+            let size = connection.pragma_query_value(None, "page_size", |row| row.get(0));
+            size.unwrap()
+        };
+        let contents = |engine: &Engine| {
+            assert_eq!(engine.check().unwrap(), Vec::<String>::new());
+            engine.list("/", 1000, 0).unwrap()
+        };
+        let stores = [("new.db", 2048), ("old.db", 4096)].map(|(name, size)| {
+            let path = directory.path().join(name);
+            let engine = Engine::new(path.clone());
+            engine
+                .save(&(0..40).map(record).collect::<Vec<_>>())
+                .unwrap();
+            engine.disconnect();
+            if size == 4096 {
+                // As stores were made before.
+                Connection::open(&path)
+                    .unwrap()
+                    .execute_batch(
+                        "PRAGMA journal_mode = DELETE; PRAGMA page_size = 4096; VACUUM;
+                         PRAGMA journal_mode = WAL",
+                    )
+                    .unwrap();
+            }
+            assert_eq!(page(&path), size);
+            // Longer than the log may become before it is written back.
+            for from in (0..4000).step_by(1000) {
+                let records: Vec<_> = (from..from + 1000).map(record).collect();
+                engine.save(&records).unwrap();
+            }
+            engine.touch(&["r7".to_owned()], 5).unwrap();
+            let ids: Vec<_> = (100..4000).map(|number| format!("r{number}")).collect();
+            assert_eq!(
+                engine.delete(&Filter::default(), Some(&ids)).unwrap(),
+                ids.len()
+            );
+            engine.optimize().unwrap();
+            engine
+                .save(&(90..120).map(record).collect::<Vec<_>>())
+                .unwrap();
+            let copy = directory.path().join(format!("copy-{name}"));
+            assert!(engine.backup(&copy).unwrap());
+            let stored = contents(&engine);
+            assert_eq!(contents(&Engine::new(copy.clone())), stored);
+            engine.disconnect();
+            assert_eq!((page(&path), page(&copy)), (size, size));
+            stored
+        });
+        assert_eq!(stores[0].len(), 120);
+        assert_eq!(stores[0], stores[1]);
+    }
 
     #[cfg(unix)]
     #[test]

@@ -75,3 +75,21 @@ pub fn vector_from_bytes(bytes: &[u8]) -> Option<Box<[f32]>> {
     rest.is_empty()
         .then(|| chunks.iter().map(|c| f32::from_le_bytes(*c)).collect())
 }
+
+/// A record for tests.
+#[cfg(test)]
+pub fn numbered(number: usize) -> Record {
+    Record {
+        id: format!("r{number}"),
+        content: "text".to_owned(),
+        scope: "/".to_owned(),
+        categories: "[]".to_owned(),
+        metadata: "{}".to_owned(),
+        importance: 0.5,
+        created_at: 0,
+        last_accessed: 0,
+        source: None,
+        private: false,
+        embedding: Some([number as f32, 1.0].into()),
+    }
+}

@@ -215,33 +215,17 @@ fn sweep(directory: &Path, needed: &[String]) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::Record;
+    use super::super::record::numbered;
     use super::super::schema::sibling;
     use super::super::write::meta_text;
     use super::*;
-
-    fn record(number: usize) -> Record {
-        Record {
-            id: format!("r{number}"),
-            content: "text".to_owned(),
-            scope: "/".to_owned(),
-            categories: "[]".to_owned(),
-            metadata: "{}".to_owned(),
-            importance: 0.5,
-            created_at: 0,
-            last_accessed: 0,
-            source: None,
-            private: false,
-            embedding: Some([number as f32, 1.0].into()),
-        }
-    }
 
     #[test]
     fn what_was_sealed_of_a_store_is_not_published_in_one_that_took_its_place() {
         let directory = tempfile::tempdir().unwrap();
         let (path, other) = (directory.path().join("x.db"), directory.path().join("y.db"));
         let store = Engine::new(path.clone());
-        let records: Vec<_> = (0..2100).map(record).collect();
+        let records: Vec<_> = (0..2100).map(numbered).collect();
         store.save(&records).unwrap();
         Engine::new(other.clone()).save(&records[..1]).unwrap();
 
