@@ -109,8 +109,9 @@ pub fn list(
             row.get(0)
         })?
         .collect::<rusqlite::Result<_>>()?;
+    let mut find = connection.prepare_cached(&format!("{COLUMNS} WHERE r.record = ?1"))?;
     rows.into_iter()
-        .map(|row| by_row(connection, row))
+        .map(|row| checked(find.query_row([row], stored)?))
         .collect()
 }
 
