@@ -589,11 +589,33 @@ class TestAwaiting:
         run = batch._run
         assert run is not None
         deadline = time.monotonic() + FOREVER
-        while not run.scope.ended and time.monotonic() < deadline:
+        while run.number in batch_floor.hall()._batches and time.monotonic() < deadline:
             time.sleep(0.01)
+        # The task still waits, and may be kept by what the collector leaves alone.
+        assert run.number not in batch_floor.hall()._batches
         assert run.scope.ended
+        assert asking in asyncio.all_tasks(loop)
         # The next one may have begun just before its end could be told of to a loop that is closed.
         assert begun in ([0], [0, 1])
+
+    def test_it_can_be_cancelled_when_its_loop_has_been_closed(self, foreign: Foreign) -> None:
+        batch = aimap_crew(Doing(lambda n: n or foreign()), numbers(9), concurrency=2)
+        loop = asyncio.new_event_loop()
+        assert loop.run_until_complete(anext(batch)).index == 1
+        loop.close()
+        batch.cancel()
+        assert batch._run is not None
+        assert batch._run.scope.ended
+        assert batch._run.number not in batch_floor.hall()._batches
+
+    def test_a_closed_loop_is_not_replaced_by_another(self, foreign: Foreign) -> None:
+        batch = aimap_crew(Doing(lambda n: n or foreign()), numbers(2), concurrency=2)
+        # Without `asyncio.run`, which would have the batch closed.
+        loop = asyncio.new_event_loop()
+        assert loop.run_until_complete(anext(batch)).index == 1
+        loop.close()
+        with pytest.raises(RuntimeError, match="another event loop"):
+            asyncio.run(batch.__anext__())
 
 
 class TestThreads:

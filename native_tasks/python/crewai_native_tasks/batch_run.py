@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import dataclasses
 import os
+import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -117,6 +118,8 @@ class Run:
         self._input_error: BaseException | None = None
         self._wound_up = False
         self._closed = False
+        # Taken once, by whichever thread closes the batch: several may find that nobody asks.
+        self._open = threading.Lock()
         self._looked = time.monotonic()
         self.tally: collections.Counter[ItemState] = collections.Counter()
         self.left_behind: list[LeftBehind] = []
@@ -282,7 +285,7 @@ class Run:
 
     def close(self) -> None:
         """End all items, and give none out any more."""
-        if self._closed or os.getpid() != self._process:
+        if os.getpid() != self._process or not self._open.acquire(blocking=False):
             return
         self._closed = True
         self.scope.forget(self._woken)
@@ -468,6 +471,7 @@ class AsyncBatchRun:
         self._make = make
         self._show = show
         self._run: Run | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._event = asyncio.Event()
 
     def __aiter__(self) -> AsyncBatchRun:
@@ -475,9 +479,17 @@ class AsyncBatchRun:
         return self
 
     async def __anext__(self) -> BatchItem:
-        """Return the next item to end."""
+        """Return the next item to end.
+
+        Raises:
+            RuntimeError: The batch was begun on another event loop.
+        """
+        loop = asyncio.get_running_loop()
         if self._run is None:
-            self._run = self._make(self._notifier(asyncio.get_running_loop()))
+            self._loop = loop
+            self._run = self._make(self._notifier(loop))
+        elif loop is not self._loop:
+            raise RuntimeError("a batch cannot be continued on another event loop; start another")
         run = self._run
         try:
             while True:
@@ -486,16 +498,24 @@ class AsyncBatchRun:
                 self._show(run, item)
                 if item is not None:
                     return item
-                with run.paused(), contextlib.suppress(TimeoutError):
-                    # Also looks around now and then, for threads that have died.
-                    await asyncio.wait_for(self._event.wait(), _LOOK)
-                run.hall.dead()
+                await self._wait(run, loop)
         except Over:
-            await self.aclose()
+            self._close()
             raise StopAsyncIteration from None
         except BaseException:
-            await self.aclose()
+            self._close()
             raise
+
+    async def _wait(self, run: Run, loop: asyncio.AbstractEventLoop) -> None:
+        # Looks around now and then, for threads that have died. The timeout of `asyncio.wait_for`
+        # would hold the task that waits, so that one left pending would be the collector's to find.
+        look = loop.call_later(_LOOK, self._event.set)
+        try:
+            with run.paused():
+                await self._event.wait()
+        finally:
+            look.cancel()
+        run.hall.dead()
 
     def _notifier(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         event, me = self._event, weakref.ref(self)
@@ -504,27 +524,25 @@ class AsyncBatchRun:
             try:
                 loop.call_soon_threadsafe(event.set)
             except RuntimeError:
-                # The loop is closed: nobody will ask for the items any more.
+                # The loop is closed: nobody will ask for the items any more. The collector may not
+                # find that out, as a task left pending was set aside when the batch began.
                 if (batch := me()) is not None:
-                    batch.stop()
+                    batch._close()  # noqa: SLF001 - its own
 
         return notify
 
-    def stop(self) -> None:
-        """Cancel what has not ended, and wait for nothing."""
-        if self._run is not None:
-            self._run.stop()
-
     async def aclose(self) -> None:
         """Cancel what has not ended and give no more items."""
+        self._close()
+
+    def _close(self) -> None:
         if self._run is not None:
             self._run.close()
         self._show.close()
 
     def __del__(self) -> None:
         """Close it."""
-        if self._run is not None:
-            self._run.close()
+        self._close()
 
     def cancel(self) -> list[LeftBehind]:
         """Cancel what has not ended; the iteration ends with those items, as ``cancelled``."""

@@ -106,6 +106,7 @@ class Progress:
 
     def close(self) -> None:
         """Leave the bar as it stands."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        # First out of reach, as the threads of a batch may find at the same time that nobody asks.
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.stop()
