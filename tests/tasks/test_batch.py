@@ -702,6 +702,30 @@ class TestCollector:
         gc.collect()
         assert not gc.get_freeze_count()
 
+    def test_a_batch_that_is_forgotten_with_what_was_there_before_is_found(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Holder:
+            batch: Any
+
+            def __init__(self) -> None:
+                self.me = self
+
+        monkeypatch.setattr(batch_floor, "_PATIENCE", 0.01)
+        # A floor of its own, whose threads have that patience.
+        monkeypatch.setattr(batch_floor, "_hall", batch_floor.Hall(2))
+        holder = Holder()
+        holder.batch = imap_crew(Doing(lambda n: n), numbers(9), concurrency=1)
+        next(holder.batch)
+        run = weakref.ref(holder.batch._run)
+        del holder
+        deadline = time.monotonic() + FOREVER
+        while run() is not None and time.monotonic() < deadline:
+            gc.collect()
+            time.sleep(0.01)
+        assert run() is None
+        assert not gc.get_freeze_count()
+
     def test_garbage_of_the_batch_itself_is_collected(self) -> None:
         class Ring:
             def __init__(self) -> None:

@@ -87,15 +87,17 @@ class Hall:
 
         Crews are made and dropped by the hundred, so that it would go through everything that was
         imported again and again. What becomes garbage meanwhile of what was there before, and only
-        the collector can free, stays until no batch runs. An application that has set things aside
-        itself is left alone.
+        the collector can free, stays until no batch runs, or all of them have had nothing to do for
+        a while: a batch that nobody asks any more may be held by just that. An application that has
+        set things aside itself is left alone.
 
         Without a lock, as a batch may be closed by the collector itself: a batch that is admitted
         just when the last one ends may run without this, and nothing stays aside without a batch.
         """
         if not self._heap_set_aside and gc.isenabled() and not gc.get_freeze_count():
-            self._heap_set_aside = True
+            # In this order, as what is marked as set aside may be taken back at any time.
             gc.freeze()
+            self._heap_set_aside = True
 
     def take_heap_back(self) -> None:
         """Let the collector have everything again."""
@@ -146,6 +148,8 @@ class Hall:
                 del work
                 del self._at[me]
                 floor.back()
+            if not self._at:
+                self.take_heap_back()
         finally:
             self._gone(me)
 
