@@ -281,6 +281,22 @@ def test_what_cannot_be_mirrored_is_logged_and_kept(store, tmp_path, caplog):
     assert place.read_text().startswith("Dear diary")
 
 
+def test_where_no_thread_can_be_started_it_is_mirrored_at_once(store, place, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    log = store.open(place)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    log.clear()
+    add(log, 0)
+    assert [row["task_id"] for row in load_task_outputs(place)] == ["task0"]
+    store.flush()
+    monkeypatch.undo()
+    add(log, 1)
+    store.flush()
+    assert [row["task_id"] for row in load_task_outputs(place)] == ["task0", "task1"]
+
+
 CHILD = """
 import sys
 from crewai_native_db import replay

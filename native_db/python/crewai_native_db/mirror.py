@@ -133,10 +133,17 @@ class Mirror:
         with self._state:
             self._places.add(place)
             if self._thread is None:
-                self._thread = threading.Thread(
+                thread = threading.Thread(
                     target=self._work, name="crewai-native-replay", daemon=True
                 )
-                self._thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:
+                    # The system has none left, or the program ends: from Python 3.12 on no thread
+                    # is started then, while those that there are go on.
+                    self._write()
+                    return
+                self._thread = thread
             self._state.notify_all()
 
     def flush(self) -> None:
@@ -157,16 +164,20 @@ class Mirror:
                 self._state.wait_for(lambda: bool(self._places))
                 # Further tasks may end. Whoever waits for what has ended does not wait for those.
                 self._state.wait_for(lambda: self._waiting > 0, _PAUSE)
-                places, self._places = self._places, set()
                 self._writing = True
-            for place in places:
-                try:
-                    write(self._store, place)
-                except Exception:
-                    # Our own log has it. A thread cannot tell anybody but the log.
-                    _logger.exception(
-                        "%s: crewai log-tasks-outputs will not show the newest run", place
-                    )
+            self._write()
+
+    def _write(self) -> None:
+        with self._state:
+            places, self._places = self._places, set()
+        for place in places:
+            try:
+                write(self._store, place)
+            except Exception:
+                # Our own log has it. A thread cannot tell anybody but the log.
+                _logger.exception(
+                    "%s: crewai log-tasks-outputs will not show the newest run", place
+                )
 
 
 def _columns(db: sqlite3.Connection) -> set[str]:
