@@ -69,10 +69,10 @@ def test_a_fork_before_and_after_first_use_and_in_the_middle_of_a_batch(tmp_path
         running = imap_crew(Doing, ({"n": n} for n in range(50)), concurrency=3, timeout=60)
         next(running)
 
-        assert gc.get_freeze_count()
+        assert gc.get_freeze_count() > 1000
 
         def go_on():
-            assert not gc.get_freeze_count()
+            assert gc.get_freeze_count() < 1000  # some are frozen always, by Python 3.12
             batch()
             try:
                 next(running)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("crewai_native.tasks")
 # Seconds after which an idle thread ends.
 _PATIENCE: Final = 10.0
+# Python 3.12 freezes by itself what is never freed, 375 objects; a program that does has thousands.
+_IMMORTAL: Final = 1000
 SLOTS: Final = 256
 """How many items of all batches are worked at a time, unless configured."""
 
@@ -94,7 +96,7 @@ class Hall:
         Without a lock, as a batch may be closed by the collector itself: a batch that is admitted
         just when the last one ends may run without this, and nothing stays aside without a batch.
         """
-        if not self._heap_set_aside and gc.isenabled() and not gc.get_freeze_count():
+        if not self._heap_set_aside and gc.isenabled() and gc.get_freeze_count() <= _IMMORTAL:
             # In this order, as what is marked as set aside may be taken back at any time.
             gc.freeze()
             self._heap_set_aside = True
