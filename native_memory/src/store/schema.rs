@@ -290,14 +290,19 @@ pub fn create(path: &Path) -> Result<()> {
 
 fn write_empty(path: &Path) -> Result<()> {
     let mut connection = Connection::open(path)?;
-    // The caller flushes the file once, when it is whole; nobody looks at it before.
+    // The caller flushes the file once, when it is whole; nobody looks at it before, and a half one
+    // is thrown away.
     connection.pragma_update(None, "synchronous", "OFF")?;
+    journal(&connection, "OFF")?;
     // Both must be chosen before the first table. Freed pages can be handed back by `optimize`.
     connection.pragma_update(None, "page_size", PAGE)?;
     connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-    let mode: String =
-        connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
-    if mode != "wal" {
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(SCHEMA)?;
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", FORMAT)?;
+    transaction.commit()?;
+    if journal(&connection, "WAL")? != "wal" {
         return Err(StoreError::io(
             path,
             io::Error::new(
@@ -307,12 +312,14 @@ fn write_empty(path: &Path) -> Result<()> {
             ),
         ));
     }
-    let transaction = connection.transaction()?;
-    transaction.execute_batch(SCHEMA)?;
-    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-    transaction.pragma_update(None, "user_version", FORMAT)?;
-    transaction.commit()?;
+    // Only what uses the log shows whether it can be used here.
+    connection.query_row("SELECT count(*) FROM meta", [], |_| Ok(()))?;
     connection
         .close()
         .map_err(|(_, error)| StoreError::Sqlite(error))
+}
+
+/// Asks for a kind of journal; gives the one that it is.
+fn journal(connection: &Connection, kind: &str) -> rusqlite::Result<String> {
+    connection.pragma_update_and_check(None, "journal_mode", kind, |row| row.get(0))
 }
