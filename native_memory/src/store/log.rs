@@ -16,8 +16,9 @@ use rusqlite::ffi;
 /// Under which SQLite knows the file system.
 const NAME: &str = "crewai-native-memory";
 const C_NAME: *const c_char = c"crewai-native-memory".as_ptr();
-/// Bytes that are gathered at most: what the second-level cache holds.
-const ROOM: usize = 128 << 10;
+/// Bytes that are gathered at most: what the second-level cache holds, and the longest write that the
+/// system's file system of SQLite knows; it takes 128 KiB for nothing.
+const ROOM: usize = (128 << 10) - 1;
 /// The header of a page in the log. Its second number is not 0 where the page ends a transaction.
 const HEADER: usize = 24;
 
