@@ -106,13 +106,21 @@ pub struct Addition {
     pub position: Option<Position>,
     /// The segments of it that are already there.
     pub first: usize,
-    /// The end of the text before `segments`: all of it, or at least so much as they are packed with.
+    /// The end of the text before the new segments: all of it, or at least so much as they are packed
+    /// with.
     pub tail: Vec<u8>,
+    /// What came after that, oldest first; one at least.
+    pub moments: Vec<Moment>,
+}
+
+/// What was new at a moment.
+#[derive(Debug)]
+pub struct Moment {
     /// What was added.
     pub segments: Vec<Vec<u8>>,
     /// What has changed.
     pub parts: Vec<Part>,
-    /// Checkpoints of that moment.
+    /// Checkpoints of it.
     pub entries: Vec<Entry>,
 }
 
@@ -153,22 +161,37 @@ pub fn add(connection: &Connection, addition: &Addition) -> Result<Option<Positi
         Some(position) if is_at(connection, position, addition.first)? => position,
         Some(_) => return Ok(None),
     };
-    let record = position.record;
-    let moment = position.moment + 1;
+    let (mut position, mut first) = (position, addition.first);
+    let mut tail = addition.tail.clone();
+    for moment in &addition.moments {
+        position.moment += 1;
+        add_moment(connection, position, first, &mut tail, moment)?;
+        first += moment.segments.len();
+    }
     connection
         .prepare_cached("UPDATE records SET moments = ?2 WHERE record = ?1")?
-        .execute(params![record, moment])?;
-    let mut tail = addition.tail.clone();
-    for (number, text) in (addition.first..).zip(&addition.segments) {
+        .execute(params![position.record, position.moment])?;
+    Ok(Some(position))
+}
+
+/// `first` is how many segments are there, `tail` the end of their text.
+fn add_moment(
+    connection: &Connection,
+    at: Position,
+    first: usize,
+    tail: &mut Vec<u8>,
+    new: &Moment,
+) -> Result<()> {
+    for (number, text) in (first..).zip(&new.segments) {
         tail.drain(..tail.len().saturating_sub(PREFIX));
-        let packed = codec::pack(text, Some(&tail))?;
+        let packed = codec::pack(text, Some(tail))?;
         connection
             .prepare_cached(
                 "INSERT INTO segments (record, segment, prefix, size, checksum, data)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
             .execute(params![
-                record,
+                at.record,
                 number,
                 tail.len(),
                 text.len(),
@@ -177,10 +200,10 @@ pub fn add(connection: &Connection, addition: &Addition) -> Result<Option<Positi
             ])?;
         tail.extend_from_slice(text);
     }
-    for part in &addition.parts {
-        add_part(connection, Position { record, moment }, part)?;
+    for part in &new.parts {
+        add_part(connection, at, part)?;
     }
-    for entry in &addition.entries {
+    for entry in &new.entries {
         connection
             .prepare_cached(
                 "INSERT INTO checkpoints (id, record, segments, moment, note, saved_at)
@@ -188,14 +211,14 @@ pub fn add(connection: &Connection, addition: &Addition) -> Result<Option<Positi
             )?
             .execute(params![
                 entry.id,
-                record,
-                addition.first + addition.segments.len(),
-                moment,
+                at.record,
+                first + new.segments.len(),
+                at.moment,
                 entry.note,
                 entry.saved_at,
             ])?;
     }
-    Ok(Some(Position { record, moment }))
+    Ok(())
 }
 
 /// Whether a record is at a position, with so many segments.
@@ -510,12 +533,14 @@ mod tests {
             position,
             first: before.len(),
             tail: before.concat(),
-            segments: segments.to_vec(),
-            parts: vec![part(1, 1, id.as_bytes())],
-            entries: vec![Entry {
-                id: id.to_owned(),
-                note: id.to_uppercase(),
-                saved_at: 1,
+            moments: vec![Moment {
+                segments: segments.to_vec(),
+                parts: vec![part(1, 1, id.as_bytes())],
+                entries: vec![Entry {
+                    id: id.to_owned(),
+                    note: id.to_uppercase(),
+                    saved_at: 1,
+                }],
             }],
         }
     }
@@ -546,8 +571,8 @@ mod tests {
                 let mut new = addition(position, &all, step, &id);
                 let changed: BTreeMap<_, _> =
                     changed.iter().map(|(n, like, text)| (*n, part(*n, *like, text))).collect();
-                new.parts = changed.into_values().collect();
-                parts.extend(new.parts.iter().map(|part| (part.number, part.text.clone())));
+                new.moments[0].parts = changed.into_values().collect();
+                parts.extend(new.moments[0].parts.iter().map(|part| (part.number, part.text.clone())));
                 position = add(&db, &new).unwrap();
                 all.extend(step.iter().cloned());
                 expected.insert(id.clone(), Stored {
@@ -571,6 +596,34 @@ mod tests {
             }
             prop_assert_eq!(check(&db).unwrap(), Vec::<String>::new());
         }
+    }
+
+    #[test]
+    fn moments_that_are_added_together_are_those_added_one_by_one() {
+        let (together, one_by_one) = (database(), database());
+        let (mut all, mut position, mut before) = (None::<Addition>, None, Vec::new());
+        for (id, count) in [("a", 2), ("b", 0), ("c", 3)] {
+            let segments = vec![id.repeat(90_000).into_bytes(); count];
+            let mut new = addition(position, &before, &segments, id);
+            new.moments[0].parts.push(part(count as i64, 1, b"other"));
+            position = add(&one_by_one, &new).unwrap();
+            before.extend(segments);
+            match &mut all {
+                Some(all) => all.moments.append(&mut new.moments),
+                None => all = Some(new),
+            }
+        }
+        assert_eq!(add(&together, &all.unwrap()).unwrap(), position);
+        for id in ["a", "b", "c"] {
+            let expected = load(&one_by_one, id).unwrap();
+            assert!(expected.is_some());
+            assert_eq!(load(&together, id).unwrap(), expected);
+        }
+        let next = addition(position, &before, &[b"d".to_vec()], "d");
+        assert_eq!(
+            add(&together, &next).unwrap(),
+            add(&one_by_one, &next).unwrap()
+        );
     }
 
     #[test]
@@ -607,7 +660,7 @@ mod tests {
         let mut position = None;
         for step in 0..20 {
             let mut new = addition(position, &[], &[], &format!("c{step}"));
-            new.parts = vec![Part {
+            new.moments[0].parts = vec![Part {
                 number: 3 + step % 2,
                 like: 3,
                 text: [noise.as_slice(), step.to_string().as_bytes()].concat(),

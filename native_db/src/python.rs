@@ -26,7 +26,7 @@ mod _native {
     use super::SQLITE_NEEDED;
 
     #[pymodule_export]
-    use super::checkpoint::CheckpointStore;
+    use super::checkpoint::{CheckpointStore, publish};
     #[pymodule_export]
     use super::database::{Database, Transaction};
     #[pymodule_export]

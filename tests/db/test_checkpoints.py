@@ -115,6 +115,20 @@ def config(tmp_path):
     return make
 
 
+class Inline:
+    """Runs handlers where the event is emitted."""
+
+    def submit(self, function, *args):
+        from concurrent.futures import Future
+
+        done = Future()
+        done.set_result(function(*args))
+        return done
+
+    def shutdown(self, **_):
+        pass
+
+
 @pytest.fixture
 def both(monkeypatch):
     """What CrewAI would have written at each snapshot, as nothing else goes on.
@@ -133,17 +147,6 @@ def both(monkeypatch):
         then(self, run, due)
         with run.changed:
             run.changed.wait_for(lambda: not (run.taken or run.storing))
-
-    class Inline:
-        def submit(self, function, *args):
-            from concurrent.futures import Future
-
-            done = Future()
-            done.set_result(function(*args))
-            return done
-
-        def shutdown(self, **_):
-            pass
 
     crewai_event_bus._ensure_executor_initialized()
     monkeypatch.setattr(recorder.Recorder, "snapshot", snapshot)
@@ -234,6 +237,33 @@ class TestAgainstStock:
         made = config(on_events=["*"])
         Outer(checkpoint=made).kickoff()
         assert len(same(made.location, both)[-1][1]["entities"]) >= 2
+
+    @PROVIDERS
+    def test_checkpoints_that_are_stored_together(self, config, monkeypatch, provider):
+        made = config(provider)
+        taken = []
+        original = recorder.Recorder.snapshot
+
+        def snapshot(self, state):
+            found = original(self, state)
+            taken.append(state.model_dump(mode="json"))
+            return found
+
+        crewai_event_bus._ensure_executor_initialized()
+        monkeypatch.setattr(recorder.Recorder, "snapshot", snapshot)
+        monkeypatch.setattr(crewai_event_bus, "_sync_executor", Inline())
+        _hold(monkeypatch, 3)
+        tooled(3, checkpoint=made).kickoff(inputs={"topic": "x"})
+        store = _native.CheckpointStore(places.of(made.location).store, True)
+        assert store.statistics()["commits"] == 1
+        parent, found = None, list(saved(made.location))
+        assert len(found) == 3
+        for (where, ours), theirs in zip(found, taken, strict=True):
+            assert ours.pop("trigger") == "task_completed"
+            assert ours.pop("parent_id") == parent
+            theirs.pop("parent_id")
+            assert ours == theirs
+            parent = JsonProvider().extract_id(where) if "#" not in where else where.split("#")[1]
 
     def test_a_run_that_was_restored_goes_on_in_a_record_of_its_own(self, config, both):
         made = config()
@@ -671,24 +701,62 @@ class TestFailures:
         with pytest.raises(OSError, match="saved"):
             crew_of("one", checkpoint=config()).kickoff()
 
-    def test_a_failure_in_between_does_not_hurt_the_others(self, config, monkeypatch):
+    @pytest.mark.parametrize("together", [False, True])
+    def test_a_failure_in_between_does_not_hurt_the_others(
+        self, config, tmp_path, monkeypatch, together
+    ):
         made = config()
         attempts = []
-        original = places.Files.publish
+        original = places.Files.file
 
-        def publish(self, *args):
-            attempts.append(args[0])
-            if len(attempts) == 2:
-                raise OSError(28, "No space left on device")
-            original(self, *args)
+        def file(self, *args):
+            if args[0] not in attempts:
+                attempts.append(args[0])
+            draft, path = original(self, *args)
+            if attempts.index(args[0]) == 1:
+                draft = tmp_path / "file" / "draft"
+            return draft, path
 
-        monkeypatch.setattr(places.Files, "publish", publish)
+        (tmp_path / "file").write_text("not a directory")
+        monkeypatch.setattr(places.Files, "file", file)
+        if together:
+            _hold(monkeypatch, 3)
         crew_of("one", "two", "three", checkpoint=made).kickoff(inputs={"topic": "x"})
         found = list(saved(made.location))
         assert [len(_done(checkpoint)) for _, checkpoint in found] == [1, 3]
         assert found[1][1]["parent_id"] == attempts[0]
         store = _native.CheckpointStore(places.of(made.location).store, True)
         assert [name for name, _ in store.ids()] == [attempts[0], attempts[2]]
+        assert store.check() == []
+
+    def test_a_listener_that_fails_does_not_keep_others_waiting(self, config, monkeypatch):
+        made = config()
+        original = writer.CheckpointWriter._complete
+        told = []
+
+        def complete(self, run, due, parent_id):
+            told.append(due.checkpoint_id)
+            if len(told) == 1:
+                raise RuntimeError("no listener")
+            original(self, run, due, parent_id)
+
+        monkeypatch.setattr(writer.CheckpointWriter, "_complete", complete)
+        _hold(monkeypatch, 3)
+        crew_of("one", "two", "three", checkpoint=made).kickoff(inputs={"topic": "x"})
+        assert [name for name, *_ in places.of(made.location).texts()] == told
+        assert len(told) == 3
+
+
+def _hold(monkeypatch, count):
+    """Have nothing stored before so many snapshots wait for it."""
+    original = writer.CheckpointWriter._store_all
+
+    def store_all(self, run):
+        with run.changed:
+            run.changed.wait_for(lambda: len(run.taken) >= count)
+        original(self, run)
+
+    monkeypatch.setattr(writer.CheckpointWriter, "_store_all", store_all)
 
 
 # Tests run on stock CrewAI, and so would the programs that they start.

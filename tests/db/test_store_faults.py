@@ -26,11 +26,10 @@ class Checkpoints:
     def add(self, who, n):
         text = random.Random(f"{who} {n}").randbytes(600).hex().encode()
         parts = [(-1, -1, b"%d" % n), (n % 3, 0, text)]
-        self.position = self.store.add(
-            self.position, len(self.segments), b"".join(self.segments)[-65536:], [text], parts,
-            [(f"{who}-{n}", f"note {n}", n)],
+        self.position, _ = self.store.add(
+            self.position, len(self.segments), b"".join(self.segments)[-65536:],
+            [([text], parts, [(f"{who}-{n}", f"note {n}", n)])], [],
         )
-        assert self.position
         self.segments.append(text)
     def has(self, who, n):
         found = self.store.load(f"{who}-{n}")

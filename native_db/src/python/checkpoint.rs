@@ -1,16 +1,36 @@
 //! Checkpoints, for Python.
 
+use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::thread;
 
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
-use crate::checkpoint::{self, Addition, Entry, Part, Position, Totals};
-use crate::engine::{Durability, Engine};
+use crate::checkpoint::{self, Addition, Entry, Moment, Part, Position, Totals};
+use crate::engine::{DbError, Durability, Engine};
+use crate::outline::{self, Outline};
 
+use super::error::raise;
 use super::flow::statistics;
 use super::handle::Handle;
+
+/// (segments, (number, a number like it, text) of parts, (id, note, time) of checkpoints)
+type Added = (
+    Vec<PyBackedBytes>,
+    Vec<(i64, i64, PyBackedBytes)>,
+    Vec<(String, String, i64)>,
+);
+
+/// (draft, path, text)
+type File = (PathBuf, PathBuf, String);
+
+/// Where the record has got to, and of files why they are not there.
+type Outcome = ((i64, i64), Vec<Option<Py<PyAny>>>);
+
+/// How files came out, up to the first that failed.
+type Outcomes = Vec<Result<(), DbError>>;
 
 /// A store of checkpoints. Texts are bytes; times are microseconds since 1970 UTC.
 #[pyclass(frozen, module = "crewai_native_db._native")]
@@ -42,43 +62,41 @@ impl CheckpointStore {
         self.handle.close(py);
     }
 
-    /// Adds segments to a record, or to a new one, parts of (number, a number like it, text) that
-    /// have changed, and checkpoints of (id, note, time) that consist of all there is then. Takes
-    /// where the record has got to, and says where it gets to; `None` where it is not there any
-    /// more, or does not have `first` segments. `tail` is the end of the text before `segments`.
-    #[expect(clippy::too_many_arguments, reason = "the parts of an addition")]
+    /// Adds moments to a record, or to a new one: segments, parts that have changed, and checkpoints
+    /// that consist of all there is then. Takes where the record has got to; nothing is returned, and
+    /// nothing stored, where it is not there any more, or does not have `first` segments. `tail` is
+    /// the end of the text before the new segments.
+    ///
+    /// Once that is stored the files appear, which are written meanwhile, one after another up to
+    /// the first that fails: for each so far it says why it is not there.
     fn add(
         &self,
         py: Python<'_>,
         position: Option<(i64, i64)>,
         first: usize,
         tail: &[u8],
-        segments: Vec<PyBackedBytes>,
-        parts: Vec<(i64, i64, PyBackedBytes)>,
-        entries: Vec<(String, String, i64)>,
-    ) -> PyResult<Option<(i64, i64)>> {
+        moments: Vec<Added>,
+        files: Vec<File>,
+    ) -> PyResult<Option<Outcome>> {
         let addition = Addition {
             position: position.map(|(record, moment)| Position { record, moment }),
             first,
             tail: tail.to_vec(),
-            segments: segments.iter().map(|text| text.to_vec()).collect(),
-            parts: parts
-                .iter()
-                .map(|(number, like, text)| Part {
-                    number: *number,
-                    like: *like,
-                    text: text.to_vec(),
-                })
-                .collect(),
-            entries: entries
-                .into_iter()
-                .map(|(id, note, saved_at)| Entry { id, note, saved_at })
-                .collect(),
+            moments: moments.into_iter().map(moment).collect(),
         };
-        let position = self.handle.run(py, |engine| {
-            engine.write(self.durability, move |db| checkpoint::add(db, &addition))
+        let outlines: Vec<_> = files.into_iter().map(file).collect();
+        let added = self.handle.run(py, |engine| {
+            publish_after(&outlines, || {
+                engine.write(self.durability, move |db| checkpoint::add(db, &addition))
+            })
         })?;
-        Ok(position.map(|at| (at.record, at.moment)))
+        Ok(added.map(|(at, outcomes)| {
+            let failures = outcomes.into_iter().map(|outcome| {
+                let error = outcome.err()?;
+                Some(raise(error).into_value(py).into_any())
+            });
+            ((at.record, at.moment), failures.collect())
+        }))
     }
 
     /// (segments, parts by number, note) of a checkpoint.
@@ -143,5 +161,70 @@ impl CheckpointStore {
     /// What this process has done with the file: reads, writes, commits, failures.
     fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         statistics(py, self.handle.engine().statistics())
+    }
+}
+
+/// Stores something, and has files appear if that is done; says how that came out, as
+/// [`outline::publish`] does. They are drafted on another thread meanwhile: so the disk is waited for once for both.
+fn publish_after<T>(
+    outlines: &[Outline],
+    store: impl FnOnce() -> Result<Option<T>, DbError>,
+) -> Result<Option<(T, Outcomes)>, DbError> {
+    let (drafts, stored) = thread::scope(|scope| {
+        let drafting = thread::Builder::new()
+            .name("crewai-native-drafts".to_owned())
+            .spawn_scoped(scope, || outline::draft(outlines));
+        let stored = store();
+        let drafts = match drafting {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            // There are too many threads.
+            Err(_) => outline::draft(outlines),
+        };
+        (drafts, stored)
+    });
+    match stored {
+        Ok(Some(value)) => Ok(Some((value, outline::publish(outlines, drafts)))),
+        not_stored => {
+            outline::discard(outlines);
+            not_stored.map(|_| None)
+        }
+    }
+}
+
+/// Has a file appear, whole or not at all.
+#[pyfunction]
+pub(super) fn publish(py: Python<'_>, draft: PathBuf, path: PathBuf, text: String) -> PyResult<()> {
+    let outlines = [file((draft, path, text))];
+    py.detach(|| {
+        outline::publish(&outlines, outline::draft(&outlines))
+            .into_iter()
+            .collect::<Result<(), _>>()
+    })
+    .map_err(raise)
+}
+
+fn file((draft, path, text): File) -> Outline {
+    Outline {
+        draft,
+        path,
+        text: text.into_bytes(),
+    }
+}
+
+fn moment((segments, parts, entries): Added) -> Moment {
+    Moment {
+        segments: segments.iter().map(|text| text.to_vec()).collect(),
+        parts: parts
+            .iter()
+            .map(|(number, like, text)| Part {
+                number: *number,
+                like: *like,
+                text: text.to_vec(),
+            })
+            .collect(),
+        entries: entries
+            .into_iter()
+            .map(|(id, note, saved_at)| Entry { id, note, saved_at })
+            .collect(),
     }
 }

@@ -16,10 +16,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from crewai_native_db import _native
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from crewai_native_db import _native
 
 _STORE: Final = "checkpoints.db"
 _SUFFIX: Final = ".native"
@@ -56,6 +56,11 @@ class Place(Protocol):
     def data(self, branch: str) -> str:
         """The path of the store from where an outline on a branch is."""
 
+    def file(
+        self, checkpoint_id: str, parent_id: str | None, branch: str
+    ) -> tuple[Path, Path] | None:
+        """Where an outline is drafted, and where it is then, if it is a file."""
+
     def publish(self, checkpoint_id: str, parent_id: str | None, branch: str, text: str) -> None:
         """Put an outline there, whole or not at all; after a power cut, too."""
 
@@ -79,26 +84,16 @@ class Files:
     def data(self, branch: str) -> str:  # noqa: D102 - see Place
         return os.path.relpath(self.store, self._directory / branch)
 
+    def file(  # noqa: D102 - see Place
+        self, checkpoint_id: str, parent_id: str | None, branch: str
+    ) -> tuple[Path, Path]:
+        path = self._path(checkpoint_id, parent_id, branch)
+        return path.with_name(f".{checkpoint_id}.new"), path
+
     def publish(  # noqa: D102 - see Place
         self, checkpoint_id: str, parent_id: str | None, branch: str, text: str
     ) -> None:
-        path = self._path(checkpoint_id, parent_id, branch)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{checkpoint_id}.new")
-        try:
-            with draft.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                # The order of files is that of their times, and the system's clock for them is
-                # too coarse for it.
-                now = time.time_ns()
-                os.utime(file.fileno() if os.utime in os.supports_fd else draft, ns=(now, now))
-                os.fsync(file.fileno())
-            draft.replace(path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
-        _sync_directory(path.parent)
+        _native.publish(*self.file(checkpoint_id, parent_id, branch), text)
 
     def name(  # noqa: D102 - see Place
         self, location: str, checkpoint_id: str, parent_id: str | None, branch: str
@@ -137,6 +132,9 @@ class Table:
 
     def data(self, branch: str) -> str:  # noqa: ARG002, D102 - see Place
         return os.path.relpath(self.store, self._file.parent)
+
+    def file(self, checkpoint_id: str, parent_id: str | None, branch: str) -> None:  # noqa: ARG002, D102 - see Place
+        return None
 
     def publish(  # noqa: D102 - see Place
         self, checkpoint_id: str, parent_id: str | None, branch: str, text: str
@@ -207,12 +205,3 @@ def _file_name(checkpoint_id: str, parent_id: str | None) -> str:
 def _parsed(path: Path) -> tuple[str, str | None]:
     checkpoint_id, _, parent_id = path.stem.partition("_p-")
     return checkpoint_id, parent_id if parent_id not in ("", "none") else None
-
-
-def _sync_directory(path: Path) -> None:
-    if os.name == "posix":
-        directory = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)

@@ -3,7 +3,8 @@
 A snapshot is taken where CrewAI takes it, before the handler of the event returns: a flow waits for
 that, and must not move on first. Handlers that wait for one another share the next snapshot. What
 follows, packing and syncing, happens on a thread that lives as long as there is something to
-store, and that the end of the kickoff waits for.
+store, and that the end of the kickoff waits for. Where the disk is slower than the run, snapshots
+that wait for it are stored together.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import weakref
 from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from crewai.events.event_bus import _runtime_scope_depth, crewai_event_bus
 from crewai.events.types.checkpoint_events import (
@@ -35,7 +36,7 @@ from crewai_native_db.checkpoints import assembly, outline, places
 from crewai_native_db.checkpoints.placeholders import restore_guardrails
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from crewai_native.slots.checkpoint_writer import Checkpoint
     from crewai_native_db.checkpoints.recorder import Part, Snapshot
@@ -101,6 +102,10 @@ class _Trail:
     parts: dict[int, Part] = dataclasses.field(default_factory=dict)
 
 
+# A snapshot, and the checkpoints of it.
+_Moment: TypeAlias = "tuple[Snapshot, list[_Due]]"
+
+
 class _Run:
     """What is known of a run whose checkpoints are written."""
 
@@ -115,7 +120,7 @@ class _Run:
         self.waiting: list[_Due] = []
         self.recording = False
         # Snapshots that are not stored, and whether there is a thread that does.
-        self.taken: deque[tuple[Snapshot, list[_Due]]] = deque()
+        self.taken: deque[_Moment] = deque()
         self.storing = False
         self.trails: dict[Path, _Trail] = {}
         # The checkpoint that the next one comes after: of those begun, of those stored.
@@ -325,48 +330,69 @@ class CheckpointWriter:
                     run.storing = False
                     run.changed.notify_all()
                     return
-                snapshot, batch = run.taken.popleft()
+                moments = _together(run.taken)
                 run.changed.notify_all()
             begun = time.thread_time_ns()
-            by_place: dict[Path, list[_Due]] = {}
-            for due in batch:
-                by_place.setdefault(due.place.store, []).append(due)
+            by_place: dict[Path, list[_Moment]] = {}
+            for snapshot, batch in moments:
+                for due in batch:
+                    there = by_place.setdefault(due.place.store, [])
+                    if not there or there[-1][0] is not snapshot:
+                        there.append((snapshot, []))
+                    there[-1][1].append(due)
             for part in by_place.values():
                 try:
-                    self._store_some(run, snapshot, part)
+                    self._store_some(run, part)
                 except Exception as error:
                     # A listener of CrewAI's events, for one. Those who wait for the thread go on.
-                    _logger.exception("after checkpoints were written at %s", part[0].place.store)
+                    place = part[0][1][0].place
+                    _logger.exception("after checkpoints were written at %s", place.store)
                     run.failures.append(error)
             self._count("store_us", (time.thread_time_ns() - begun) // 1000)
 
-    def _store_some(self, run: _Run, snapshot: Snapshot, batch: list[_Due]) -> None:
-        """Store checkpoints of one moment at one place; no failure is raised."""
-        parents: list[str | None] = [run.stored, *(due.checkpoint_id for due in batch[:-1])]
-        said = [
-            {"parent_id": parent, "branch": due.branch, "trigger": due.trigger}
-            for due, parent in zip(batch, parents, strict=True)
-        ]
+    def _store_some(self, run: _Run, moments: list[_Moment]) -> None:
+        """Store checkpoints at one place, oldest first; no failure is raised."""
+        dues = [due for _, batch in moments for due in batch]
+        parent = run.stored
+        said = {}
+        for due in dues:
+            said[due] = {"parent_id": parent, "branch": due.branch, "trigger": due.trigger}
+            parent = due.checkpoint_id
         try:
-            trail = self._trail(run, batch[0].place)
-            _extend(trail, snapshot, batch, said)
+            trail = self._trail(run, dues[0].place)
+            outlines = _outlines(run, moments, said)
+            failures = _extend(trail, moments, said, outlines)
         except Exception as error:  # noqa: BLE001 - told to everybody who can do something about it
-            for due in batch:
+            for due in dues:
                 self._fail(run, due, error)
             return
-        self._report(run, snapshot, batch[0])
-        entities = run.summaries.of(snapshot)
-        for due, fields in zip(batch, said, strict=True):
-            try:
-                data = due.place.data(due.branch)
-                text = outline.write(snapshot, entities, due.checkpoint_id, data, fields)
-                due.place.publish(due.checkpoint_id, fields["parent_id"], due.branch, text)
-            except Exception as error:  # noqa: BLE001 - as above
-                trail.store.forget([due.checkpoint_id])
-                self._fail(run, due, error)
-            else:
+        for snapshot, batch in moments:
+            self._report(run, snapshot, batch[0])
+        for index, due in enumerate(dues):
+            failure = failures.get(due)
+            if due not in failures:
+                failure = _publish(due, said[due]["parent_id"], outlines[due])
+            if failure is None:
                 run.stored = due.checkpoint_id
-                self._complete(run, due, fields["parent_id"])
+                self._tell(run, due, said[due]["parent_id"])
+                continue
+            # Those after it say that they come after it: they are stored anew.
+            later = dues[index + 1 :]
+            trail.store.forget([due.checkpoint_id for due in dues[index:]])
+            trail.segments = None
+            self._fail(run, due, failure)
+            if later:
+                again = ((one, [due for due in batch if due in later]) for one, batch in moments)
+                self._store_some(run, [moment for moment in again if moment[1]])
+            return
+
+    def _tell(self, run: _Run, due: _Due, parent_id: str | None) -> None:
+        try:
+            self._complete(run, due, parent_id)
+        except Exception as error:
+            # A listener of CrewAI's events, for one. What was stored with it is told of as well.
+            _logger.exception("after checkpoint %s was written", due.checkpoint_id)
+            run.failures.append(error)
 
     def _complete(self, run: _Run, due: _Due, parent_id: str | None) -> None:
         config = due.config
@@ -452,32 +478,82 @@ class CheckpointWriter:
         self._runs = {}
 
 
+def _together(taken: deque[_Moment]) -> list[_Moment]:
+    """Take the snapshots off that are to be stored at once: the first, and all that are like it."""
+    moments = [taken.popleft()]
+    # What is pruned after a checkpoint must not be one after it.
+    while taken and _line(moments[-1]) == _line(taken[0]) is not None:
+        moments.append(taken.popleft())
+    return moments
+
+
+def _line(moment: _Moment) -> tuple[int, Path, str] | None:
+    """The record and the one branch of a snapshot's checkpoints, if nothing is pruned after them."""
+    snapshot, batch = moment
+    branches = {(id(snapshot.segments), due.place.store, due.branch) for due in batch}
+    if len(branches) > 1 or any(due.config.max_checkpoints is not None for due in batch):
+        return None
+    return branches.pop()
+
+
+def _publish(due: _Due, parent_id: str | None, text: str) -> Exception | None:
+    """Put an outline where it is no file; return why it is not there."""
+    try:
+        due.place.publish(due.checkpoint_id, parent_id, due.branch, text)
+    except Exception as error:  # noqa: BLE001 - told to everybody who can do something about it
+        return error
+    return None
+
+
+def _outlines(run: _Run, moments: list[_Moment], said: dict[_Due, Any]) -> dict[_Due, str]:
+    outlines = {}
+    for snapshot, batch in moments:
+        entities = run.summaries.of(snapshot)
+        for due in batch:
+            data = due.place.data(due.branch)
+            outlines[due] = outline.write(snapshot, entities, due.checkpoint_id, data, said[due])
+    return outlines
+
+
 def _extend(
-    trail: _Trail, snapshot: Snapshot, batch: list[_Due], said: Iterable[dict[str, Any]]
-) -> None:
-    """Add to the store what a snapshot has that it does not."""
+    trail: _Trail, moments: list[_Moment], said: dict[_Due, Any], outlines: dict[_Due, str]
+) -> dict[_Due, Exception | None]:
+    """Add to the store what snapshots have that it does not; then outlines that are files appear.
+
+    Returns:
+        Of those whose outlines are files, up to the first that failed: why it is not there, or None.
+    """
     now = time.time_ns() // 1000
-    entries = [
-        (due.checkpoint_id, outline.compact(fields), now)
-        for due, fields in zip(batch, said, strict=True)
-    ]
-    segments = snapshot.segments
+    files, drafted = [], []
+    for due, text in outlines.items():
+        file = due.place.file(due.checkpoint_id, said[due]["parent_id"], due.branch)
+        if file is not None:
+            files.append((*file, text))
+            drafted.append(due)
+    segments = moments[-1][0].segments
     if trail.segments is not segments:
         trail.position, trail.count, trail.parts = None, 0, {}
-    added = trail.store.add(
-        trail.position,
-        trail.count,
-        _tail(segments, trail.count),
-        segments[trail.count : snapshot.count],
-        _news(snapshot.parts, trail.parts),
-        entries,
-    )
-    if added is None:
+
+    def added(count: int, parts: dict[int, Part]) -> list[Any]:
+        found = []
+        for snapshot, batch in moments:
+            entries = [(due.checkpoint_id, outline.compact(said[due]), now) for due in batch]
+            news = _news(snapshot.parts, parts)
+            found.append((segments[count : snapshot.count], news, entries))
+            count, parts = snapshot.count, snapshot.parts
+        return found
+
+    tail = _tail(segments, trail.count)
+    new = added(trail.count, trail.parts)
+    stored = trail.store.add(trail.position, trail.count, tail, new, files)
+    if stored is None:
         # The record was pruned away, or a fork of this process went on with it.
-        whole = _news(snapshot.parts, {})
-        added = trail.store.add(None, 0, b"", segments[: snapshot.count], whole, entries)
-    trail.position, trail.segments, trail.count = added, segments, snapshot.count
-    trail.parts = snapshot.parts
+        stored = trail.store.add(None, 0, b"", added(0, {}), files)
+    if stored is None:
+        raise RuntimeError(f"a new record in {trail.store.path} was not added to")
+    trail.position, failures = stored
+    trail.segments, trail.count, trail.parts = segments, moments[-1][0].count, moments[-1][0].parts
+    return dict(zip(drafted, failures, strict=False))
 
 
 def _news(parts: dict[int, Part], known: dict[int, Part]) -> list[tuple[int, int, bytes]]:
