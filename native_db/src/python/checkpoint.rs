@@ -1,6 +1,6 @@
 //! Checkpoints, for Python.
 
-use std::panic::resume_unwind;
+use std::io;
 use std::path::PathBuf;
 use std::thread;
 
@@ -176,7 +176,12 @@ fn publish_after<T>(
             .spawn_scoped(scope, || outline::draft(outlines));
         let stored = store();
         let drafts = match drafting {
-            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            // Python catches no panic, and whoever waits for the checkpoints would do so for ever.
+            Ok(thread) => thread.join().unwrap_or_else(|_| {
+                let panicked = io::Error::other("the thread that wrote it panicked");
+                let failed = |outline: &Outline| Err(DbError::io(&outline.draft, &panicked));
+                outlines.iter().map(failed).collect()
+            }),
             // There are too many threads.
             Err(_) => outline::draft(outlines),
         };
