@@ -18,7 +18,7 @@ use std::time::Instant;
 use crewai_native_memory::vector::kernels::kernels;
 use crewai_native_memory::vector::{
     Bitmap, Candidates, Hit, Metric, Partitions, Query, RowRef, ScanBlock, SealSource, Search,
-    Segment, Tail,
+    Segment, Tail, Weighed,
 };
 
 const K: usize = 10;
@@ -115,23 +115,39 @@ fn search(blocks: &[ScanBlock<'_>], query: &Query) -> usize {
     found.rescored
 }
 
+fn in_threads<R: Send>(threads: usize, work: impl Fn() -> R + Sync) -> Vec<R> {
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(&work)).collect();
+        std::iter::once(work())
+            .chain(others.into_iter().map(|t| t.join().unwrap()))
+            .collect()
+    })
+}
+
 fn search_with_threads(blocks: &[ScanBlock<'_>], query: &Query, threads: usize) {
     let search = Search::new(blocks, query, K, None).unwrap();
     let chunks = search.chunks();
     let next = AtomicUsize::new(0);
-    let work = || {
-        let mut found = Candidates::default();
+    let mut weighed: Vec<Weighed> = in_threads(threads, || {
+        let mut weighed = Vec::new();
         while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
-            search.scan(chunk, &mut found);
+            weighed.push(search.weigh(chunk.clone()));
+        }
+        weighed
+    })
+    .into_iter()
+    .flatten()
+    .collect();
+    let first = search.begin(&mut weighed);
+    let next = AtomicUsize::new(0);
+    let mut found = in_threads(threads, || {
+        let mut found = Candidates::default();
+        while let Some(part) = weighed.get(next.fetch_add(1, Ordering::Relaxed)) {
+            search.scan(part, &mut found);
         }
         found
-    };
-    let found: Vec<_> = std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        std::iter::once(work())
-            .chain(others.into_iter().map(|t| t.join().unwrap()))
-            .collect()
     });
+    found.push(first);
     let Ok(found) = search.finish(found, no_fetch, by_id);
     assert_eq!(black_box(found).hits.len(), K);
 }

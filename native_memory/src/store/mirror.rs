@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::vector::{
     Bitmap, Candidates, Chunk, CodeBlock, Hit, NEIGHBOURS, Partitions, Query, RowRef, ScanBlock,
-    SealSource, Search, Segment, SegmentError, Tail,
+    SealSource, Search, Segment, SegmentError, Tail, Weighed,
 };
 
 use super::error::{Result, StoreError};
@@ -556,7 +556,7 @@ impl Mirror {
         let mut kept: HashMap<i64, Box<[f32]>> = HashMap::new();
         let ids = Ids::new(connection)?;
         let found = search.finish(
-            scan(&search, spread && search.is_large()),
+            scan(&search, spread),
             |_, id, into: &mut [f32]| {
                 let vector = vectors.of_length(id, into.len())?;
                 into.copy_from_slice(&vector);
@@ -927,20 +927,41 @@ fn entry(row: &Row<'_>, from: usize) -> rusqlite::Result<Entry> {
 
 /// Goes over the codes, in this thread alone or with every processor.
 fn scan(search: &Search<'_>, spread: bool) -> Vec<Candidates> {
-    let some = |chunks: &[Chunk]| {
-        let mut found = Candidates::default();
-        for chunk in chunks {
-            search.scan(chunk, &mut found);
+    // Some parts for each thread, so that one that is held up leaves its share to the others.
+    let size = |parts: usize| parts.div_ceil(4 * SCANNERS.threads());
+    let chunks = search.chunks();
+    let weigh = |chunks: &[Chunk]| -> Vec<Weighed> {
+        chunks
+            .iter()
+            .map(|chunk| search.weigh(chunk.clone()))
+            .collect()
+    };
+    let mut weighed = if spread && search.is_large() {
+        let size = size(chunks.len());
+        SCANNERS
+            .map_chunks(&chunks, size, |_, chunks| weigh(chunks))
+            .into_iter()
+            .flatten()
+            .collect()
+    } else {
+        weigh(&chunks)
+    };
+    let first = search.begin(&mut weighed);
+    let scan = |parts: &[Weighed], mut found: Candidates| {
+        for part in parts {
+            search.scan(part, &mut found);
         }
         found
     };
-    let chunks = search.chunks();
-    if !spread {
-        return vec![some(&chunks)];
+    if !(spread && search.is_large_yet(&weighed)) {
+        return vec![scan(&weighed, first)];
     }
-    // Some parts for each thread, so that one that is held up leaves its share to the others.
-    let size = chunks.len().div_ceil(4 * SCANNERS.threads());
-    SCANNERS.map_chunks(&chunks, size, |_, chunks| some(chunks))
+    let size = size(weighed.len());
+    let mut found = SCANNERS.map_chunks(&weighed, size, |_, parts| {
+        scan(parts, Candidates::default())
+    });
+    found.push(first);
+    found
 }
 
 /// Leaves those rows in `selected` that pass; all below `rows` are in it while it is `None`.

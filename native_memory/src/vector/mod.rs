@@ -25,5 +25,5 @@ pub mod sketch;
 pub use bitmap::Bitmap;
 pub use partition::{NEIGHBOURS, PartitionError, Partitions};
 pub use quantize::{MAX_DIMENSION, Metric, Query, VectorError};
-pub use scan::{Candidates, Chunk, Found, Hit, RowRef, ScanBlock, Search};
+pub use scan::{Candidates, Chunk, Found, Hit, RowRef, ScanBlock, Search, Weighed};
 pub use segment::{CodeBlock, SealSource, Segment, SegmentError, Tail};

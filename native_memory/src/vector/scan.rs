@@ -6,8 +6,13 @@
 //! reach the `k`-th best true score. The result is that of computing every score. Where a row's
 //! head or sketch proves that its score cannot reach, its codes are not read ([`super::sketch`]).
 //!
-//! One thread calls [`Search::run`]. Several divide [`Search::chunks`] among them in any way, each
-//! with [`Candidates`] of its own; a bound that one finds helps the others at once.
+//! Heads are all read first ([`Search::weigh`]), so that the rows which they speak best of are the
+//! first whose codes are looked at ([`Search::begin`]), wherever they lie and however few there
+//! are: what these say of the limit tells off the rest.
+//!
+//! One thread calls [`Search::run`]. Several divide [`Search::chunks`] among them in any way, and
+//! then what has been weighed, each with [`Candidates`] of its own; a bound that one finds helps
+//! the others at once.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -33,8 +38,14 @@ const BATCH: usize = 512;
 /// Rows whose codes take longer to read than preparing a query for their heads does.
 const PREPARED: usize = if cfg!(test) { 1 } else { 512 };
 
-/// Rows of a sample that are looked at first: those with the best heads.
+/// Rows that are looked at first: those with the best heads.
 const FIRST: usize = 64;
+
+/// Rows that are mostly told off together.
+const TOGETHER: usize = 8;
+
+/// In place of a bound: the row is not to be looked at, or has been.
+const NONE: f32 = f32::NEG_INFINITY;
 
 /// Rows that were not told off until they are looked at: enough to be fetched ahead, and few
 /// enough that what they say of the limit is known soon.
@@ -105,8 +116,60 @@ pub struct Found {
 pub struct Chunk {
     block: usize,
     words: Range<usize>,
-    /// Every word in so many.
-    step: usize,
+}
+
+/// A part of a search, and what the heads of its rows say; see [`Search::weigh`].
+pub struct Weighed {
+    chunk: Chunk,
+    /// At least the rank of each row, [`rounded`], or [`NONE`]. Empty if the rows have no heads.
+    upper: Vec<f32>,
+    /// The highest of each word.
+    highest: Vec<f32>,
+}
+
+impl Weighed {
+    /// Rows without heads that are looked at first.
+    fn sample(&self) -> Chunk {
+        let Range { start, end } = self.chunk.words;
+        Chunk {
+            words: start..end.min(start + 1),
+            ..self.chunk
+        }
+    }
+
+    /// The rows that are not in the sample.
+    fn others(&self) -> Chunk {
+        let Range { start, end } = self.chunk.words;
+        Chunk {
+            words: end.min(start + 1)..end,
+            ..self.chunk
+        }
+    }
+}
+
+/// The highest bound of a word; in lanes, so that the compiler vectorises it.
+fn highest_of(word: &[f32; WORD]) -> f32 {
+    let higher = |a: f32, b: f32| if a > b { a } else { b };
+    let mut lanes = [NONE; TOGETHER];
+    for some in word.as_chunks::<TOGETHER>().0 {
+        for (lane, &upper) in lanes.iter_mut().zip(some) {
+            *lane = higher(upper, *lane);
+        }
+    }
+    lanes.into_iter().fold(NONE, higher)
+}
+
+/// A rank as f32, to be compared with a limit as f32: rounding keeps the order of numbers, so that
+/// a rank that reaches the limit still does. NaN, which is below no limit, is above all.
+fn rounded(rank: f64) -> f32 {
+    let near = rank as f32;
+    if near < f32::MIN {
+        f32::MIN
+    } else if near.is_nan() {
+        f32::INFINITY
+    } else {
+        near
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -153,6 +216,23 @@ impl Batch {
         }
     }
 
+    /// Adds those rows of a word whose bits are set. There must be room for all.
+    fn add(&mut self, first: u32, mut bits: u64) {
+        if bits == u64::MAX {
+            let rows = &mut self.rows[self.len..][..WORD];
+            rows.iter_mut()
+                .zip(first..)
+                .for_each(|(row, number)| *row = number);
+            self.len += WORD;
+            return;
+        }
+        while bits != 0 {
+            self.rows[self.len] = first + bits.trailing_zeros();
+            self.len += 1;
+            bits &= bits - 1;
+        }
+    }
+
     /// Takes other rows, at most [`BATCH`].
     fn set(&mut self, rows: &[u32]) {
         self.len = rows.len();
@@ -166,13 +246,13 @@ pub struct Candidates {
     rows: Vec<Candidate>,
     compact_at: usize,
     lower: Best,
+    /// Of the sketches of all rows, and of those that heads leave.
     trial: Trial,
-    /// The same of sketches alone, for rows that heads leave.
     finer: Trial,
-    /// Rows of a block that do not fill a batch yet: where a filter leaves few, those of many
-    /// parts are read together, so that each is fetched from memory while others are looked at.
+    /// Rows of a block that do not fill a batch yet: where few of many parts are looked at, they
+    /// are read together, so that each is fetched from memory while others are looked at.
     pending: Option<(usize, Box<Batch>)>,
-    /// Rows of a block that heads and sketches left, to be read together for the same reason.
+    /// Rows of a block that sketches left, to be read together for the same reason.
     waiting: (usize, Vec<u32>),
 }
 
@@ -248,8 +328,10 @@ impl<'a> Search<'a> {
         }
         let min_score = min_score.unwrap_or(f64::NEG_INFINITY);
         let counts: Vec<usize> = blocks.iter().map(ScanBlock::count).collect();
+        let eligible: usize = counts.iter().sum();
         let probe = |(rows, &count): (&ScanBlock<'a>, &usize)| {
-            let sketches = rows.block.sketches?;
+            // If not more rows are allowed than asked for, there is nothing to tell off.
+            let sketches = rows.block.sketches.filter(|_| k < eligible)?;
             (sketches.heads.is_none() || PREPARED <= count)
                 .then(|| Probe::new(query, sketches))
                 .flatten()
@@ -260,133 +342,241 @@ impl<'a> Search<'a> {
             probes: blocks.iter().zip(&counts).map(probe).collect(),
             k,
             min_score,
-            eligible: counts.iter().sum(),
+            eligible,
             limit: AtomicU64::new(query.limit_for_score(min_score).to_bits()),
         })
     }
 
-    /// Whether several threads finish sooner than one, if there are processors for them.
+    /// Whether several threads weigh the parts sooner than one, if there are processors for them.
     pub fn is_large(&self) -> bool {
-        self.eligible * self.query.codes().stride() >= LARGE
+        self.large(self.eligible)
     }
 
-    /// The parts of the search, each to be passed to [`Search::scan`] once, in any order.
-    ///
-    /// The first are a sample of each block: what is like the query may all lie in one place, and
-    /// the sooner some of it is known, the more of everything else is told off.
+    /// The same of scanning what has been weighed.
+    pub fn is_large_yet(&self, weighed: &[Weighed]) -> bool {
+        let limit = self.limit() as f32;
+        let left = |part: &Weighed| {
+            if part.upper.is_empty() {
+                return part.chunk.words.len() * WORD;
+            }
+            let left = |&&upper: &&f32| upper >= limit;
+            part.upper.iter().filter(left).count()
+        };
+        self.large(weighed.iter().map(left).sum())
+    }
+
+    fn large(&self, rows: usize) -> bool {
+        rows * self.query.codes().stride() >= LARGE
+    }
+
+    /// The parts of the search, each to be passed to [`Search::weigh`] once, in any order.
     pub fn chunks(&self) -> Vec<Chunk> {
         const WORDS: usize = CHUNK_ROWS / WORD;
-        let (mut samples, mut others) = (Vec::new(), Vec::new());
+        let mut chunks = Vec::new();
         for (block, rows) in self.blocks.iter().enumerate() {
             let words = rows.words();
-            let chunk = |words, step| Chunk { block, words, step };
-            samples.push(chunk(0..words, WORDS));
-            others.extend((0..words).step_by(WORDS).map(|start| {
-                let end = words.min(start + WORDS);
-                chunk(start + 1..end, 1)
+            chunks.extend((0..words).step_by(WORDS).map(|start| Chunk {
+                block,
+                words: start..words.min(start + WORDS),
             }));
         }
-        samples.extend(others);
-        samples
+        chunks
+    }
+
+    /// The probe of a block, if it has heads.
+    fn heads(&self, block: usize) -> Option<&Probe<'a>> {
+        self.probes[block]
+            .as_ref()
+            .filter(|probe| probe.has_heads())
+    }
+
+    /// Reads the heads of one part's rows.
+    pub fn weigh(&self, chunk: Chunk) -> Weighed {
+        let (mut upper, mut highest) = (Vec::new(), Vec::new());
+        if let Some(probe) = self.heads(chunk.block) {
+            upper.resize(chunk.words.len() * WORD, NONE);
+            let mut batch = Box::new(Batch::new());
+            let start = (chunk.words.start * WORD) as u32;
+            self.words(&chunk, |first, bits| {
+                if batch.len + WORD > BATCH {
+                    self.weigh_batch(chunk.block, probe, &mut batch, start, &mut upper);
+                }
+                batch.add(first, bits);
+            });
+            self.weigh_batch(chunk.block, probe, &mut batch, start, &mut upper);
+            highest.extend(upper.as_chunks().0.iter().map(highest_of));
+        }
+        Weighed {
+            chunk,
+            upper,
+            highest,
+        }
+    }
+
+    /// Writes to `upper`, which begins with the row `start`, at least the ranks of a batch's rows.
+    fn weigh_batch(
+        &self,
+        number: usize,
+        probe: &Probe<'_>,
+        batch: &mut Batch,
+        start: u32,
+        upper: &mut [f32],
+    ) {
+        let count = batch.len;
+        let rows = &batch.rows[..count];
+        probe.most_by_head(
+            rows,
+            &mut batch.partial[..count],
+            &mut batch.products[..count],
+        );
+        self.rank(&self.blocks[number].block, batch);
+        let ranks = &batch.upper[..count];
+        if let Some(rows) = in_a_row(&batch.rows[..count]) {
+            let from = rows.start - start as usize;
+            for (upper, &rank) in upper[from..from + count].iter_mut().zip(ranks) {
+                *upper = rounded(rank);
+            }
+        } else {
+            for (&row, &rank) in batch.rows[..count].iter().zip(ranks) {
+                upper[(row - start) as usize] = rounded(rank);
+            }
+        }
+        batch.len = 0;
+    }
+
+    /// Looks at the rows of all parts that heads speak best of, and at a sample of those without
+    /// heads: the sooner a high limit is known, the more of everything else is told off.
+    pub fn begin(&self, weighed: &mut [Weighed]) -> Candidates {
+        let mut found = Candidates::default();
+        if self.k == 0 {
+            return found;
+        }
+        let mut batch = Box::new(Batch::new());
+        let first = self.take_best(weighed);
+        for rows in first.chunk_by(|a, b| a.block == b.block) {
+            for rows in rows.chunks(BATCH) {
+                for at in rows {
+                    batch.rows[batch.len] = at.row;
+                    batch.len += 1;
+                }
+                self.keep(rows[0].block as usize, &mut batch, &mut found);
+            }
+        }
+        let mut block = 0;
+        for part in weighed.iter().filter(|part| part.upper.is_empty()) {
+            if part.chunk.block != block || batch.len + WORD > BATCH {
+                self.tell_off(block, &mut batch, &mut found);
+                block = part.chunk.block;
+            }
+            self.words(&part.sample(), |first, bits| batch.add(first, bits));
+        }
+        self.tell_off(block, &mut batch, &mut found);
+        self.look_at_waiting(&mut batch, &mut found);
+        found
+    }
+
+    /// The rows that heads speak best of, in storage order: so they are read faster. They are
+    /// taken out of what has been weighed.
+    fn take_best(&self, weighed: &mut [Weighed]) -> Vec<RowRef> {
+        let wanted = self.k.saturating_mul(2).max(FIRST);
+        // They lie in the words whose best rows are the best, and none is below all of these.
+        let mut words: Vec<(f32, usize, usize)> = Vec::new();
+        for (number, part) in weighed.iter().enumerate() {
+            let highest = part.highest.iter().enumerate();
+            words.extend(highest.map(|(word, &highest)| (highest, number, word)));
+        }
+        let best = |count: usize, all: &mut Vec<(f32, usize, usize)>| {
+            if count < all.len() {
+                all.select_nth_unstable_by(count, |a, b| b.0.total_cmp(&a.0));
+                all.truncate(count);
+            }
+        };
+        best(wanted, &mut words);
+        let least = words.iter().map(|word| word.0).fold(f32::MAX, f32::min);
+        let mut rows: Vec<(f32, usize, usize)> = Vec::new();
+        for (_, number, word) in words {
+            let all = weighed[number].upper.iter().copied().enumerate();
+            rows.extend(
+                all.skip(word * WORD)
+                    .take(WORD)
+                    .filter(|&(_, upper)| upper >= least && upper > NONE)
+                    .map(|(place, upper)| (upper, number, place)),
+            );
+        }
+        best(wanted, &mut rows);
+        rows.sort_unstable_by_key(|&(_, number, place)| (number, place));
+        rows.into_iter()
+            .map(|(_, number, place)| {
+                let part = &mut weighed[number];
+                part.upper[place] = NONE;
+                RowRef {
+                    block: part.chunk.block as u32,
+                    row: (part.chunk.words.start * WORD + place) as u32,
+                }
+            })
+            .collect()
     }
 
     /// Goes over the codes of one part and adds the rows that may be in the result; the last few
     /// with the next part, or when the search is finished.
-    pub fn scan(&self, chunk: &Chunk, found: &mut Candidates) {
+    pub fn scan(&self, part: &Weighed, found: &mut Candidates) {
         if self.k == 0 {
             return;
         }
+        let block = part.chunk.block;
         let mut batch = match found.pending.take() {
-            Some((block, mut batch)) => {
-                if block != chunk.block {
-                    self.tell_off(block, &mut batch, found);
+            Some((other, mut batch)) => {
+                if other != block {
+                    self.tell_off(other, &mut batch, found);
                 }
                 batch
             }
             None => Box::new(Batch::new()),
         };
-        if chunk.step > 1 {
-            self.tell_off(chunk.block, &mut batch, found);
-            // What a sample says is wanted before anything else is read. Nothing leaves out the
-            // first rows, so they are no more than it takes to leave out others.
-            let (rows, first) = self.best_first(chunk, &mut batch);
-            let (first, others) = rows.split_at(first);
-            for rows in first.chunks(BATCH).chain(others.chunks(BATCH)) {
-                batch.set(rows);
-                self.tell_off(chunk.block, &mut batch, found);
-            }
-            self.look_at_waiting(&mut batch, found);
-        } else {
-            self.words(chunk, |first, mut bits| {
+        if part.upper.is_empty() {
+            self.words(&part.others(), |first, bits| {
                 if batch.len + WORD > BATCH {
-                    self.tell_off(chunk.block, &mut batch, found);
+                    self.tell_off(block, &mut batch, found);
                 }
-                if bits == u64::MAX {
-                    let rows = &mut batch.rows[batch.len..][..WORD];
-                    rows.iter_mut()
-                        .zip(first..)
-                        .for_each(|(row, number)| *row = number);
-                    batch.len += WORD;
-                    return;
-                }
-                while bits != 0 {
-                    batch.rows[batch.len] = first + bits.trailing_zeros();
-                    batch.len += 1;
-                    bits &= bits - 1;
-                }
+                batch.add(first, bits);
             });
+        } else {
+            let words = part.upper.chunks_exact(WORD).zip(&part.highest);
+            for (word, (upper, &highest)) in part.chunk.words.clone().zip(words) {
+                let limit = self.limit() as f32;
+                if highest < limit {
+                    continue;
+                }
+                if batch.len >= ENOUGH {
+                    self.tell_off(block, &mut batch, found);
+                }
+                let rows = ((word * WORD) as u32..).step_by(TOGETHER);
+                for (first, upper) in rows.zip(upper.as_chunks::<TOGETHER>().0) {
+                    let reaches = |upper: f32| upper >= limit;
+                    if !upper.iter().fold(false, |any, &upper| any | reaches(upper)) {
+                        continue;
+                    }
+                    for (row, &upper) in (first..).zip(upper) {
+                        batch.rows[batch.len] = row;
+                        // Without a branch: whether a row is left is hard to foresee.
+                        batch.len += usize::from(reaches(upper) && upper > NONE);
+                    }
+                }
+            }
         }
-        found.pending = Some((chunk.block, batch));
+        found.pending = Some((block, batch));
     }
 
     /// Calls `each` with the first row of each word of a part, and the bits of those rows of the
     /// word that may be in the result.
     fn words(&self, chunk: &Chunk, mut each: impl FnMut(u32, u64)) {
         let source = &self.blocks[chunk.block];
-        for word in chunk.words.clone().step_by(chunk.step) {
+        for word in chunk.words.clone() {
             each((word * WORD) as u32, source.eligible(word));
         }
     }
 
-    /// The rows of a part, and how many of them, the best by their heads, come before all others.
-    fn best_first(&self, chunk: &Chunk, batch: &mut Batch) -> (Vec<u32>, usize) {
-        let mut rows = Vec::new();
-        self.words(chunk, |first, bits| {
-            rows.extend(
-                (0..WORD as u32)
-                    .filter(|bit| bits >> bit & 1 == 1)
-                    .map(|bit| first + bit),
-            );
-        });
-        let first = self.k.saturating_mul(2).max(FIRST);
-        let heads = self.probes[chunk.block]
-            .as_ref()
-            .filter(|probe| probe.has_heads());
-        let Some(probe) = heads.filter(|_| first < rows.len()) else {
-            let first = first.min(rows.len());
-            return (rows, first);
-        };
-        let block = &self.blocks[chunk.block].block;
-        let mut ranked = Vec::with_capacity(rows.len());
-        for rows in rows.chunks(BATCH) {
-            batch.set(rows);
-            probe.most_by_head(
-                rows,
-                &mut batch.partial[..rows.len()],
-                &mut batch.products[..rows.len()],
-            );
-            self.rank(block, batch);
-            ranked.extend(batch.upper.iter().copied().zip(rows.iter().copied()));
-        }
-        batch.len = 0;
-        ranked.select_nth_unstable_by(first, |a, b| b.0.total_cmp(&a.0));
-        // In storage order they are read faster.
-        ranked[..first].sort_unstable_by_key(|&(_, row)| row);
-        ranked[first..].sort_unstable_by_key(|&(_, row)| row);
-        (ranked.into_iter().map(|(_, row)| row).collect(), first)
-    }
-
-    /// Looks at those of a batch's rows that heads and sketches leave, or lets them wait.
+    /// Looks at those of a batch's rows that sketches leave, or lets them wait.
     fn tell_off(&self, number: usize, batch: &mut Batch, found: &mut Candidates) {
         if batch.len == 0 {
             return;
@@ -394,27 +584,30 @@ impl<'a> Search<'a> {
         let known = self.limit();
         if let Some(probe) = &self.probes[number]
             && known > f64::NEG_INFINITY
-            && found.trial.next()
         {
-            let before = batch.len;
-            let block = &self.blocks[number].block;
-            self.leave_out(block, probe, batch, known, &mut found.finer);
-            if found.trial.left(before, batch.len) {
-                if found.waiting.0 != number {
-                    let rows = (batch.len, batch.rows);
-                    self.look_at_waiting(batch, found);
-                    (batch.len, batch.rows) = rows;
-                    found.waiting.0 = number;
+            let trial = if probe.has_heads() {
+                &mut found.finer
+            } else {
+                &mut found.trial
+            };
+            if trial.next() {
+                let before = batch.len;
+                self.leave_out(&self.blocks[number].block, probe, batch, known);
+                if trial.left(before, batch.len) {
+                    if found.waiting.0 != number {
+                        let rows = (batch.len, batch.rows);
+                        self.look_at_waiting(batch, found);
+                        (batch.len, batch.rows) = rows;
+                        found.waiting.0 = number;
+                    }
+                    found.waiting.1.extend_from_slice(&batch.rows[..batch.len]);
+                    batch.len = 0;
+                    if found.waiting.1.len() >= ENOUGH {
+                        self.look_at_waiting(batch, found);
+                    }
+                    return;
                 }
-                found.waiting.1.extend_from_slice(&batch.rows[..batch.len]);
-                batch.len = 0;
-                if found.waiting.1.len() >= ENOUGH {
-                    self.look_at_waiting(batch, found);
-                }
-                return;
             }
-            // Next time, both are tried.
-            found.finer = Trial::default();
         }
         self.keep(number, batch, found);
     }
@@ -475,42 +668,25 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Takes those rows out of a batch whose heads or sketches prove that they cannot reach the
-    /// limit.
-    fn leave_out(
-        &self,
-        block: &CodeBlock<'_>,
-        probe: &Probe<'_>,
-        batch: &mut Batch,
-        limit: f64,
-        finer: &mut Trial,
-    ) {
+    /// Takes those rows out of a batch whose sketches prove that they cannot reach the limit.
+    fn leave_out(&self, block: &CodeBlock<'_>, probe: &Probe<'_>, batch: &mut Batch, limit: f64) {
         let count = batch.len;
-        let partial = &mut batch.partial[..count];
-        probe.most_by_head(&batch.rows[..count], partial, &mut batch.products[..count]);
-        if probe.has_heads() {
-            self.drop_below(block, batch, limit);
-            if batch.len == 0 || !finer.next() {
-                return;
-            }
-        }
-        let left = batch.len;
-        let rows = &batch.rows[..left];
-        probe.most(rows, &batch.partial[..left], &mut batch.products[..left]);
+        let rows = &batch.rows[..count];
+        probe.most_by_head(
+            rows,
+            &mut batch.partial[..count],
+            &mut batch.products[..count],
+        );
+        probe.most(rows, &batch.partial[..count], &mut batch.products[..count]);
         self.drop_below(block, batch, limit);
-        if probe.has_heads() {
-            finer.left(left, batch.len);
-        }
     }
 
     /// Takes those rows out of a batch that cannot reach the limit, given at least their products.
     fn drop_below(&self, block: &CodeBlock<'_>, batch: &mut Batch, limit: f64) {
-        /// Rows that are mostly told off together.
-        const SOME: usize = 8;
         self.rank(block, batch);
         let count = std::mem::take(&mut batch.len);
-        for start in (0..count).step_by(SOME) {
-            let end = count.min(start + SOME);
+        for start in (0..count).step_by(TOGETHER) {
+            let end = count.min(start + TOGETHER);
             // NaN does not count as below; see `keep`.
             let below = |upper: f64| upper < limit;
             let told_off = |all, &upper: &f64| all & below(upper);
@@ -520,7 +696,6 @@ impl<'a> Search<'a> {
             for at in start..end {
                 // Without a branch: whether a row is left is hard to foresee.
                 batch.rows[batch.len] = batch.rows[at];
-                batch.partial[batch.len] = batch.partial[at];
                 batch.len += usize::from(!below(batch.upper[at]));
             }
         }
@@ -644,9 +819,11 @@ impl<'a> Search<'a> {
         fetch: impl FnMut(RowRef, i64, &mut [f32]) -> Result<(), E>,
         ties: impl FnMut(&Hit, &Hit) -> Ordering,
     ) -> Result<Found, E> {
-        let mut found = Candidates::default();
-        for chunk in self.chunks() {
-            self.scan(&chunk, &mut found);
+        let chunks = self.chunks().into_iter();
+        let mut weighed: Vec<Weighed> = chunks.map(|chunk| self.weigh(chunk)).collect();
+        let mut found = self.begin(&mut weighed);
+        for part in &weighed {
+            self.scan(part, &mut found);
         }
         self.finish([found], fetch, ties)
     }

@@ -170,10 +170,7 @@ proptest! {
         }).collect();
 
         let search = Search::new(&blocks, &query, k, min).unwrap();
-        let mut found: Vec<_> = (0..threads).map(|_| Candidates::default()).collect();
-        for (i, chunk) in search.chunks().iter().rev().enumerate() {
-            search.scan(chunk, &mut found[i % threads]);
-        }
+        let found = scanned(&search, threads);
         let fetch = |at: RowRef, id: i64, out: &mut [f32]| {
             let row = &rows[at.block as usize].1[at.row as usize];
             assert_eq!(row.0, id);
@@ -186,6 +183,25 @@ proptest! {
         let Ok(result) = Search::new(&blocks, &query, k, min).unwrap().run(fetch, by_id);
         prop_assert_eq!(&result.hits, &expected);
     }
+}
+
+/// A scan in some threads, if it is more than one from the last part to the first; what is found
+/// at the beginning is the first thread's.
+fn scanned(search: &Search<'_>, threads: usize) -> Vec<Candidates> {
+    let mut chunks = search.chunks();
+    if threads > 1 {
+        chunks.reverse();
+    }
+    let mut weighed: Vec<_> = chunks
+        .into_iter()
+        .map(|chunk| search.weigh(chunk))
+        .collect();
+    let mut found = vec![search.begin(&mut weighed)];
+    found.resize_with(threads, Candidates::default);
+    for (i, part) in weighed.iter().enumerate() {
+        search.scan(part, &mut found[i % threads]);
+    }
+    found
 }
 
 fn tail(vectors: impl IntoIterator<Item = Vec<f32>>, dimension: usize) -> Tail {
@@ -276,12 +292,9 @@ fn rows_that_are_told_off_by_their_sketches_are_not_missed() {
                 let query = row(centres, piece, ROWS + 40 + 200 * seed);
                 let query = Query::new(&query, metric).unwrap();
                 let search = Search::new(&blocks, &query, k, None).unwrap();
-                let mut found = Candidates::default();
-                for chunk in search.chunks() {
-                    search.scan(&chunk, &mut found);
-                }
-                assert_eq!(found.trial.paid(), told_off, "{metric:?}");
-                let Ok(found) = search.finish([found], no_fetch, by_id);
+                let found = scanned(&search, 1);
+                assert_eq!(found[0].trial.paid(), told_off, "{metric:?}");
+                let Ok(found) = search.finish(found, no_fetch, by_id);
                 let mut scores: Vec<(f64, i64)> = vectors
                     .iter()
                     .enumerate()
@@ -297,6 +310,55 @@ fn rows_that_are_told_off_by_their_sketches_are_not_missed() {
 }
 
 #[test]
+fn what_lies_in_one_place_is_found_first() {
+    const DIMENSION: usize = 256;
+    const TOPICS: u64 = 60;
+    const EACH: u64 = 40;
+    // The rows of a topic lie together, and a topic is in one part of the search only.
+    let row = |topic: u64, id: u64| -> Vec<f32> {
+        let rest = noise(id, DIMENSION);
+        let centre = noise(50_000 + topic, DIMENSION);
+        centre.iter().zip(&rest).map(|(c, x)| c + x / 4.0).collect()
+    };
+    let rows = (0..TOPICS * EACH).map(|id| row(id / EACH, id));
+    let directory = tempfile::tempdir().unwrap();
+    let segment = sealed(&tail(rows, DIMENSION), directory.path());
+    assert!(segment.block().sketches.unwrap().heads.is_some());
+    let blocks = [ScanBlock {
+        block: segment.block(),
+        filter: None,
+        deleted: None,
+    }];
+    for topic in [1, 30, 58] {
+        let query = Query::new(&row(topic, 90_000 + topic), Metric::L2).unwrap();
+        let search = Search::new(&blocks, &query, 10, None).unwrap();
+        let found = scanned(&search, 1);
+        // Hardly more than were looked at first are candidates, whatever came before them.
+        let kept = found[0].rows.len();
+        assert!(kept <= FIRST + 10, "{kept}");
+        let Ok(found) = search.finish(found, no_fetch, by_id);
+        let ids = found.hits.iter().map(|hit| hit.id as u64 / EACH);
+        assert!(ids.eq([topic; 10]));
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_rank_that_reaches_a_limit_does_when_both_are_rounded(
+        rank in any::<u64>(),
+        limit in any::<u64>(),
+        near in any::<bool>(),
+    ) {
+        let rank = f64::from_bits(rank);
+        let limit = if near { rank.next_down() } else { f64::from_bits(limit) };
+        prop_assert!(rounded(rank) > NONE);
+        if !limit.is_nan() && (rank.is_nan() || rank >= limit) {
+            prop_assert!(rounded(rank) >= limit as f32);
+        }
+    }
+}
+
+#[test]
 fn the_parts_of_a_search_are_all_rows_once() {
     for rows in [0, 1, 64, 65, 4096, 4097, 10_000] {
         let tail = tail((0..rows).map(|_| vec![1.0]), 1);
@@ -307,11 +369,11 @@ fn the_parts_of_a_search_are_all_rows_once() {
         });
         let query = Query::new(&[0.0], Metric::L2).unwrap();
         let search = Search::new(&blocks, &query, usize::MAX, None).unwrap();
-        let mut found = Candidates::default();
-        for chunk in search.chunks() {
-            search.scan(&chunk, &mut found);
-        }
-        let mut at: Vec<_> = search.merge([found]).iter().map(|row| row.at).collect();
+        let mut at: Vec<_> = search
+            .merge(scanned(&search, 1))
+            .iter()
+            .map(|row| row.at)
+            .collect();
         at.sort_unstable();
         let all = (0..2).flat_map(|block| (0..rows).map(move |row| RowRef { block, row }));
         assert!(all.eq(at), "{rows}");
@@ -348,10 +410,7 @@ fn few_rows_of_many_parts_are_all_looked_at() {
         let scores = |found: Found| found.hits.iter().map(|hit| hit.score).collect::<Vec<_>>();
         assert_eq!(scores(search.run(fetch, by_row).unwrap()), expected);
         // Parts in two threads, in another order.
-        let mut found = [Candidates::default(), Candidates::default()];
-        for (at, chunk) in search.chunks().iter().rev().enumerate() {
-            search.scan(chunk, &mut found[at % 2]);
-        }
+        let found = scanned(&search, 2);
         assert_eq!(
             scores(search.finish(found, fetch, by_row).unwrap()),
             expected
@@ -370,12 +429,10 @@ fn rows_that_get_better_and_better_do_not_pile_up() {
     }];
     let query = Query::new(&[0.0, 1.0], Metric::L2).unwrap();
     let search = Search::new(&blocks, &query, 3, None).unwrap();
-    let mut found = Candidates::default();
-    for chunk in search.chunks() {
-        search.scan(&chunk, &mut found);
-    }
-    assert!(found.rows.len() <= 2 * COMPACT_AT, "{}", found.rows.len());
-    let Ok(found) = search.finish([found], no_fetch, by_id);
+    let found = scanned(&search, 1);
+    let kept = found[0].rows.len();
+    assert!(kept <= 2 * COMPACT_AT, "{kept}");
+    let Ok(found) = search.finish(found, no_fetch, by_id);
     assert_eq!(
         found.hits.iter().map(|hit| hit.id).collect::<Vec<_>>(),
         [29_999, 29_998, 29_997]

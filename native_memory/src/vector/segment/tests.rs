@@ -78,8 +78,14 @@ fn version_2(bytes: &[u8], segment: &Segment) -> Vec<u8> {
 }
 
 /// Rows that are enough to have heads.
+/// Rows that have heads: they differ mostly in which of some centres they are near.
 fn many() -> Tail {
-    let rows: Vec<_> = (0..80).map(|row| (row, noise(row as u64, 256))).collect();
+    let row = |row: i64| -> Vec<f32> {
+        let centre = noise(1000 + row as u64 % 9, 256);
+        let rest = noise(row as u64, 256);
+        centre.iter().zip(rest).map(|(c, x)| c + x / 4.0).collect()
+    };
+    let rows: Vec<_> = (0..80).map(|number| (number, row(number))).collect();
     tail(&rows, 256, false)
 }
 

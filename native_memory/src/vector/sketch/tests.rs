@@ -172,8 +172,17 @@ fn leaning(count: u64, directions: u64, dimension: usize) -> Vec<Vec<f32>> {
 }
 
 #[test]
+fn rows_that_differ_in_all_directions_have_no_axes() {
+    let rows: Vec<_> = (0..400).map(|id| noise(id, 256)).collect();
+    let sketched = Sketched::new(&rows, |mean, sources| {
+        axes(mean, sources, &|| true).unwrap()
+    });
+    assert!(sketched.axes.is_empty());
+}
+
+#[test]
 fn heads_tell_most_of_rows_that_differ_in_few_directions() {
-    for (directions, most) in [(0, 1.1), (5, 0.3), (40, 0.3)] {
+    for (directions, most) in [(5, 0.3), (40, 0.3)] {
         let rows = leaning(400, directions, 256);
         let sketched = Sketched::new(&rows, |mean, sources| {
             axes(mean, sources, &|| true).unwrap()
