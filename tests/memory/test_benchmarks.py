@@ -47,10 +47,10 @@ def test_sizes_that_mean_nothing_are_named(option, value):
         list(benchmarks.cases({option: value}))
 
 
-def test_clustered_and_uniform_vectors_have_unit_length():
+def test_vectors_have_unit_length():
     import numpy as np
 
-    for data in ("clustered", "uniform"):
+    for data in ("clustered", "topics", "uniform"):
         records, queries = benchmarks.Corpus(100, 16, data).vectors()
         assert records.shape == (100, 16)
         assert queries.shape == (64, 16)

@@ -442,6 +442,12 @@ def long_vectors(kind):
     spread = RANDOM.standard_normal((ROWS_LONG + 4, LONG))
     if kind == "clustered":
         spread = 2 * RANDOM.standard_normal((30, LONG))[np.arange(len(spread)) % 30] + spread
+    elif kind == "topics":
+        # Small clusters, each of them in one place.
+        centres = 2 * RANDOM.standard_normal((200, LONG))
+        spread = (centres[np.arange(len(spread)) // 50 % 200] + spread) / np.sqrt(
+            1 + np.arange(LONG)
+        )
     elif kind == "leaning":
         spread = (spread / np.sqrt(1 + np.arange(LONG))) @ RANDOM.standard_normal((LONG, LONG)) + 1
     elif kind == "alike":
@@ -450,7 +456,7 @@ def long_vectors(kind):
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
-@pytest.mark.parametrize("kind", ["clustered", "leaning", "alike", "even"])
+@pytest.mark.parametrize("kind", ["clustered", "topics", "leaning", "alike", "even"])
 def test_long_vectors_are_found_as_by_computing_every_score(place, metric, kind):
     vectors = long_vectors(kind)
     vectors[11] = 0

@@ -5,7 +5,7 @@ its LanceDB backend; ``qdrant-edge`` is the engine of its other backend with the
 which that backend opens anew for every operation.
 
 Sizes are options of ``memory``: ``bench_records`` ("1k", "1k,10k,100k"), ``bench_dimensions``
-("1536", "384,1536,3072") and ``bench_data`` ("clustered", as real embeddings are, or "uniform").
+("1536", "384,1536,3072") and ``bench_data`` ("clustered", "topics" or "uniform"; see `Corpus`).
 In the environment: ``CREWAI_NATIVE_MEMORY_BENCH_RECORDS=100k crewai-native bench memory``.
 """
 
@@ -40,6 +40,9 @@ _RIVAL: Final = "qdrant-edge"
 _BATCH: Final = 1000
 _QUERIES: Final = 64
 _CLUSTERS: Final = 64
+_DATA: Final = ("clustered", "topics", "uniform")
+# Records of a topic, on average.
+_TOPIC: Final = 50
 _CREWS: Final = 8
 _CATEGORIES: Final = ("fact", "decision", "preference", "todo", "contact")
 _EPOCH: Final = datetime(2026, 1, 1)  # noqa: DTZ001 - CrewAI's datetimes are naive UTC
@@ -55,7 +58,9 @@ class Corpus:
     Attributes:
         records: How many.
         dimensions: Length of an embedding.
-        data: "clustered" around 64 centres, or "uniform" on the sphere.
+        data: "clustered" around 64 centres, in any order; "topics", many small clusters one after
+            another, as sessions leave them, whose vectors differ along few directions most; or
+            "uniform" on the sphere.
     """
 
     records: int
@@ -98,13 +103,20 @@ def _vectors(records: int, dimensions: int, data: str) -> tuple[Any, Any]:
         raise Unavailable("needs numpy") from error
     rng = np.random.default_rng(7)
 
+    clusters = max(1, records // _TOPIC) if data == "topics" else _CLUSTERS
+
     def unit(count: int, spread: float) -> Any:
         made = rng.standard_normal((count, dimensions), dtype=np.float32)
-        if data == "clustered":
-            made = centres[rng.integers(0, _CLUSTERS, count)] + spread * made
+        if data != "uniform":
+            near = rng.integers(0, clusters, count)
+            if data == "topics":
+                near.sort()
+            made = centres[near] + spread * made
+        if data == "topics":
+            made /= np.sqrt(1 + np.arange(dimensions, dtype=np.float32))
         return made / np.linalg.norm(made, axis=1, keepdims=True)
 
-    centres = rng.standard_normal((_CLUSTERS, dimensions), dtype=np.float32)
+    centres = rng.standard_normal((clusters, dimensions), dtype=np.float32)
     return unit(records, 0.7), unit(_QUERIES, 0.7)
 
 
@@ -428,8 +440,8 @@ def cases(options: Mapping[str, Any]) -> Iterator[Case]:
         [_number("bench_dimensions", text) for text in _list(options, "bench_dimensions", "1536")],
         _list(options, "bench_data", "clustered"),
     ):
-        if data not in ("clustered", "uniform"):
-            raise ValueError(f"memory.bench_data accepts clustered and uniform, not {data!r}")
+        if data not in _DATA:
+            raise ValueError(f"memory.bench_data accepts {', '.join(_DATA)}, not {data!r}")
         yield from _cases(Corpus(records, dimensions, data))
 
 
