@@ -233,6 +233,16 @@ impl Batch {
         }
     }
 
+    /// Computes what heads say of the rows' products; see [`Probe::most_by_head`].
+    fn by_heads(&mut self, probe: &Probe<'_>) {
+        let rows = &self.rows[..self.len];
+        let (partial, products) = (
+            &mut self.partial[..self.len],
+            &mut self.products[..self.len],
+        );
+        probe.most_by_head(rows, partial, products);
+    }
+
     /// Takes other rows, at most [`BATCH`].
     fn set(&mut self, rows: &[u32]) {
         self.len = rows.len();
@@ -423,12 +433,7 @@ impl<'a> Search<'a> {
         upper: &mut [f32],
     ) {
         let count = batch.len;
-        let rows = &batch.rows[..count];
-        probe.most_by_head(
-            rows,
-            &mut batch.partial[..count],
-            &mut batch.products[..count],
-        );
+        batch.by_heads(probe);
         self.rank(&self.blocks[number].block, batch);
         let ranks = &batch.upper[..count];
         if let Some(rows) = in_a_row(&batch.rows[..count]) {
@@ -670,14 +675,10 @@ impl<'a> Search<'a> {
 
     /// Takes those rows out of a batch whose sketches prove that they cannot reach the limit.
     fn leave_out(&self, block: &CodeBlock<'_>, probe: &Probe<'_>, batch: &mut Batch, limit: f64) {
+        batch.by_heads(probe);
         let count = batch.len;
-        let rows = &batch.rows[..count];
-        probe.most_by_head(
-            rows,
-            &mut batch.partial[..count],
-            &mut batch.products[..count],
-        );
-        probe.most(rows, &batch.partial[..count], &mut batch.products[..count]);
+        let (rows, partial) = (&batch.rows[..count], &batch.partial[..count]);
+        probe.most(rows, partial, &mut batch.products[..count]);
         self.drop_below(block, batch, limit);
     }
 
