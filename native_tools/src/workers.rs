@@ -33,6 +33,9 @@ const MOST_WORDS: usize = 16 * 1024;
 const ENDING: Duration = Duration::from_secs(1);
 /// How often a process is looked at where the system cannot tell when it ends.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long to wait for anything until it is time to see to signals. One that comes just before a
+/// wait does not end it.
+const SIGNALS: Duration = Duration::from_millis(50);
 /// How often a worker looks whether its parent is still the one that started it. The end of the
 /// socket tells it earlier, unless something else keeps the parent's end open.
 const ORPHANED: Duration = Duration::from_secs(2);
@@ -63,7 +66,7 @@ pub enum Progress {
     TooLarge(u64),
     /// The worker is no more, or no longer speaks.
     Ended(End),
-    /// A signal came; to be continued.
+    /// It is time to see to signals; to be continued.
     Interrupted,
 }
 
@@ -112,7 +115,7 @@ impl Worker {
         self.is_mine()
             && self.child.is_some()
             && self.exited().is_none()
-            && matches!(poll(&mut waiting, Some(Duration::ZERO)), Ok(0))
+            && matches!(poll(&mut waiting, Duration::ZERO), Ok(0))
     }
 
     /// Kills the worker's group and, as far as they can be found, processes that it started and
@@ -166,7 +169,7 @@ impl Worker {
             let mut waiting = Vec::new();
             waiting.extend(self.over.as_ref().map(|over| readable(over.as_raw_fd())));
             // Interrupted or not, the process is looked at again.
-            let _ = poll(&mut waiting, Some(LOOK));
+            let _ = poll(&mut waiting, LOOK);
             status = self.exited();
         }
         let (signal, code) = status.unwrap_or_default();
@@ -250,20 +253,20 @@ impl<'a> Exchange<'a> {
             }
             let events = libc::POLLIN | if sending { libc::POLLOUT } else { 0 };
             let mut waiting = vec![poll_for(worker.socket.as_raw_fd(), events)];
-            let patience = match &worker.over {
+            let look = match &worker.over {
                 Some(over) => {
                     waiting.push(readable(over.as_raw_fd()));
-                    left
+                    SIGNALS
                 }
-                None => Some(left.map_or(LOOK, |left| left.min(LOOK))),
+                None => LOOK.min(SIGNALS),
             };
-            match poll(&mut waiting, patience) {
+            let ready = match poll(&mut waiting, left.map_or(look, |left| left.min(look))) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {
                     return Ok(Progress::Interrupted);
                 }
                 Err(error) => return Err(error),
-                Ok(_) => {}
-            }
+                Ok(ready) => ready,
+            };
             // A process that the worker left behind may hold the socket open: its end alone does
             // not tell. What it said before its end is read first.
             let over = match waiting.get(1) {
@@ -274,12 +277,15 @@ impl<'a> Exchange<'a> {
                 let words = mem::take(&mut self.received);
                 return Ok(Progress::Ended(worker.end(&words)));
             }
+            if ready == 0 {
+                return Ok(Progress::Interrupted);
+            }
         }
     }
 
     fn readable_now(&self, socket: &UnixStream) -> bool {
         let mut waiting = [readable(socket.as_raw_fd())];
-        matches!(poll(&mut waiting, Some(Duration::ZERO)), Ok(1))
+        matches!(poll(&mut waiting, Duration::ZERO), Ok(1))
             && self.received.len() < self.whole().unwrap_or(MOST_WORDS)
     }
 
@@ -376,7 +382,7 @@ pub fn follow_parent(socket: RawFd) -> io::Result<()> {
             loop {
                 // No event is asked for: the end of the other side is always told.
                 let mut waiting = [poll_for(socket, 0)];
-                let told = poll(&mut waiting, Some(ORPHANED));
+                let told = poll(&mut waiting, ORPHANED);
                 // SAFETY: no preconditions.
                 let orphaned = unsafe { libc::getppid() } != parent;
                 if waiting[0].revents & libc::POLLNVAL != 0 && !orphaned {
@@ -432,11 +438,9 @@ fn readable(fd: RawFd) -> libc::pollfd {
 }
 
 /// Waits for one of `waiting`; None is for ever. Returns how many are ready.
-fn poll(waiting: &mut [libc::pollfd], patience: Option<Duration>) -> io::Result<usize> {
+fn poll(waiting: &mut [libc::pollfd], patience: Duration) -> io::Result<usize> {
     // Rounded up: a rest of a millisecond would otherwise be waited for by turning round and round.
-    let milliseconds = patience.map_or(-1, |patience| {
-        i32::try_from(patience.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
-    });
+    let milliseconds = i32::try_from(patience.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
     // SAFETY: pointer and length are those of the slice.
     let ready = unsafe {
         libc::poll(
@@ -512,6 +516,19 @@ mod tests {
         let mut worker = worker(ECHO);
         let answer = ask(&mut worker, b"hello", 4, None);
         assert_eq!(answer, Progress::TooLarge(5));
+    }
+
+    #[test]
+    fn signals_are_seen_to_while_nothing_happens() {
+        let mut worker = worker("sleep 100");
+        let mut exchange = Exchange::new(b"hello", 5, None);
+        // A signal that came before the wait would not end it.
+        for _ in 0..3 {
+            assert_eq!(
+                exchange.advance(&mut worker).unwrap(),
+                Progress::Interrupted
+            );
+        }
     }
 
     #[test]
