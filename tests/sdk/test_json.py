@@ -43,6 +43,7 @@ def same(left, right):
 @settings(max_examples=500)
 @given(VALUES)
 @example([-0.0, 0.1, 1e16, 1e-5, 5e-324, 1.7976931348623157e308, 123456789012345680.0])
+@example([562949953421312.25, 2**-24, 9.5367431640625e-07, 1e-4, 9.999999999999999e-05, -1e-5])
 @example([2**63, -(2**63), -(2**63) - 1, 2**64])
 @example({'a\u2028\x7f\x00\x1f"\\\b\f\n\r\t/': "\U0001f600"})
 def test_writes_what_json_writes_and_reads_it_back(sdk, value):

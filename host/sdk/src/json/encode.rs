@@ -323,23 +323,36 @@ fn quote(out: &mut String, text: &str) {
 }
 
 /// Writes a finite `number` as Python's `repr` does: the shortest digits that read back as the same
-/// number, with an exponent below 1e-4 and from 1e16.
+/// number, the nearest of these, the even one of two that are as near; with an exponent below 1e-4
+/// and from 1e16. (The standard library takes the upper one of two.)
 pub fn float_repr(out: &mut String, number: f64) {
+    let mut buffer = zmij::Buffer::new();
+    let text = buffer.format_finite(number);
     if number == 0.0 || (1e-4..1e16).contains(&number.abs()) {
-        display(out, format_args!("{number:?}"));
+        out.push_str(text);
         return;
     }
-    // Rust writes `1.5e-7`, Python `1.5e-07`, and both `1.5e+22` only in Python.
-    let text = format!("{number:e}");
-    let Some((digits, exponent)) = text.split_once('e') else {
-        out.push_str(&text);
-        return;
-    };
-    let (sign, exponent) = match exponent.strip_prefix('-') {
-        Some(exponent) => ('-', exponent),
-        None => ('+', exponent),
-    };
-    display(out, format_args!("{digits}e{sign}{exponent:0>2}"));
+    if number < 0.0 {
+        out.push('-');
+    }
+    let text = text.trim_start_matches('-');
+    // What has no exponent there is below 1e-4.
+    let (digits, exponent) = text.split_once('e').unwrap_or((text, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    let digits = format!("{whole}{fraction}");
+    let significant = digits.trim_start_matches('0');
+    let zeros = digits.len() - significant.len();
+    let exponent = exponent + whole.len() as i32 - 1 - zeros as i32;
+    let (first, rest) = significant.split_at(1);
+    out.push_str(first);
+    let rest = rest.trim_end_matches('0');
+    if !rest.is_empty() {
+        out.push('.');
+        out.push_str(rest);
+    }
+    let sign = if exponent < 0 { '-' } else { '+' };
+    display(out, format_args!("e{sign}{:02}", exponent.abs()));
 }
 
 #[cfg(test)]
@@ -355,6 +368,11 @@ mod tests {
             (0.1, "0.1"),
             (0.0001, "0.0001"),
             (0.000_099, "9.9e-05"),
+            (-0.000_01, "-1e-05"),
+            // Exactly between two numbers of as many digits.
+            (562_949_953_421_312.0 + 0.25, "562949953421312.2"),
+            (7.176_399_230_957_031e-5, "7.176399230957031e-05"),
+            (-2.5e-320, "-2.5e-320"),
             (123_456_789.0, "123456789.0"),
             (9_999_999_999_999_998.0, "9999999999999998.0"),
             (1e16, "1e+16"),
