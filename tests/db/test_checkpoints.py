@@ -130,11 +130,8 @@ class Inline:
 
 
 @pytest.fixture
-def both(monkeypatch):
-    """What CrewAI would have written at each snapshot, as nothing else goes on.
-
-    Handlers run where the event is emitted, and only once everything before is stored.
-    """
+def taken(monkeypatch):
+    """What CrewAI would have written at each snapshot. Handlers run where the event is emitted."""
     taken = []
     original = recorder.Recorder.snapshot
 
@@ -143,15 +140,22 @@ def both(monkeypatch):
         taken.append(state.model_dump(mode="json"))
         return found
 
+    crewai_event_bus._ensure_executor_initialized()
+    monkeypatch.setattr(recorder.Recorder, "snapshot", snapshot)
+    monkeypatch.setattr(crewai_event_bus, "_sync_executor", Inline())
+    return taken
+
+
+@pytest.fixture
+def both(monkeypatch, taken):
+    """The same where nothing else goes on: only once everything before is stored."""
+
     def record(self, run, due, then=writer.CheckpointWriter._record):
         then(self, run, due)
         with run.changed:
             run.changed.wait_for(lambda: not (run.taken or run.storing))
 
-    crewai_event_bus._ensure_executor_initialized()
-    monkeypatch.setattr(recorder.Recorder, "snapshot", snapshot)
     monkeypatch.setattr(writer.CheckpointWriter, "_record", record)
-    monkeypatch.setattr(crewai_event_bus, "_sync_executor", Inline())
     return taken
 
 
@@ -239,19 +243,8 @@ class TestAgainstStock:
         assert len(same(made.location, both)[-1][1]["entities"]) >= 2
 
     @PROVIDERS
-    def test_checkpoints_that_are_stored_together(self, config, monkeypatch, provider):
+    def test_checkpoints_that_are_stored_together(self, config, taken, monkeypatch, provider):
         made = config(provider)
-        taken = []
-        original = recorder.Recorder.snapshot
-
-        def snapshot(self, state):
-            found = original(self, state)
-            taken.append(state.model_dump(mode="json"))
-            return found
-
-        crewai_event_bus._ensure_executor_initialized()
-        monkeypatch.setattr(recorder.Recorder, "snapshot", snapshot)
-        monkeypatch.setattr(crewai_event_bus, "_sync_executor", Inline())
         _hold(monkeypatch, 3)
         tooled(3, checkpoint=made).kickoff(inputs={"topic": "x"})
         store = _native.CheckpointStore(places.of(made.location).store, True)
