@@ -12,7 +12,7 @@
 //! not only for real numbers.
 
 use super::aligned::{LINE, Lines};
-use super::kernels::kernels;
+use super::kernels::{kernels, widely};
 use super::sketch::GROUP;
 
 /// The largest number of components of a vector. It keeps every sum of a kernel inside its
@@ -312,19 +312,23 @@ impl Query {
 
     /// At least the ranks of many rows, given at least their inner products, and their norms.
     pub(crate) fn most(&self, dots: &[f64], norms: &[f64], out: &mut [f64]) {
-        // As in `upper_bounds`.
-        let rows = out.iter_mut().zip(dots.iter().zip(norms));
         let most = |dot| Bounds {
             lower: f64::NEG_INFINITY,
             upper: dot,
         };
-        match self.metric {
-            Metric::L2 => rows.for_each(|(out, (&d, &norm))| *out = self.l2(most(d), norm).upper),
-            Metric::Cosine => {
-                rows.for_each(|(out, (&d, &norm))| *out = self.cosine(most(d), norm).upper);
+        // As in `upper_bounds`.
+        widely(|| {
+            let rows = out.iter_mut().zip(dots.iter().zip(norms));
+            match self.metric {
+                Metric::L2 => {
+                    rows.for_each(|(out, (&d, &norm))| *out = self.l2(most(d), norm).upper);
+                }
+                Metric::Cosine => {
+                    rows.for_each(|(out, (&d, &norm))| *out = self.cosine(most(d), norm).upper);
+                }
+                Metric::Dot => out.copy_from_slice(dots),
             }
-            Metric::Dot => out.copy_from_slice(dots),
-        }
+        });
     }
 
     #[inline]

@@ -20,7 +20,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering as Memory};
 
 use super::bitmap::{WORD, eligible};
-use super::kernels::kernels;
+use super::kernels::{kernels, widely};
 use super::quantize::{Bounds, Query, RowCode, VectorError};
 use super::segment::CodeBlock;
 use super::sketch::{Probe, Trial, in_a_row};
@@ -148,6 +148,7 @@ impl Weighed {
 }
 
 /// The highest bound of a word; in lanes, so that the compiler vectorises it.
+#[inline]
 fn highest_of(word: &[f32; WORD]) -> f32 {
     let higher = |a: f32, b: f32| if a > b { a } else { b };
     let mut lanes = [NONE; TOGETHER];
@@ -414,7 +415,7 @@ impl<'a> Search<'a> {
                 batch.add(first, bits);
             });
             self.weigh_batch(chunk.block, probe, &mut batch, start, &mut upper);
-            highest.extend(upper.as_chunks().0.iter().map(highest_of));
+            widely(|| highest.extend(upper.as_chunks().0.iter().map(highest_of)));
         }
         Weighed {
             chunk,
@@ -438,9 +439,12 @@ impl<'a> Search<'a> {
         let ranks = &batch.upper[..count];
         if let Some(rows) = in_a_row(&batch.rows[..count]) {
             let from = rows.start - start as usize;
-            for (upper, &rank) in upper[from..from + count].iter_mut().zip(ranks) {
-                *upper = rounded(rank);
-            }
+            let upper = &mut upper[from..from + count];
+            widely(|| {
+                for (upper, &rank) in upper.iter_mut().zip(ranks) {
+                    *upper = rounded(rank);
+                }
+            });
         } else {
             for (&row, &rank) in batch.rows[..count].iter().zip(ranks) {
                 upper[(row - start) as usize] = rounded(rank);

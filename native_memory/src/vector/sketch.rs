@@ -28,7 +28,7 @@
 use std::ops::{Range, RangeInclusive};
 
 use super::axes::HEAD;
-use super::kernels::{ROWS, TILE, kernels};
+use super::kernels::{ROWS, TILE, kernels, widely};
 use super::quantize::{
     CODE_MAX, EPSILON, Metric, QUERY_MAX, Query, QueryCodes, RowCode, VectorError, norm, round_up,
 };
@@ -416,21 +416,30 @@ impl<'a> Probe<'a> {
             return;
         };
         (kernels().heads)(&probe.codes, heads.codes, rows, partial);
-        let bound = |partial: &mut f64, out: &mut f64, scale: f32, rest: f32, error: f32| {
-            let along = f64::from(scale) * (probe.unit * *partial + probe.per_scale);
-            *partial = self.base + along + f64::from(error) * probe.per_error;
-            *out = *partial + f64::from(rest) * self.per_rest;
+        // Copies; see `widely`.
+        let (base, per_rest) = (self.base, self.per_rest);
+        let &HeadProbe {
+            unit,
+            per_scale,
+            per_error,
+            ..
+        } = probe;
+        let bound = move |partial: &mut f64, out: &mut f64, scale: f32, rest: f32, error: f32| {
+            let along = f64::from(scale) * (unit * *partial + per_scale);
+            *partial = base + along + f64::from(error) * per_error;
+            *out = *partial + f64::from(rest) * per_rest;
         };
         let outs = partial.iter_mut().zip(out);
         if let Some(rows) = in_a_row(rows) {
-            // The compiler vectorises it.
             let columns = heads.scales[rows.clone()]
                 .iter()
                 .zip(&heads.rests[rows.clone()])
                 .zip(&heads.errors[rows]);
-            for ((partial, out), ((&scale, &rest), &error)) in outs.zip(columns) {
-                bound(partial, out, scale, rest, error);
-            }
+            widely(move || {
+                for ((partial, out), ((&scale, &rest), &error)) in outs.zip(columns) {
+                    bound(partial, out, scale, rest, error);
+                }
+            });
             return;
         }
         for ((partial, out), &row) in outs.zip(rows) {

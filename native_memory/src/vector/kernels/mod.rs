@@ -66,6 +66,20 @@ pub fn available() -> impl Iterator<Item = &'static Kernels> {
     native.chain([&scalar::KERNELS])
 }
 
+/// Does `work`, compiled for wider registers where this CPU has them: for loops that the compiler
+/// vectorises by itself. The results are the same.
+///
+/// What the loop uses of `self` is best copied before: it is not kept in registers otherwise.
+#[inline]
+pub(crate) fn widely<R>(work: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: AVX2 was found.
+        return unsafe { x86::widely(work) };
+    }
+    work()
+}
+
 /// Bytes between the row that is read and the one that is fetched from memory meanwhile. Rows are
 /// read four at a time, which hides from the hardware that they lie in a row.
 const AHEAD: usize = 8 * 1024;

@@ -341,7 +341,7 @@ fn heads_avx2(query: &[i16; HEAD], codes: &[i8], rows: &[u32], out: &mut [f64]) 
             _mm256_add_epi32(sums[2], sums[3]),
         )
     }
-    const AHEAD: usize = 16;
+    const AHEAD: usize = 32;
     let (heads, _) = codes.as_chunks::<HEAD>();
     // SAFETY: the query has `HEAD` codes.
     let query: [__m256i; HEAD / STEP] = std::array::from_fn(|at| unsafe {
@@ -369,6 +369,12 @@ fn heads_avx2(query: &[i16; HEAD], codes: &[i8], rows: &[u32], out: &mut [f64]) 
     for (out, &row) in out[whole..].iter_mut().zip(&rows[whole..]) {
         *out = sum_i32(sums(&query, &heads[row as usize])) as f64;
     }
+}
+
+/// See [`super::widely`].
+#[target_feature(enable = "avx2")]
+pub(super) fn widely<R>(work: impl FnOnce() -> R) -> R {
+    work()
 }
 
 #[target_feature(enable = "avx2")]
