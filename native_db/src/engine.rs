@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use crewai_native_sdk::files;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -314,7 +315,7 @@ impl Engine {
     ) -> Result<(&'w mut Link, turn::Turn)> {
         let known = identity(&self.path)?;
         if let (None, Some(directory)) = (known, self.path.parent()) {
-            fs::create_dir_all(directory).map_err(|error| DbError::io(directory, &error))?;
+            files::create_dir_all(directory).map_err(|error| DbError::io(directory, &error))?;
         }
         let turn = self.turnstile.wait(known, patience)?;
         let mut there = identity(&self.path)?;

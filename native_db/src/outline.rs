@@ -9,6 +9,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crewai_native_sdk::files;
+
 use crate::engine::{DbError, Result};
 
 /// A file that is to appear.
@@ -80,7 +82,7 @@ fn write(path: &Path, text: &[u8]) -> io::Result<()> {
     let mut file = match File::create(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if let Some(directory) = path.parent() {
-                fs::create_dir_all(directory)?;
+                files::create_dir_all(directory)?;
             }
             File::create(path)?
         }

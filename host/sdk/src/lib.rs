@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`passport`](mod@passport) | `__build_info__`: which build of which crate a Python process has loaded |
 //! | [`error`] | Rust error chains and panics as the Python exceptions that fit |
+//! | [`files`] | names of files and directories that are still there after a power cut |
 //! | [`gil`] | releasing the GIL, locks beside it, and entering Python from native threads |
 //! | [`json`] | JSON to and from Python objects, exact; canonical JSON for keys |
 //! | [`context`] | `contextvars` carried to other threads |
@@ -55,6 +56,7 @@
 pub mod atexit;
 pub mod context;
 pub mod error;
+pub mod files;
 pub mod gil;
 pub mod json;
 pub mod passport;

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use crewai_native_sdk::files;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::engine::Engine;
@@ -141,6 +142,7 @@ impl Engine {
                 .and_then(|file| file.sync_all())
                 .map_err(failed)?;
             fs::rename(&draft, to).map_err(failed)?;
+            files::sync_name(to).map_err(|error| StoreError::io(to, error))?;
             Ok(true)
         })
     }

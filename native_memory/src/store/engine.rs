@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::SystemTime;
 
+use crewai_native_sdk::files;
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
@@ -368,7 +369,7 @@ impl Engine {
                     return Ok(None);
                 }
                 if let Some(directory) = self.path.parent() {
-                    fs::create_dir_all(directory)
+                    files::create_dir_all(directory)
                         .map_err(|error| StoreError::io(directory, error))?;
                 }
             }
