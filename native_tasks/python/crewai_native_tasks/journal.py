@@ -1,9 +1,9 @@
 """The finished items of a batch, in a file that outlives the process.
 
 The file begins with its format and is then a sequence of records, each its length, its CRC-32 and
-JSON. A record is written with one call and reaches the disk before its item counts as done. A record
-that the end of the process cut short is dropped when the file is opened again; one that is damaged
-otherwise is an error. Nothing in it is executed or unpickled: models are those that the crew names
+JSON. A record is written with one call and reaches the disk before its item counts as done. The last
+record, if the end of the process or a power cut left a part of it, is dropped when the file is opened
+again; one that is damaged otherwise is an error. Nothing in it is executed or unpickled: models are those that the crew names
 or the program has imported.
 """
 
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 _MAGIC: Final = b"crewai-native batch journal 1\n"
 _ANY_MAGIC: Final = b"crewai-native batch journal "
 _HEAD: Final = struct.Struct("<II")
+# How the JSON of each record but the first begins.
+_ITEM: Final = b'{"index":'
+# A file without a whole record is shorter.
+_SHORT: Final = 1 << 12
 
 
 class JournalError(CrewAINativeError):
@@ -73,7 +77,7 @@ class Journal:
         self._models = {outputs.name_of(model): model for model in models}
         self._lock = threading.Lock()
         self._places: dict[int, _Place] = {}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        _make(self._path.parent)
         self._file: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             self._begin(key)
@@ -88,6 +92,9 @@ class Journal:
         except OSError as error:
             raise JournalError(f"journal {self._path} is in use by another batch") from error
         start = os.pread(file, len(_MAGIC), 0)
+        if os.fstat(file).st_size < _SHORT:
+            # A power cut can leave a file that has its length, and zeros where its text is missing.
+            start = os.pread(file, _SHORT, 0).rstrip(b"\0")[: len(_MAGIC)]
         if not _MAGIC.startswith(start):
             known = start.startswith(_ANY_MAGIC)
             what = "has a format newer than this version's" if known else "is no journal"
@@ -113,6 +120,7 @@ class Journal:
         os.lseek(file, 0, os.SEEK_END)
         if header is None:
             self._append(_MAGIC + _framed({"batch": key}))
+            _sync(self._path.parent)
 
     def _records(self) -> Iterator[tuple[int, bytes]]:
         """Yield where each whole record's JSON begins, and the JSON."""
@@ -121,16 +129,14 @@ class Journal:
         at = len(_MAGIC)
         while at + _HEAD.size <= size:
             length, checksum = _HEAD.unpack(os.pread(file, _HEAD.size, at))
+            record = os.pread(file, min(length, size), at + _HEAD.size)
+            if not _is_whole(record, length, checksum):
+                if _has_item(os.pread(file, size - at, at)):
+                    raise JournalError(f"journal {self._path} is damaged at byte {at}")
+                return  # the last, of which anything may have reached the disk, its length or not
             at += _HEAD.size
-            if at + length > size:
-                return
-            record = os.pread(file, length, at)
-            if zlib.crc32(record) != checksum:
-                if at + length == size:
-                    return  # the last, and not all of it reached the disk
-                raise JournalError(f"journal {self._path} is damaged at byte {at}")
             yield at, record
-            at += length
+            at += len(record)
 
     def _parse(self, record: bytes, at: int) -> dict[str, Any]:
         content = json.loads(record)
@@ -231,3 +237,36 @@ def _plain(value: Any) -> Any:
 def _framed(content: dict[str, Any]) -> bytes:
     record = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
     return _HEAD.pack(len(record), zlib.crc32(record)) + record
+
+
+def _is_whole(record: bytes, length: int, checksum: int) -> bool:
+    # Zeros, which are what a power cut leaves where nothing was written yet, are a checksum of nothing.
+    return 0 < length == len(record) and zlib.crc32(record) == checksum
+
+
+def _has_item(data: bytes) -> bool:
+    """Return whether there is a whole record of an item behind the first."""
+    at = data.find(_ITEM, 2 * _HEAD.size)
+    while at >= 0:
+        length, checksum = _HEAD.unpack_from(data, at - _HEAD.size)
+        if _is_whole(data[at : at + length], length, checksum):
+            return True
+        at = data.find(_ITEM, at + 1)
+    return False
+
+
+def _make(directory: Path) -> None:
+    """Create a directory that is still there after a power cut."""
+    if not directory.exists():
+        _make(directory.parent)
+        directory.mkdir(exist_ok=True)
+        _sync(directory.parent)
+
+
+def _sync(directory: Path) -> None:
+    """Have the names in a directory reach the disk, which a sync of a file says nothing of."""
+    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
