@@ -20,6 +20,8 @@ PRELUDE = """
 import os, random, sys
 from crewai_native_db._native import CheckpointStore, ReplayStore
 
+random.Random("")  # imports what it needs, before a test gives up the right to read it
+
 class Checkpoints:
     def __init__(self, path):
         self.store, self.position, self.segments = CheckpointStore(path, True), None, []
