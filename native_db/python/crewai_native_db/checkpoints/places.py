@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _STORE: Final = "checkpoints.db"
 _SUFFIX: Final = ".native"
+# The store, from the directory of a branch whose name is one.
+_BESIDE: Final = str(Path(os.pardir, _SUFFIX, _STORE))
 _TIMEOUT: Final = 30.0
 # What nobody refers to is left alone for so long, in µs: its outline may be about to be written.
 _GRACE: Final = 3600 * 10**6
@@ -79,9 +81,11 @@ class Files:
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
         self._directory = Path(location).absolute()
-        self.store = self._directory / _SUFFIX / _STORE
+        self.store = Path(self._directory, _SUFFIX, _STORE)
 
     def data(self, branch: str) -> str:  # noqa: D102 - see Place
+        if _NAME.fullmatch(branch):
+            return _BESIDE
         return os.path.relpath(self.store, self._directory / branch)
 
     def file(  # noqa: D102 - see Place
@@ -98,7 +102,7 @@ class Files:
     def name(  # noqa: D102 - see Place
         self, location: str, checkpoint_id: str, parent_id: str | None, branch: str
     ) -> str:
-        return str(Path(location) / branch / _file_name(checkpoint_id, parent_id))
+        return str(Path(location, branch, _file_name(checkpoint_id, parent_id)))
 
     def ids(self, branch: str | None = None) -> set[str]:  # noqa: D102 - see Place
         if branch is None:

@@ -350,7 +350,7 @@ class Recorder:
             self._contextual.add(number)
             if vars(value).get(_CONTEXT) is self._context:
                 refs[_CONTEXT] = self._number((ExecutionContext, _CONTEXT))
-        names = tuple(name for name in fields_of(view) if name not in refs)
+        names = _fields_but(view, frozenset(refs))
         self._watch.keep(number, [look, self._watch.look([(value, "__dict__", names, True)])])
         if is_transparent(view):
             self._doubtful.discard(number)
@@ -462,6 +462,11 @@ class Recorder:
 @functools.cache
 def _nested(view: Any) -> dict[str, type[BaseModel] | None]:
     return next((_NESTED[base] for base in view.__mro__ if base in _NESTED), {})
+
+
+@functools.cache
+def _fields_but(view: type[BaseModel], left_out: frozenset[str]) -> tuple[str, ...]:
+    return tuple(name for name in fields_of(view) if name not in left_out)
 
 
 def _is_model(kind: type) -> bool:
