@@ -1,8 +1,10 @@
 //! Copies of results, so that what a caller does to one does not show in the next.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{
@@ -23,9 +25,34 @@ const SMALL: u64 = 32;
 pub(super) struct Copier<'a, 'py> {
     models: Option<&'a Bound<'py, PyType>>,
     /// Copies by the address of their originals, which are kept alive with them.
-    seen: HashMap<usize, (Bound<'py, PyAny>, Bound<'py, PyAny>)>,
+    seen: Seen<'py>,
     weigh: bool,
     weight: u64,
+}
+
+type Seen<'py> =
+    HashMap<usize, (Bound<'py, PyAny>, Bound<'py, PyAny>), BuildHasherDefault<AddressHasher>>;
+
+/// Spreads addresses, which nobody chooses to collide; the standard hasher takes longer than a small
+/// copy.
+#[derive(Default)]
+struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_usize(usize::from(byte));
+        }
+    }
+
+    fn write_usize(&mut self, address: usize) {
+        let spread = (self.0 ^ address as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = spread ^ (spread >> 32);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl<'a, 'py> Copier<'a, 'py> {
@@ -52,23 +79,31 @@ impl<'a, 'py> Copier<'a, 'py> {
     fn new(models: Option<&'a Bound<'py, PyType>>, weigh: bool) -> Self {
         Self {
             models,
-            seen: HashMap::new(),
+            seen: Seen::default(),
             weigh,
             weight: 0,
         }
     }
 
-    fn any(&mut self, value: &Bound<'py, PyAny>, depth: usize) -> PyResult<Bound<'py, PyAny>> {
-        if value.is_none()
-            || value.is_exact_instance_of::<PyBool>()
-            || value.is_exact_instance_of::<PyInt>()
-            || value.is_exact_instance_of::<PyFloat>()
-        {
-            self.weight += SMALL;
-            return Ok(value.clone());
-        }
+    /// Weighs what never changes and holds nothing else, and says whether this is such. That runs no
+    /// Python code.
+    fn is_plain(&mut self, value: &Bound<'py, PyAny>) -> PyResult<bool> {
         if value.is_exact_instance_of::<PyString>() || value.is_exact_instance_of::<PyBytes>() {
             self.weigh(value)?;
+            return Ok(true);
+        }
+        let is_small = value.is_none()
+            || value.is_exact_instance_of::<PyBool>()
+            || value.is_exact_instance_of::<PyInt>()
+            || value.is_exact_instance_of::<PyFloat>();
+        if is_small {
+            self.weight += SMALL;
+        }
+        Ok(is_small)
+    }
+
+    fn any(&mut self, value: &Bound<'py, PyAny>, depth: usize) -> PyResult<Bound<'py, PyAny>> {
+        if self.is_plain(value)? {
             return Ok(value.clone());
         }
         if let Some((_, copy)) = self.seen.get(&address(value)) {
@@ -149,9 +184,14 @@ impl<'a, 'py> Copier<'a, 'py> {
 
     /// Puts copies in the place of a dict's values.
     fn values_of(&mut self, dict: &Bound<'py, PyDict>, depth: usize) -> PyResult<()> {
-        // The items as they are now: setting them may run a key's own `__eq__`.
-        for pair in dict.items() {
-            let (key, value): (Bound<'py, PyAny>, Bound<'py, PyAny>) = pair.extract()?;
+        // All of them before any is set, which may run a key's own `__eq__`.
+        let mut others = Vec::new();
+        for (key, value) in dict {
+            if !self.is_plain(&value)? {
+                others.push((key, value));
+            }
+        }
+        for (key, value) in others {
             let copy = self.any(&value, depth)?;
             if !copy.is(&value) {
                 dict.set_item(key, copy)?;
@@ -173,7 +213,9 @@ impl<'a, 'py> Copier<'a, 'py> {
 
     fn weigh(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
         if self.weigh {
-            let size: u64 = value.call_method0("__sizeof__")?.extract()?;
+            let size: u64 = value
+                .call_method0(intern!(value.py(), "__sizeof__"))?
+                .extract()?;
             self.weight = self.weight.saturating_add(size);
         }
         Ok(())
