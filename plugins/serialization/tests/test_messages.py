@@ -10,6 +10,7 @@ import json
 import math
 import pickle
 import random
+import re
 import threading
 import tracemalloc
 import types
@@ -255,6 +256,9 @@ def test_bytes_come_in_several_types(kind):
         (b'{"a":"x', 7),
         (b'{"a":"\\x"}', 6),
         (b'{"a":"\\u12"}', 6),
+        (b'{"a":"\\u12"', 6),
+        (b'{"a":"\\u+123"}', 6),
+        (b'{"a":"\\n\\u00e9\\u12g4"}', 14),
         (b'{"a":"\\ud800"}', 6),
         (b'{"a":"\\ud800\\u0041"}', 6),
         (b'{"a":"\\udc00"}', 6),
@@ -276,6 +280,17 @@ def test_hostile_json_is_refused_with_the_offset(text, offset):
             read(text)
         assert type(refused.value) is MessageError
         assert refused.value.offset == offset
+
+
+@pytest.mark.parametrize("upper", [False, True])
+def test_escapes_in_a_row_and_among_others_are_read_as_python_reads_them(upper):
+    text = '漢字 😀é\n"\\ \x7f plain, and long enough for a block of it 語語\t' * 3 + "end é"
+    escaped = json.dumps({"a": text})
+    if upper:
+        escaped = re.sub(
+            r"\\u[0-9a-f]{4}", lambda found: found[0][:2] + found[0][2:].upper(), escaped
+        )
+    assert Codec().decode(escaped.encode()) == json.loads(escaped) == {"a": text}
 
 
 @pytest.mark.parametrize(

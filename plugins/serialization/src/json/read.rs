@@ -47,6 +47,18 @@ pub fn read<B: Build>(text: &str, builder: &mut B) -> Read<B::Value> {
     }
 }
 
+/// What a byte is worth as a hexadecimal digit; of another one, more than any.
+static HEX: [u8; 256] = {
+    let mut values = [u8::MAX; 256];
+    let mut digit = 0;
+    while digit < 16 {
+        values[b"0123456789abcdef"[digit] as usize] = digit as u8;
+        values[b"0123456789ABCDEF"[digit] as usize] = digit as u8;
+        digit += 1;
+    }
+    values
+};
+
 struct Reader<'a> {
     text: &'a str,
     at: usize,
@@ -148,6 +160,10 @@ impl Reader<'_> {
                 Some(b'\\') => {
                     let character = self.escape(at)?;
                     self.scratch.push(character);
+                    // Texts of other alphabets have one after the other.
+                    if self.peek() == Some(b'\\') {
+                        continue;
+                    }
                 }
                 Some(_) => return Err(ReadError::new(at, "a control character in a string")),
                 None => return Err(ReadError::new(at, "a string without an end")),
@@ -188,13 +204,14 @@ impl Reader<'_> {
     }
 
     fn hex(&mut self, at: usize) -> Read<u32> {
-        let mut code = 0;
-        for _ in 0..4 {
-            let digit = self.take().and_then(|byte| char::from(byte).to_digit(16));
-            let digit = digit.ok_or_else(|| ReadError::new(at, "an escape without four digits"))?;
-            code = code * 16 + digit;
-        }
-        Ok(code)
+        let digits = self.text.as_bytes()[self.at..].first_chunk::<4>();
+        let values = digits.map(|digits| digits.map(|digit| HEX[usize::from(digit)]));
+        let [a, b, c, d] = values
+            .filter(|values| values.iter().all(|value| *value < 16))
+            .ok_or_else(|| ReadError::new(at, "an escape without four digits"))?
+            .map(u32::from);
+        self.at += 4;
+        Ok(a << 12 | b << 8 | c << 4 | d)
     }
 
     fn number<B: Build>(&mut self, builder: &mut B) -> Read<B::Value> {
