@@ -48,6 +48,11 @@ class Steps(list):
         return iter(["stepped"])
 
 
+class Known:
+    def __init__(self, made):
+        self.made = made
+
+
 PLAIN = st.recursive(
     st.none()
     | st.booleans()
@@ -97,6 +102,64 @@ def test_what_python_may_write_otherwise_is_left_to_it(value, left):
         assert _native.dumps(whole) is None
         assert _native.dumps_compact(whole) is None
         assert dumps(whole, default=repr) == json.dumps(whole, default=repr)
+
+
+# Objects that only ``default`` knows what to do with, and what it may make of them.
+MADE = st.sampled_from(
+    ["text", 5, None, [1, "two"], {"a": [1.5]}, {1: 2}, OrderedDict(a=1), 2**70, "\ud800"]
+)
+KNOWN = st.builds(Known, MADE)
+MIXED = st.recursive(
+    PLAIN | KNOWN,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(st.text(), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+def _made(value):
+    return value.made
+
+
+@given(value=MIXED)
+@settings(max_examples=300, deadline=None)
+def test_objects_are_written_as_what_default_makes_of_them(value):
+    assert dumps(value, default=_made) == json.dumps(value, default=_made)
+
+
+def test_default_is_asked_once_for_an_object_among_plain_values():
+    asked = []
+    known = Known("text")
+    text = _native.dumps({"a": [1, known], "b": {"c": known}}, lambda v: asked.append(v) or "x")
+    assert text == '{"a": [1, "x"], "b": {"c": "x"}}'
+    assert asked == [known, known]
+
+
+def test_what_default_raises_is_raised():
+    def refuse(value):
+        raise LookupError(f"not {value.made}")
+
+    with pytest.raises(LookupError, match="not text"):
+        dumps({"a": Known("text")}, default=refuse)
+
+
+def test_default_may_change_what_it_was_called_from():
+    whole: dict[str, object] = {"a": Known(1), "b": [Known(2), 3], "c": 4}
+
+    def change(value):
+        whole[f"new {value.made}"] = 5
+        whole.pop("c", None)
+        return value.made
+
+    assert _native.dumps(whole, change) == '{"a": 1, "b": [2, 3], "c": 4}'
+
+
+def test_an_object_that_stands_for_itself_is_left_to_python():
+    with pytest.raises(ValueError, match="Circular"):
+        dumps([Known(1)], default=lambda value: value)
 
 
 def test_the_numbers_of_python_are_its_own():

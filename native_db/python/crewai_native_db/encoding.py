@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 from datetime import date
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel
 
 from crewai_native_db import _native
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _EXACT: Final = (bool, int, type(None))
 
@@ -44,13 +47,14 @@ def encode(state: Any, *, strict: bool = False) -> str:
     return dumps(content, default=_tolerate)
 
 
-def dumps(value: Any, **options: Any) -> str:
+def dumps(value: Any, *, default: Callable[[Any], Any] | None = None, **options: Any) -> str:
     """The text of ``json.dumps(value, **options)``, for options that say what to do with objects.
 
-    Values without objects in them are written in native code.
+    Values without objects in them, and those for which ``default`` is all that is needed, are written
+    in native code.
     """
-    text = _native.dumps(value)
-    return json.dumps(value, **options) if text is None else text
+    text = _native.dumps(value, default)
+    return json.dumps(value, default=default, **options) if text is None else text
 
 
 def _dump(model: BaseModel) -> Any:
@@ -61,12 +65,13 @@ def _dump(model: BaseModel) -> Any:
 
 
 def _tolerate(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return _dump(value)
+    # No model is one of these, and whether something is a model takes longest to say.
     if isinstance(value, (set, tuple)):
         return list(value)
     if isinstance(value, date):
         return value.isoformat()
+    if isinstance(value, BaseModel):
+        return _dump(value)
     return str(value)
 
 
