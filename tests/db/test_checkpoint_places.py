@@ -37,7 +37,7 @@ def restored(location, kind):
         text = globals()[kind]().from_checkpoint(where)
         RuntimeState.model_validate(json.loads(text), context={"from_checkpoint": True})
         count += 1
-    assert _native.CheckpointStore(place.store, True).check() == []
+    assert _native.CheckpointStore(place.store).check() == []
     return count
 """
 BOUND = """
@@ -170,7 +170,7 @@ def test_what_is_on_its_way_at_exit_is_stored(tmp_path, provider, end):
     done = ran(CREW + BOUND + LEFT, place, provider.__name__, end)
     assert (done.returncode, done.stderr) == (3 if end == "error" else 0, "")
     assert len(list(places.of(place).texts())) == 5
-    assert _native.CheckpointStore(places.of(place).store, True).check() == []
+    assert _native.CheckpointStore(places.of(place).store).check() == []
 
 
 @KINDS
@@ -193,7 +193,7 @@ def test_stock_crewai_in_another_process_shares_the_place(tmp_path, start, provi
     table = provider is SqliteProvider
     stocks = 0 if table and not alone.exists() else len(list(places.of(alone).texts()))
     assert stocks > 0 or (table and sqlite3.sqlite_version_info < (3, 45))
-    store = _native.CheckpointStore(places.of(place).store, True)
+    store = _native.CheckpointStore(places.of(place).store)
     ours = len(store.ids())
     assert ours > 0
     assert store.check() == []

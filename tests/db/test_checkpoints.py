@@ -247,7 +247,7 @@ class TestAgainstStock:
         made = config(provider)
         _hold(monkeypatch, 3)
         tooled(3, checkpoint=made).kickoff(inputs={"topic": "x"})
-        store = _native.CheckpointStore(places.of(made.location).store, True)
+        store = _native.CheckpointStore(places.of(made.location).store)
         assert store.statistics()["commits"] == 1
         parent, found = None, list(saved(made.location))
         assert len(found) == 3
@@ -554,7 +554,7 @@ class TestAskedFor:
         assert after == state.model_dump(mode="json") | {"parent_id": ids[0]}
         assert after["parent_id"] == ids[0]
         assert before["entities"][0]["tasks"][0]["output"]["raw"] == "answer 0"
-        totals = _native.CheckpointStore(places.of(made.location).store, True).totals()
+        totals = _native.CheckpointStore(places.of(made.location).store).totals()
         assert totals["checkpoints"] == 2
         assert totals["text_bytes"] < 1.5 * len(json.dumps(after))
 
@@ -590,7 +590,7 @@ class TestLineage:
         crew_of(*map(str, range(6)), checkpoint=made).kickoff(inputs={"topic": "x"})
         found = list(saved(made.location))
         assert [len(_done(checkpoint)) for _, checkpoint in found] == [5, 6]
-        store = _native.CheckpointStore(places.of(made.location).store, True)
+        store = _native.CheckpointStore(places.of(made.location).store)
         assert {name for name, _ in store.ids()} == places.of(made.location).ids()
         assert store.check() == []
         made.provider.prune(made.location, 0)
@@ -637,7 +637,7 @@ class TestLineage:
     def test_what_was_removed_elsewhere_is_reclaimed_once_it_is_old(self, config, monkeypatch):
         made = config()
         crew_of("one", checkpoint=made).kickoff()
-        store = _native.CheckpointStore(places.of(made.location).store, True)
+        store = _native.CheckpointStore(places.of(made.location).store)
         checkpoint_cli.prune_checkpoints(made.location, 0, None)
         prune = ["prune", "--checkpoints", made.location]
         assert "data of 0 checkpoints" in CliRunner().invoke(app, prune).output
@@ -718,7 +718,7 @@ class TestFailures:
         found = list(saved(made.location))
         assert [len(_done(checkpoint)) for _, checkpoint in found] == [1, 3]
         assert found[1][1]["parent_id"] == attempts[0]
-        store = _native.CheckpointStore(places.of(made.location).store, True)
+        store = _native.CheckpointStore(places.of(made.location).store)
         assert [name for name, _ in store.ids()] == [attempts[0], attempts[2]]
         assert store.check() == []
 
@@ -787,7 +787,7 @@ class TestKilled:
             # Whole, each of them.
             for _, checkpoint in found:
                 RuntimeState.model_validate(checkpoint, context={"from_checkpoint": True})
-            assert _native.CheckpointStore(places.of(place).store, True).check() == []
+            assert _native.CheckpointStore(places.of(place).store).check() == []
 
     @pytest.mark.slow
     def test_a_forked_child_begins_a_record_of_its_own(self, tmp_path):

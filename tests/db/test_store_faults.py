@@ -24,7 +24,7 @@ random.Random("")  # imports what it needs, before a test gives up the right to 
 
 class Checkpoints:
     def __init__(self, path):
-        self.store, self.position, self.segments = CheckpointStore(path, True), None, []
+        self.store, self.position, self.segments = CheckpointStore(path), None, []
     def add(self, who, n):
         text = random.Random(f"{who} {n}").randbytes(600).hex().encode()
         parts = [(-1, -1, b"%d" % n), (n % 3, 0, text)]
@@ -168,7 +168,7 @@ def test_a_file_of_a_newer_release_is_refused_and_left_as_it_is(tmp_path, kind):
     assert run(newer, kind, place).returncode == 0
     before = place.read_bytes()
     if kind == "checkpoints":
-        store = _native.CheckpointStore(place, True)
+        store = _native.CheckpointStore(place)
         operations = [lambda: store.load("w-0"), store.ids, lambda: store.forget(["w-0"])]
     else:
         store = _native.ReplayStore(place, True)

@@ -117,7 +117,7 @@ def prune(
             _console.stdout().print(f"{files['replay log'].prune(keep_runs)} runs dropped")
         if checkpoints is not None:
             place = places.of(checkpoints)
-            dropped = places.reclaim(place, _native.CheckpointStore(place.store, True))
+            dropped = places.reclaim(place, _native.CheckpointStore(place.store))
             _console.stdout().print(f"data of {dropped} checkpoints dropped")
 
 
@@ -185,7 +185,7 @@ def _files(
         "replay log": _native.ReplayStore(log, True),
     }
     if checkpoints is not None:
-        files["checkpoints"] = _native.CheckpointStore(places.of(checkpoints).store, True)
+        files["checkpoints"] = _native.CheckpointStore(places.of(checkpoints).store)
     return files
 
 

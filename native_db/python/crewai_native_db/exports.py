@@ -116,7 +116,7 @@ def checkpoints(location: Path, target: Path) -> int:
         raise FileExistsError(f"{target} exists; choose a new place to write to")
     source = places.of(location)
     copy = places.Table(target) if places.is_table(location) else places.Files(target)
-    store = _native.CheckpointStore(source.store, True)
+    store = _native.CheckpointStore(source.store)
     count = 0
     for checkpoint_id, parent_id, branch, text in source.texts():
         if outline.read(text) is None:

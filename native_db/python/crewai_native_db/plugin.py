@@ -50,10 +50,7 @@ class _Writer:
     def _make(self) -> CheckpointWriter:
         from crewai_native_db.checkpoints.writer import CheckpointWriter
 
-        new = CheckpointWriter(
-            durable=_options.get("synchronous", "full") == "full",
-            strict=_options.get("strict_checkpoints", False),
-        )
+        new = CheckpointWriter(strict=_options.get("strict_checkpoints", False))
         # One for all threads, whichever of them comes first: it knows the runs.
         made: CheckpointWriter = vars(self).setdefault("made", new)
         return made

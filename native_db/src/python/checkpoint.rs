@@ -36,18 +36,16 @@ type Outcomes = Vec<Result<(), DbError>>;
 #[pyclass(frozen, module = "crewai_native_db._native")]
 pub(super) struct CheckpointStore {
     handle: Handle,
-    durability: Durability,
 }
 
 #[pymethods]
 impl CheckpointStore {
-    /// A handle on the file at `path`; opens nothing. An added checkpoint survives a power cut
-    /// where `durable`, and else the death of the process.
+    /// A handle on the file at `path`; opens nothing. An added checkpoint survives a power cut: its
+    /// outline does, and must not be there without it.
     #[new]
-    fn new(path: PathBuf, durable: bool) -> Self {
+    fn new(path: PathBuf) -> Self {
         Self {
             handle: Handle::new(&path, &checkpoint::SCHEMA),
-            durability: Durability::of(durable),
         }
     }
 
@@ -87,7 +85,7 @@ impl CheckpointStore {
         let outlines: Vec<_> = files.into_iter().map(file).collect();
         let added = self.handle.run(py, |engine| {
             publish_after(&outlines, || {
-                engine.write(self.durability, move |db| checkpoint::add(db, &addition))
+                engine.write(Durability::Full, move |db| checkpoint::add(db, &addition))
             })
         })?;
         Ok(added.map(|(at, outcomes)| {
@@ -130,7 +128,7 @@ impl CheckpointStore {
     /// Drops checkpoints, and what no other one needs; says how many there were.
     fn forget(&self, py: Python<'_>, ids: Vec<String>) -> PyResult<usize> {
         self.handle.run(py, |engine| {
-            engine.amend(0, self.durability, move |db| checkpoint::forget(db, &ids))
+            engine.amend(0, Durability::Full, move |db| checkpoint::forget(db, &ids))
         })
     }
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a store, and beside it the outlines that are files."""
+"""Checkpoints: a store, and beside it the outlines, which are files or rows of CrewAI's SQLite file."""
 
 import json
 import uuid
@@ -6,9 +6,11 @@ import uuid
 from subject import main, noise, together
 
 from crewai_native_db import _native
+from crewai_native_db.checkpoints import places
 
 RUNS = ("a", "b")
 CHECKPOINTS = 24
+ROWS = 8
 
 
 def text(run, number):
@@ -19,12 +21,12 @@ def outline(run, number):
     return json.dumps({"run": run, "number": number, "text": noise(number, 9000)})
 
 
-def data(place, setting):
-    return _native.CheckpointStore(place / "run" / ".native" / "checkpoints.db", setting == "full")
+def opened(place):
+    return _native.CheckpointStore(place / "run" / ".native" / "checkpoints.db")
 
 
 def run(place, setting, mark):
-    store = data(place, setting)
+    store = opened(place)
 
     def record(name):
         branch = place / "run" / f"branch-{name}"
@@ -49,12 +51,21 @@ def run(place, setting, mark):
             if number % 5 == 0:
                 store.forget([f"{name}-{number - 3}"])
 
-    together(*(lambda name=name: record(name) for name in RUNS))
+    def rows():
+        table = places.Table(place / "run.db")
+        data = _native.CheckpointStore(table.store)
+        for n in range(ROWS):
+            data.add(None, 0, b"", [([text("row", n)], [], [(f"row-{n}", "", n)])], [])
+            table.publish(f"row-{n}", None, "main", outline("row", n))
+            mark("row", n)
+        data.close()
+
+    together(*(lambda name=name: record(name) for name in RUNS), rows)
     store.close()
 
 
 def check(place, setting, done):
-    store = data(place, setting)
+    store = opened(place)
     assert store.check() == []
     for name in RUNS:
         branch = place / "run" / f"branch-{name}"
@@ -73,8 +84,17 @@ def check(place, setting, done):
         times = [path.stat().st_mtime_ns for path in files]
         assert times == sorted(times)
         acknowledged = {n for run, n in done if run == name}
-        if setting == "full":
-            assert acknowledged <= set(there), f"{acknowledged - set(there)} of {name} are lost"
+        assert acknowledged <= set(there), f"{acknowledged - set(there)} of {name} are lost"
+    table = places.Table(place / "run.db")
+    data = _native.CheckpointStore(table.store)
+    assert data.check() == []
+    there = [checkpoint_id for checkpoint_id, _, _, _ in table.texts()]
+    assert there == [f"row-{n}" for n in range(len(there))]
+    assert len(there) >= sum(run == "row" for run, _ in done)
+    for n, checkpoint_id in enumerate(there):
+        assert data.load(checkpoint_id) == ([text("row", n)], {}, "")
+    table.publish("row-next", None, "main", outline("row", 0))
+    data.close()
     draft = place / "run" / "next" / f".{uuid.uuid4()}.new"
     added = store.add(
         None, 0, b"", [([b"x"], [], [("next", "", 1)])], [(draft, draft.with_name("n.json"), "{}")]

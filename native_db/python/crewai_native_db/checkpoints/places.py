@@ -66,6 +66,9 @@ class Place(Protocol):
     def publish(self, checkpoint_id: str, parent_id: str | None, branch: str, text: str) -> None:
         """Put an outline there, whole or not at all; after a power cut, too."""
 
+    def settle(self, branch: str) -> None:
+        """Wait until the disk has it that outlines on a branch were removed."""
+
     def name(self, location: str, checkpoint_id: str, parent_id: str | None, branch: str) -> str:
         """What CrewAI calls a checkpoint there, given what the user calls the place."""
 
@@ -98,6 +101,15 @@ class Files:
         self, checkpoint_id: str, parent_id: str | None, branch: str, text: str
     ) -> None:
         _native.publish(*self.file(checkpoint_id, parent_id, branch), text)
+
+    def settle(self, branch: str) -> None:  # noqa: D102 - see Place
+        # Elsewhere directories cannot be opened, and names are journalled.
+        if os.name == "posix":
+            directory = os.open(self._directory / branch, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
 
     def name(  # noqa: D102 - see Place
         self, location: str, checkpoint_id: str, parent_id: str | None, branch: str
@@ -149,6 +161,9 @@ class Table:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute(_TABLE)
             db.execute(_INSERT, row)
+
+    def settle(self, branch: str) -> None:  # noqa: D102 - see Place
+        pass  # CrewAI's commit has waited for the disk
 
     def name(  # noqa: D102 - see Place
         self,

@@ -140,12 +140,10 @@ class CheckpointWriter:
     """Serves ``checkpoint.writer``.
 
     Args:
-        durable: Whether a checkpoint survives a power cut, and not only the death of the process.
         strict: Whether a kickoff of which a checkpoint failed raises why.
     """
 
-    def __init__(self, *, durable: bool = True, strict: bool = False) -> None:
-        self._durable = durable
+    def __init__(self, *, strict: bool = False) -> None:
         self._strict = strict
         self._lock = threading.Lock()
         self._runs: dict[int, tuple[weakref.ref[Any], _Run]] = {}
@@ -253,6 +251,8 @@ class CheckpointWriter:
         removed = stock()
         gone = before - place.ids(branch)
         if gone:
+            # Else a power cut could bring outlines back, and not their data.
+            place.settle(branch)
             self._store(place.store).forget(sorted(gone))
         self._count("pruned", removed)
         return removed
@@ -465,7 +465,7 @@ class CheckpointWriter:
     def _store(self, path: Path) -> _native.CheckpointStore:
         with self._lock:
             if path not in self._stores:
-                self._stores[path] = _native.CheckpointStore(path, self._durable)
+                self._stores[path] = _native.CheckpointStore(path)
             return self._stores[path]
 
     def _count(self, what: str, by: int = 1) -> None:
