@@ -371,19 +371,22 @@ def test_filters_on_metadata_follow_every_change(store):
 
 
 def as_version(wanted, segment):
-    """Rewrite a segment without heads as releases before sketches, or before heads, wrote it."""
+    """Rewrite a segment without heads as releases before sketches, heads or fine codes wrote it."""
     data = segment.read_bytes()
     dimension, rows = struct.unpack_from("<I", data, 12)[0], struct.unpack_from("<Q", data, 16)[0]
-    # Version 1 had six checksums, the last of a column that is not there, and a shorter header.
-    end = 52 if wanted == 1 else 124
-    old = bytearray(data[:8] + struct.pack("<I", wanted) + data[12:end])
-    old += bytes(60 - len(old)) if wanted == 1 else b""
+    # Version 1 had six checksums, the last of a column that is not there, and a shorter header; the
+    # others had fifteen.
+    sums, end = (6, 60) if wanted == 1 else (15, 124)
+    old = bytearray(data[:8] + struct.pack("<I", wanted) + data[12 : 28 + 4 * sums])
+    old += bytes(end - len(old))
     old += struct.pack("<I", zlib.crc32(old))
     at = 128
     widths = [8, 8, 4, 4, -(-dimension // 64) * 64]
     sizes = [rows * width for width in widths]
-    if wanted == 2:
+    if wanted > 1:
         sizes += [0, 4 * dimension, -(-dimension // 128) * 32 * rows, 4 * rows, 4 * rows]
+    if wanted > 2:
+        sizes += [0] * 5
     for size in sizes:
         at = -(-at // 64) * 64
         old += bytes(-len(old) % 64) + data[at : at + size]
@@ -395,7 +398,7 @@ def version(segment):
     return struct.unpack_from("<I", segment.read_bytes(), 8)[0]
 
 
-@pytest.mark.parametrize("older", [1, 2])
+@pytest.mark.parametrize("older", [1, 2, 3])
 def test_a_segment_of_an_older_format_serves_and_is_replaced(store, place, older):
     fill(store, 0, ROWS)
     store.optimize()
@@ -403,7 +406,7 @@ def test_a_segment_of_an_older_format_serves_and_is_replaced(store, place, older
     store.close()
     codes = Path(f"{place}-codes")
     (segment,) = codes.glob("*.codes")
-    assert version(segment) == 3
+    assert version(segment) == 4
     as_version(older, segment)
     live = set(range(ROWS)) - {3}
     agree(store, live)
@@ -412,10 +415,10 @@ def test_a_segment_of_an_older_format_serves_and_is_replaced(store, place, older
     assert store.holdings() == (ROWS - 1, 0, None)
     agree(store, live)
     published = [path for path in codes.glob("*.codes") if path != segment]
-    assert [version(path) for path in published] == [3]
+    assert [version(path) for path in published] == [4]
 
 
-@pytest.mark.parametrize("older", [1, 2])
+@pytest.mark.parametrize("older", [1, 2, 3])
 def test_a_segment_of_an_older_format_that_is_damaged_goes_out_of_use(store, place, older):
     fill(store, 0, ROWS)
     store.optimize()

@@ -95,7 +95,7 @@ struct Part {
 /// Where the codes of a part are.
 enum Codes {
     Sealed(Box<Segment>),
-    Memory(Tail),
+    Memory(Box<Tail>),
 }
 
 #[derive(Default)]
@@ -442,7 +442,7 @@ impl Mirror {
         if !matches!(self.parts.last(), Some(part) if matches!(part.codes, Codes::Memory(_))) {
             let tail = Tail::new(self.dimension, false).map_err(|e| damaged(e.to_string()))?;
             self.parts.push(Part {
-                codes: Codes::Memory(tail),
+                codes: Codes::Memory(Box::new(tail)),
                 deleted: Bitmap::new(),
                 columns: Columns::default(),
                 metadata: Mutex::default(),

@@ -3,8 +3,9 @@
 //! Every stored vector has, beside its float32 values, an int8 code and the length of what the
 //! code leaves out. By the Cauchy-Schwarz inequality the two give an interval in which the true
 //! score of any query lies. A search reads only the codes (a quarter of the bytes), keeps the rows
-//! whose interval still reaches into the best `k`, and computes the true score of those few. The
-//! result is the one of an exhaustive search over the float32 values.
+//! whose interval still reaches into the best `k`, narrows the intervals of those few by a second code,
+//! of what the first leaves out, and computes the true scores of those that are left. The result is the
+//! one of an exhaustive search over the float32 values.
 //!
 //! Data flows one way: [`quantize`] makes codes, [`segment`] keeps them (a memory-mapped file or a
 //! tail in memory, both seen as a [`CodeBlock`]), [`scan`] searches blocks with the functions in

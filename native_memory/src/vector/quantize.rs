@@ -7,7 +7,9 @@
 //! |v·q - scale * step * (code·x)|  =  |e·q + scale * code·f|  <=  r |q| + (|v| + r) |f|
 //! ```
 //!
-//! and `code·x` is computed exactly, in integers. All other arithmetic is done in f64, whose
+//! and `code·x` is computed exactly, in integers. What the codes leave out, `e`, has *fine* codes of
+//! its own: `e = fine_scale * fine + g`. With them `|g|`, some hundredth of `|e|`, takes its place in
+//! the bound. They are read for the few rows that the codes cannot tell apart. All other arithmetic is done in f64, whose
 //! rounding is covered by [`EPSILON`], so that the bounds hold for what the machine computes and
 //! not only for real numbers.
 
@@ -98,31 +100,71 @@ pub struct RowCode {
     pub norm: f64,
 }
 
-/// Quantises a row. `codes` has at least the length of `vector`; what is beyond is not touched.
-pub fn quantize(vector: &[f32], codes: &mut [i8]) -> Result<RowCode, VectorError> {
+/// What is kept of a row beside its fine codes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FineCode {
+    /// The value of one unit of the fine codes.
+    pub scale: f32,
+    /// At least the norm of what codes and fine codes leave out, as real numbers.
+    pub residual: f32,
+}
+
+/// Quantises a row. `codes` and `fine` have at least the length of `vector`; what is beyond is not
+/// touched.
+pub fn quantize(
+    vector: &[f32],
+    codes: &mut [i8],
+    fine: &mut [i8],
+) -> Result<(RowCode, FineCode), VectorError> {
     check(vector)?;
+    let (codes, fine) = (&mut codes[..vector.len()], &mut fine[..vector.len()]);
+    let scale = encode(vector, codes);
+    // Both factors fit 24 + 7 bits: the product is exact, and only the subtraction rounds.
+    let rests: Vec<f64> = vector
+        .iter()
+        .zip(&*codes)
+        .map(|(&x, &code)| f64::from(x) - f64::from(scale) * f64::from(code))
+        .collect();
+    let residual = length(rests.iter().copied()) * (1.0 + EPSILON);
+
+    let narrow: Vec<f32> = rests.iter().map(|&rest| rest as f32).collect();
+    let fine_scale = encode(&narrow, fine);
+    let left = rests
+        .iter()
+        .zip(&*fine)
+        .map(|(rest, &code)| rest - f64::from(fine_scale) * f64::from(code));
+    // The rests themselves were rounded, which shows where little is left of them.
+    let fine_residual = length(left) * (1.0 + EPSILON) + residual * EPSILON;
+    Ok((
+        RowCode {
+            scale,
+            residual: round_up(residual),
+            norm: norm(vector),
+        },
+        FineCode {
+            scale: fine_scale,
+            residual: round_up(fine_residual),
+        },
+    ))
+}
+
+/// Chooses the codes of a vector, and returns the value of one unit of them.
+fn encode(vector: &[f32], codes: &mut [i8]) -> f32 {
     let largest = vector.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
     let scale = largest / CODE_MAX;
-    let codes = &mut codes[..vector.len()];
     if scale == 0.0 {
-        // Zero, or so small that no f32 scale exists: the residual is then the whole vector.
+        // Zero, or so small that no f32 scale exists: everything is then left out.
         codes.fill(0);
     } else {
         for (code, x) in codes.iter_mut().zip(vector) {
             *code = round_ties_even((x / scale).clamp(-CODE_MAX, CODE_MAX)) as i8;
         }
     }
-    // Both factors fit 24 + 7 bits: the product is exact, and only the subtraction rounds.
-    let squares = vector.iter().zip(&*codes).map(|(&x, &code)| {
-        let rest = f64::from(x) - f64::from(scale) * f64::from(code);
-        rest * rest
-    });
-    let residual = round_up(squares.sum::<f64>().sqrt() * (1.0 + EPSILON));
-    Ok(RowCode {
-        scale,
-        residual,
-        norm: norm(vector),
-    })
+    scale
+}
+
+fn length(components: impl Iterator<Item = f64>) -> f64 {
+    components.map(|x| x * x).sum::<f64>().sqrt()
 }
 
 /// The Euclidean norm of a vector. Squares of f32 neither overflow nor vanish in f64.
@@ -297,6 +339,22 @@ impl Query {
         }
     }
 
+    /// The same, given the product with the fine codes as well.
+    pub(crate) fn fine_bounds(
+        &self,
+        [product, finer]: [f64; 2],
+        row: RowCode,
+        fine: FineCode,
+    ) -> Bounds {
+        let middle = f64::from(row.scale) * product + f64::from(fine.scale) * finer;
+        let dot = self.around(self.step * middle, fine.residual, row.norm);
+        match self.metric {
+            Metric::L2 => self.l2(dot, row.norm),
+            Metric::Cosine => self.cosine(dot, row.norm),
+            Metric::Dot => dot,
+        }
+    }
+
     /// The upper bounds of many rows; the same numbers as [`Query::bounds`] gives.
     pub(crate) fn upper_bounds(&self, products: &[f64], rows: &[RowCode], out: &mut [f64]) {
         // One loop per metric, without a branch in it, so that the compiler vectorises it.
@@ -334,7 +392,13 @@ impl Query {
     #[inline]
     fn bounds_dot(&self, product: f64, row: RowCode) -> Bounds {
         let middle = f64::from(row.scale) * self.step * product;
-        let error = f64::from(row.residual) * self.per_residual + row.norm * self.per_norm;
+        self.around(middle, row.residual, row.norm)
+    }
+
+    /// Bounds on the inner product of a row that codes say is `middle`.
+    #[inline]
+    fn around(&self, middle: f64, residual: f32, norm: f64) -> Bounds {
+        let error = f64::from(residual) * self.per_residual + norm * self.per_norm;
         Bounds {
             lower: middle - error,
             upper: middle + error,

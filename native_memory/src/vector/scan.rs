@@ -3,7 +3,8 @@
 //! [`Search::scan`] goes over the codes of the rows that a filter allows. It keeps the `k`-th best
 //! *lower* bound seen so far, and every row whose *upper* bound reaches it. [`Search::finish`]
 //! computes the true scores of those, best upper bound first, until the next upper bound cannot
-//! reach the `k`-th best true score. The result is that of computing every score. Where a row's
+//! reach the `k`-th best true score. Before, fine codes narrow the bounds of what the codes left. The
+//! result is that of computing every score. Where a row's
 //! head or sketch proves that its score cannot reach, its codes are not read ([`super::sketch`]).
 //!
 //! Heads are all read first ([`Search::weigh`]), so that the rows which they speak best of are the
@@ -19,6 +20,7 @@ use std::collections::BinaryHeap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering as Memory};
 
+use super::aligned::Lines;
 use super::bitmap::{WORD, eligible};
 use super::kernels::{kernels, widely};
 use super::quantize::{Bounds, Query, RowCode, VectorError};
@@ -183,6 +185,11 @@ impl Candidate {
     /// Whether the row cannot reach the limit.
     fn is_below(&self, limit: f64) -> bool {
         self.bounds.upper < limit
+    }
+
+    /// The best upper bound first.
+    fn by_upper(&self, other: &Self) -> Ordering {
+        other.bounds.upper.total_cmp(&self.bounds.upper)
     }
 }
 
@@ -745,44 +752,46 @@ impl<'a> Search<'a> {
         mut ties: impl FnMut(&Hit, &Hit) -> Ordering,
     ) -> Result<Found, E> {
         let mut candidates = self.merge(found);
-        // What follows the first k in this order may not have to be computed. They do; in storage
-        // order they are read faster.
-        let first = candidates.len().min(self.k);
-        if first < candidates.len() {
-            candidates.sort_unstable_by(|a, b| {
-                b.bounds
-                    .upper
-                    .total_cmp(&a.bounds.upper)
-                    .then(a.at.cmp(&b.at))
-            });
+        if self.k < candidates.len() {
+            self.refine(&mut candidates);
+            candidates.sort_unstable_by(Candidate::by_upper);
         }
-        candidates[..first].sort_unstable_by_key(|candidate| candidate.at);
-
-        let mut hits = Vec::with_capacity(first);
+        let mut hits = Vec::with_capacity(self.k.min(candidates.len()));
         let mut best = Best::default();
-        let mut enough = None;
+        let mut enough: Option<f64> = None;
         let mut rescored = 0;
         let mut buffer = vec![0.0; self.query.dimension()];
-        for candidate in candidates {
-            if enough.is_some_and(|score| self.query.score_for_rank(candidate.bounds.upper) < score)
-            {
-                break;
+        let reaches = |candidate: &Candidate, enough: Option<f64>| {
+            enough.is_none_or(|score| self.query.score_for_rank(candidate.bounds.upper) >= score)
+        };
+        // What follows the first k in this order may not have to be computed. They do; in storage
+        // order they are read faster. So are more and more of those that follow.
+        let (mut start, mut count) = (0, self.k.max(1));
+        while start < candidates.len() && reaches(&candidates[start], enough) {
+            let end = candidates.len().min(start.saturating_add(count));
+            let some = &mut candidates[start..end];
+            some.sort_unstable_by_key(|candidate| candidate.at);
+            for candidate in some {
+                if !reaches(candidate, enough) {
+                    continue;
+                }
+                let at = candidate.at;
+                let (block, row) = (&self.blocks[at.block as usize].block, at.row as usize);
+                let id = block.ids[row];
+                let vector = if let Some(vector) = block.vector(row) {
+                    vector
+                } else {
+                    fetch(at, id, &mut buffer)?;
+                    &buffer
+                };
+                let score = self.query.score(vector, block.norms[row]);
+                rescored += 1;
+                if score >= self.min_score && enough.is_none_or(|enough| score >= enough) {
+                    hits.push(Hit { score, id, at });
+                    enough = best.push(score, self.k);
+                }
             }
-            let at = candidate.at;
-            let (block, row) = (&self.blocks[at.block as usize].block, at.row as usize);
-            let id = block.ids[row];
-            let vector = if let Some(vector) = block.vector(row) {
-                vector
-            } else {
-                fetch(at, id, &mut buffer)?;
-                &buffer
-            };
-            let score = self.query.score(vector, block.norms[row]);
-            rescored += 1;
-            if score >= self.min_score && enough.is_none_or(|enough| score >= enough) {
-                hits.push(Hit { score, id, at });
-                enough = best.push(score, self.k);
-            }
+            (start, count) = (end, count.saturating_mul(2));
         }
 
         let mut order = |a: &Hit, b: &Hit| b.score.total_cmp(&a.score).then_with(|| ties(a, b));
@@ -816,6 +825,71 @@ impl<'a> Search<'a> {
         }
         all.retain(|candidate| !candidate.is_below(limit));
         all
+    }
+
+    /// Narrows the bounds of candidates by their fine codes, those with the best upper bounds first,
+    /// and drops those that can then not be in the result.
+    fn refine(&self, candidates: &mut Vec<Candidate>) {
+        candidates.sort_unstable_by(Candidate::by_upper);
+        let mut limit = self.limit();
+        let mut lower = Best::default();
+        let (mut start, mut count) = (0, self.k.max(FIRST));
+        loop {
+            let left = &mut candidates[start..];
+            let reach = left.partition_point(|candidate| !candidate.is_below(limit));
+            if reach == 0 {
+                break;
+            }
+            // In storage order they are read faster, and the more at a time the better.
+            let some = &mut left[..reach.min(count)];
+            some.sort_unstable_by_key(|candidate| candidate.at);
+            for some in some.chunk_by_mut(|a, b| a.at.block == b.at.block) {
+                some.chunks_mut(BATCH).for_each(|some| self.narrow(some));
+            }
+            for candidate in &*some {
+                if let Some(rank) = lower.push(candidate.bounds.lower, self.k) {
+                    limit = limit.max(self.query.limit_for_rank(rank));
+                }
+            }
+            start += some.len();
+            count = count.saturating_mul(2);
+        }
+        candidates.truncate(start);
+        candidates.retain(|candidate| !candidate.is_below(limit));
+    }
+
+    /// Narrows the bounds of some candidates of one block, in storage order.
+    fn narrow(&self, candidates: &mut [Candidate]) {
+        let block = &self.blocks[candidates[0].at.block as usize].block;
+        let Some(fine) = &block.fine else { return };
+        let stride = self.query.codes().stride();
+        let rows: Vec<u32> = candidates
+            .iter()
+            .map(|candidate| candidate.at.row)
+            .collect();
+        let mut codes = Lines::zeroed(rows.len() * stride);
+        // Who cannot be narrowed is compared by its vector: a read that fails costs time only. What is
+        // wrong with a file is for `Segment::verify` to say.
+        if fine.read(&rows, stride, codes.as_mut_slice()).is_err() {
+            return;
+        }
+        let mut products = [vec![0.0; rows.len()], vec![0.0; rows.len()]];
+        let places: Vec<u32> = (0..rows.len() as u32).collect();
+        (kernels().products)(self.query.codes(), block.codes, &rows, &mut products[0]);
+        (kernels().products)(
+            self.query.codes(),
+            codes.as_slice(),
+            &places,
+            &mut products[1],
+        );
+        for (at, candidate) in candidates.iter_mut().enumerate() {
+            let row = candidate.at.row as usize;
+            candidate.bounds = self.query.fine_bounds(
+                [products[0][at], products[1][at]],
+                block.row_code(row),
+                fine.row_code(row),
+            );
+        }
     }
 
     /// The whole search, in this thread; see [`Search::finish`].

@@ -9,7 +9,7 @@
 //! | bytes | content |
 //! |---|---|
 //! | 0..8 | `CNMSEG\r\n` |
-//! | 8..12 | version, 3 |
+//! | 8..12 | version, 4 |
 //! | 12..16 | dimension |
 //! | 16..24 | number of rows |
 //! | 24..28 | flags: 1 = has the vectors column, 2 = has heads |
@@ -22,15 +22,19 @@
 //! a multiple of 64), vectors (f32, rows not padded), the mean of the rows (f32, one row), sketches
 //! (2 bits, rows padded with zeros to a multiple of 128; see [`Sketches`]), steps (f32), slacks
 //! (f32), axes (f32, as many rows as a head has bytes), heads (i8; see [`Heads`]), scales of heads
-//! (f32), rests (f32), errors (f32). The layout follows from dimension, number of rows and flags alone, and so does the length
-//! of the file. Nothing depends on the metric.
+//! (f32), rests (f32), errors (f32), fine codes (i8, padded as the codes), their scales (f32) and
+//! residuals (f32). The layout follows from dimension, number of rows and flags alone, and so does the
+//! length of the file. Nothing depends on the metric.
 //!
-//! Version 2 ends with the slacks. Version 1 ends with the vectors, and its header with byte 64,
-//! whose last four are the CRC-32 of those before. Both can be read, and sealing replaces them.
+//! Version 3 ends with the errors, version 2 with the slacks. Version 1 ends with the vectors, and its
+//! header with byte 64, whose last four are the CRC-32 of those before. All can be read, and sealing
+//! replaces them; rows that come from them have fine codes that say nothing.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
+#[cfg(unix)]
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -39,7 +43,7 @@ use memmap2::Mmap;
 use super::aligned::{LINE, Lines};
 use super::axes::{HEAD, axes};
 use super::bitmap::eligible_rows;
-use super::quantize::{MAX_DIMENSION, RowCode, VectorError, quantize, stride};
+use super::quantize::{FineCode, MAX_DIMENSION, RowCode, VectorError, quantize, stride};
 use super::sketch::{self, AT_ONCE, Heads, Made, Sketcher, Sketches};
 
 // The columns are read in place.
@@ -48,7 +52,7 @@ compile_error!("segment files are little-endian and are mapped as they are");
 
 const MAGIC: [u8; 8] = *b"CNMSEG\r\n";
 /// The newest format that this code reads, and the one it writes.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The length of the header, and of what all versions' begin with.
 const HEADER: usize = 128;
 const COMMON: usize = 28;
@@ -56,7 +60,7 @@ const COMMON: usize = 28;
 const STEP: usize = if cfg!(test) { 1 << 20 } else { 8 << 20 };
 const HAS_VECTORS: u32 = 1;
 const HAS_HEADS: u32 = 2;
-const COLUMNS: [&str; 15] = [
+const COLUMNS: [&str; 18] = [
     "ids",
     "norms",
     "scales",
@@ -72,6 +76,9 @@ const COLUMNS: [&str; 15] = [
     "scales of heads",
     "rests",
     "errors",
+    "fine codes",
+    "scales of fine codes",
+    "residuals of fine codes",
 ];
 
 /// The columns that have one value for all rows.
@@ -79,6 +86,7 @@ const MEAN: usize = 6;
 /// The column while which is written those after it are made.
 const SKETCHES: usize = 7;
 const AXES: usize = 10;
+const FINE: usize = 15;
 
 /// What a version has.
 struct Version {
@@ -98,6 +106,10 @@ impl Version {
                 columns: AXES,
             }),
             3 => Some(Self {
+                header: HEADER,
+                columns: FINE,
+            }),
+            4 => Some(Self {
                 header: HEADER,
                 columns: COLUMNS.len(),
             }),
@@ -194,6 +206,61 @@ pub struct CodeBlock<'a> {
     pub vectors: Option<&'a [f32]>,
     /// What tells most rows off without their codes, where it is kept.
     pub sketches: Option<Sketches<'a>>,
+    /// Codes of what the codes leave out, where they are kept.
+    pub fine: Option<Fine<'a>>,
+}
+
+/// The fine codes of a block's rows.
+#[derive(Clone, Copy)]
+pub struct Fine<'a> {
+    /// Codes, row by row, [`stride`] bytes each.
+    codes: FineCodes<'a>,
+    /// The value of one unit of the codes.
+    pub(crate) scales: &'a [f32],
+    /// Norms of what is still left out, rounded up.
+    pub(crate) residuals: &'a [f32],
+}
+
+#[derive(Clone, Copy)]
+enum FineCodes<'a> {
+    Memory(&'a [i8]),
+    /// Not mapped: a search reads those of few rows, here and there, and for each the system would map
+    /// many pages, until all are.
+    #[cfg(unix)]
+    File {
+        file: &'a File,
+        at: u64,
+    },
+}
+
+impl Fine<'_> {
+    pub(crate) fn row_code(&self, row: usize) -> FineCode {
+        FineCode {
+            scale: self.scales[row],
+            residual: self.residuals[row],
+        }
+    }
+
+    /// Reads the codes of rows, in storage order, into `out`, where they lie one after another.
+    pub(crate) fn read(&self, rows: &[u32], stride: usize, mut out: &mut [i8]) -> io::Result<()> {
+        for run in rows.chunk_by(|a, b| a + 1 == *b) {
+            let (first, length) = (run[0] as usize * stride, run.len() * stride);
+            let (some, others) = out.split_at_mut(length);
+            out = others;
+            match self.codes {
+                FineCodes::Memory(codes) => some.copy_from_slice(&codes[first..first + length]),
+                #[cfg(unix)]
+                FineCodes::File { file, at } => {
+                    // SAFETY: every i8 is a u8, and the other way round.
+                    let bytes = unsafe {
+                        std::slice::from_raw_parts_mut(some.as_mut_ptr().cast::<u8>(), length)
+                    };
+                    file.read_exact_at(bytes, at + first as u64)?;
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl<'a> CodeBlock<'a> {
@@ -224,6 +291,24 @@ impl<'a> CodeBlock<'a> {
             norm: self.norms[row],
         }
     }
+
+    /// Reads the fine codes of a row. Where there are none, they are zero.
+    fn fine_codes(&self, row: usize, out: &mut [i8]) -> io::Result<()> {
+        if let Some(fine) = &self.fine {
+            return fine.read(&[row as u32], out.len(), out);
+        }
+        out.fill(0);
+        Ok(())
+    }
+
+    /// Where there are no fine codes, all that codes leave out is still left out.
+    fn fine_code(&self, row: usize) -> FineCode {
+        let coarse = FineCode {
+            scale: 0.0,
+            residual: self.residuals[row],
+        };
+        self.fine.map_or(coarse, |fine| fine.row_code(row))
+    }
 }
 
 /// Rows in memory, in the order in which they came.
@@ -234,6 +319,9 @@ pub struct Tail {
     scales: Vec<f32>,
     residuals: Vec<f32>,
     codes: Lines,
+    fine_scales: Vec<f32>,
+    fine_residuals: Vec<f32>,
+    fine: Lines,
     vectors: Option<Vec<f32>>,
 }
 
@@ -250,6 +338,9 @@ impl Tail {
                 scales: Vec::new(),
                 residuals: Vec::new(),
                 codes: Lines::default(),
+                fine_scales: Vec::new(),
+                fine_residuals: Vec::new(),
+                fine: Lines::default(),
                 vectors: keep_vectors.then(Vec::new),
             }),
             _ => Err(VectorError::TooLong(dimension)),
@@ -263,10 +354,15 @@ impl Tail {
             return Err(VectorError::Dimension { expected, found });
         }
         let before = self.ids.len() * stride(self.dimension);
-        let row = match quantize(vector, self.codes.grow(self.dimension)) {
+        let (codes, fine) = (
+            self.codes.grow(self.dimension),
+            self.fine.grow(self.dimension),
+        );
+        let (row, fine) = match quantize(vector, codes, fine) {
             Ok(row) => row,
             Err(error) => {
                 self.codes.truncate(before);
+                self.fine.truncate(before);
                 return Err(error);
             }
         };
@@ -274,6 +370,8 @@ impl Tail {
         self.norms.push(row.norm);
         self.scales.push(row.scale);
         self.residuals.push(row.residual);
+        self.fine_scales.push(fine.scale);
+        self.fine_residuals.push(fine.residual);
         if let Some(vectors) = &mut self.vectors {
             vectors.extend_from_slice(vector);
         }
@@ -301,6 +399,11 @@ impl Tail {
             codes: self.codes.as_slice(),
             vectors: self.vectors.as_deref(),
             sketches: None,
+            fine: Some(Fine {
+                codes: FineCodes::Memory(self.fine.as_slice()),
+                scales: &self.fine_scales,
+                residuals: &self.fine_residuals,
+            }),
         }
     }
 }
@@ -347,7 +450,8 @@ impl Layout {
         };
         let codes = stride(dimension);
         let sizes = [
-            8, 8, 4, 4, codes, vector, 0, sketch, 4, 4, 0, head, number, number, number,
+            8, 8, 4, 4, codes, vector, 0, sketch, 4, 4, 0, head, number, number, number, codes, 4,
+            4,
         ]
         .map(|width| rows.checked_mul(width));
         let mut length = version.header;
@@ -581,6 +685,17 @@ impl Segment {
                     errors: self.column(14),
                 }),
             }),
+            fine: (self.version > 3).then(|| Fine {
+                #[cfg(unix)]
+                codes: FineCodes::File {
+                    file: &self.file,
+                    at: self.columns[FINE].start as u64,
+                },
+                #[cfg(not(unix))]
+                codes: FineCodes::Memory(self.column(FINE)),
+                scales: self.column(FINE + 1),
+                residuals: self.column(FINE + 2),
+            }),
         }
     }
 
@@ -788,6 +903,8 @@ fn write_columns(
     let mut sketcher = plan.sketcher(path)?;
     let mut made = Made::default();
     let mut checksums = [0; COLUMNS.len()];
+    let stride = stride(dimension);
+    let (mut buffer, mut fine) = (vec![0.0; dimension], vec![0; stride]);
     for (index, column) in layout.columns.iter().enumerate() {
         output.pad_to(column.start).map_err(io)?;
         let mut sum = crc32fast::Hasher::new();
@@ -823,7 +940,6 @@ fn write_columns(
             14 => put(bytes_of(&made.errors))?,
             _ => {}
         }
-        let mut buffer = vec![0.0; if index == 5 { dimension } else { 0 }];
         for source in sources {
             let block = &source.block;
             for row in source.rows() {
@@ -832,13 +948,10 @@ fn write_columns(
                     1 => put(bytes_of(&block.norms[row..=row]))?,
                     2 => put(bytes_of(&block.scales[row..=row]))?,
                     3 => put(bytes_of(&block.residuals[row..=row]))?,
-                    4 => {
-                        let stride = stride(dimension);
-                        put(bytes_of(&block.codes[row * stride..][..stride]))?;
-                    }
+                    4 => put(bytes_of(&block.codes[row * stride..][..stride]))?,
                     5 if keep_vectors => {
-                        let vector = if let Some(vector) = block.vector(row) {
-                            vector
+                        if let Some(vector) = block.vector(row) {
+                            buffer.copy_from_slice(vector);
                         } else {
                             let id = block.ids[row];
                             fetch(id, &mut buffer).map_err(|reason| SegmentError::Row {
@@ -846,10 +959,15 @@ fn write_columns(
                                 id,
                                 reason,
                             })?;
-                            &buffer
-                        };
-                        put(bytes_of(vector))?;
+                        }
+                        put(bytes_of(&buffer))?;
                     }
+                    FINE => {
+                        block.fine_codes(row, &mut fine).map_err(io)?;
+                        put(bytes_of(&fine))?;
+                    }
+                    16 => put(bytes_of(&[block.fine_code(row).scale]))?,
+                    17 => put(bytes_of(&[block.fine_code(row).residual]))?,
                     _ => break,
                 }
             }

@@ -18,9 +18,9 @@ fn clustered(rows: u64, centres: u64) -> Tail {
     tail
 }
 
-fn best(block: CodeBlock<'_>, filter: Option<&[u64]>, query: &Query, k: usize) -> Vec<i64> {
+fn best(block: &CodeBlock<'_>, filter: Option<&[u64]>, query: &Query, k: usize) -> Vec<i64> {
     let blocks = [ScanBlock {
-        block,
+        block: *block,
         filter,
         deleted: None,
     }];
@@ -130,8 +130,8 @@ fn recall_holds_at_other_dimensions_and_numbers_of_results() {
                 let query = query.unwrap();
                 let selected = partitions.select(&query, tail.len()).unwrap();
                 let block = tail.block();
-                let expected = best(block, None, &query, k);
-                let some = best(block, Some(selected.words()), &query, k);
+                let expected = best(&block, None, &query, k);
+                let some = best(&block, Some(selected.words()), &query, k);
                 found += some.iter().filter(|id| expected.contains(id)).count();
                 wanted += expected.len();
             }

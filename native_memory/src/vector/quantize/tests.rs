@@ -67,14 +67,18 @@ proptest! {
 
     #[test]
     fn bounds_hold((row, vector) in pairs()) {
-        let mut codes = vec![0; row.len()];
-        let code = quantize(&row, &mut codes).unwrap();
+        let (mut codes, mut finer) = (vec![0; row.len()], vec![0; row.len()]);
+        let (code, fine) = quantize(&row, &mut codes, &mut finer).unwrap();
         for metric in [Metric::L2, Metric::Cosine, Metric::Dot] {
             let query = Query::new(&vector, metric).unwrap();
-            let product = codes.iter().zip(&query.codes.wide)
-                .map(|(&c, &x)| f64::from(c) * f64::from(x)).sum();
+            let [product, finer] = [&codes, &finer].map(|codes| {
+                let terms = codes.iter().zip(&query.codes.wide);
+                terms.map(|(&c, &x)| f64::from(c) * f64::from(x)).sum()
+            });
             let bounds = query.bounds(product, code);
             prop_assert!(bounds.lower <= bounds.upper, "{bounds:?}");
+            let narrow = query.fine_bounds([product, finer], code, fine);
+            prop_assert!(narrow.lower <= narrow.upper, "{narrow:?}");
             let mut upper = [0.0];
             query.upper_bounds(&[product], &[code], &mut upper);
             prop_assert_eq!(upper[0].to_bits(), bounds.upper.to_bits());
@@ -90,16 +94,17 @@ proptest! {
                 Metric::Cosine if norms == 0.0 => (0.0, 0.0),
                 Metric::Cosine => ((dot / norms).clamp(-1.0, 1.0), dot / norms),
             };
-            prop_assert!(bounds.lower <= rank && rank <= bounds.upper, "{rank:e} {bounds:?}");
-
             // The score that is reported is the true one, and no bound contradicts it.
             let reported = query.score(&row, code.norm);
             let size = if metric == Metric::Dot { norms } else { 1.0 };
             prop_assert!((reported - score).abs() <= 1e-12 * size, "{reported:e} {score:e}");
-            prop_assert!(reported <= query.score_for_rank(bounds.upper));
-            prop_assert!(reported >= query.score_for_rank(bounds.lower));
-            prop_assert!(bounds.upper >= query.limit_for_score(reported));
-            prop_assert!(bounds.upper >= query.limit_for_rank(rank));
+            for bounds in [bounds, narrow] {
+                prop_assert!(bounds.lower <= rank && rank <= bounds.upper, "{rank:e} {bounds:?}");
+                prop_assert!(reported <= query.score_for_rank(bounds.upper));
+                prop_assert!(reported >= query.score_for_rank(bounds.lower));
+                prop_assert!(bounds.upper >= query.limit_for_score(reported));
+                prop_assert!(bounds.upper >= query.limit_for_rank(rank));
+            }
         }
     }
 
@@ -116,18 +121,25 @@ proptest! {
     }
 
     #[test]
-    fn the_residual_is_a_bound_and_not_much_more(row in hostile_vector(100)) {
-        let mut codes = vec![0; row.len()];
-        let code = quantize(&row, &mut codes).unwrap();
-        prop_assert!(codes.iter().all(|&c| c != i8::MIN));
+    fn residuals_are_bounds_and_not_much_more(row in hostile_vector(100)) {
+        let (mut codes, mut finer) = (vec![0; row.len()], vec![0; row.len()]);
+        let (code, fine) = quantize(&row, &mut codes, &mut finer).unwrap();
+        prop_assert!(codes.iter().chain(&finer).all(|&c| c != i8::MIN));
         let largest = row.iter().fold(0.0_f64, |m, &x| m.max(f64::from(x).abs()));
-        let residual = f64::from(code.residual);
-        let rest = row.iter().zip(&codes)
-            .map(|(&x, &c)| f64::from(x) - f64::from(c) * f64::from(code.scale));
-        prop_assert!(sum(rest.map(|e| e * e)).sqrt() <= residual);
+        let left: Vec<f64> = row.iter().zip(&codes)
+            .map(|(&x, &c)| f64::from(x) - f64::from(c) * f64::from(code.scale)).collect();
+        let norm = |rests: &[f64]| sum(rests.iter().map(|e| e * e)).sqrt();
+        let (residual, fine_residual) = (f64::from(code.residual), f64::from(fine.residual));
+        prop_assert!(norm(&left) <= residual);
+        let still: Vec<f64> = left.iter().zip(&finer)
+            .map(|(e, &c)| e - f64::from(c) * f64::from(fine.scale)).collect();
+        prop_assert!(norm(&still) <= fine_residual);
+        prop_assert!(fine_residual <= residual * 1.001);
         // Half a unit per component, where units are not denormal themselves.
         if largest > 1e-30 {
-            prop_assert!(residual <= largest / 127.0 * 0.501 * 10.0, "{residual} {largest}");
+            let unit = largest / 127.0;
+            prop_assert!(residual <= unit * 0.501 * 10.0, "{residual} {largest}");
+            prop_assert!(fine_residual <= unit / 253.0 * 0.502 * 10.0, "{fine_residual} {largest}");
         }
     }
 }
@@ -148,15 +160,15 @@ fn what_cannot_be_searched_is_named() {
     assert_eq!(check(&long), Err(VectorError::TooLong(MAX_DIMENSION + 1)));
     assert_eq!(check(&long[1..]), Ok(()));
     assert!(Query::new(&[f32::INFINITY], Metric::Dot).is_err());
-    assert!(quantize(&[f32::NAN], &mut [0]).is_err());
+    assert!(quantize(&[f32::NAN], &mut [0], &mut [0]).is_err());
 }
 
 #[test]
 fn the_longest_vectors_stay_finite() {
     let row = vec![f32::MAX; MAX_DIMENSION];
-    let mut codes = vec![0; MAX_DIMENSION];
-    let code = quantize(&row, &mut codes).unwrap();
-    assert!(code.residual.is_finite() && code.norm.is_finite());
+    let (mut codes, mut fine) = (vec![0; MAX_DIMENSION], vec![0; MAX_DIMENSION]);
+    let (code, fine) = quantize(&row, &mut codes, &mut fine).unwrap();
+    assert!(code.residual.is_finite() && code.norm.is_finite() && fine.residual.is_finite());
     assert!(codes.iter().all(|&c| c == 127));
 }
 

@@ -62,7 +62,7 @@ fn by_id(a: &Hit, b: &Hit) -> Ordering {
 }
 
 enum Stored {
-    Tail(Tail),
+    Tail(Box<Tail>),
     Segment(Box<Segment>),
 }
 
@@ -74,7 +74,7 @@ impl Stored {
             tail.append(*id, vector).unwrap();
         }
         match kind {
-            Kind::Tail { .. } => Self::Tail(tail),
+            Kind::Tail { .. } => Self::Tail(Box::new(tail)),
             Kind::Segment { keep_vectors } => {
                 let source = SealSource {
                     block: tail.block(),
@@ -498,23 +498,66 @@ fn a_query_of_another_dimension_is_refused() {
 }
 
 #[test]
+fn rows_that_codes_cannot_tell_apart_are_told_apart_by_fine_codes() {
+    // All far from the origin, and near one another.
+    let far = |seed| {
+        noise(seed, 64)
+            .iter()
+            .map(|x| 1.0 + x / 16.0)
+            .collect::<Vec<f32>>()
+    };
+    let tail = tail((0..2000).map(far), 64);
+    let directory = tempfile::tempdir().unwrap();
+    let segment = sealed(&tail, directory.path());
+    let query = Query::new(&far(5000), Metric::L2).unwrap();
+    let run = |block| {
+        let blocks = [ScanBlock {
+            block,
+            filter: None,
+            deleted: None,
+        }];
+        let Ok(found) = Search::new(&blocks, &query, 10, None)
+            .unwrap()
+            .run(no_fetch, by_id);
+        found
+    };
+    let coarse = |block| CodeBlock {
+        fine: None,
+        ..block
+    };
+    for block in [tail.block(), segment.block()] {
+        let (with, without) = (run(block), run(coarse(block)));
+        assert_eq!(with.hits, without.hits);
+        let rescored = (with.rescored, without.rescored);
+        assert!(10 * rescored.0 < rescored.1, "{rescored:?}");
+    }
+}
+
+#[test]
 fn damaged_columns_cost_rows_but_never_a_crash() {
     let tail = tail((0..200).map(|i| noise(i, 8)), 8);
     let nan = vec![f32::NAN; 200];
     let query = Query::new(&noise(7, 8), Metric::L2).unwrap();
-    let block = CodeBlock {
+    let mut block = CodeBlock {
         residuals: &nan,
         ..tail.block()
     };
-    let blocks = [ScanBlock {
-        block,
-        filter: None,
-        deleted: None,
-    }];
-    let Ok(found) = Search::new(&blocks, &query, 3, None)
-        .unwrap()
-        .run(no_fetch, by_id);
-    assert_eq!((found.hits[0].id, found.rescored), (7, 200));
+    let run = |block| {
+        let blocks = [ScanBlock {
+            block,
+            filter: None,
+            deleted: None,
+        }];
+        let Ok(found) = Search::new(&blocks, &query, 3, None)
+            .unwrap()
+            .run(no_fetch, by_id);
+        (found.hits[0].id, found.rescored)
+    };
+    assert_eq!(run(block), (7, 3));
+    if let Some(fine) = &mut block.fine {
+        fine.residuals = &nan;
+    }
+    assert_eq!(run(block), (7, 200));
 
     // Sketches that say nothing tell no row off.
     let directory = tempfile::tempdir().unwrap();
@@ -523,9 +566,5 @@ fn damaged_columns_cost_rows_but_never_a_crash() {
     if let Some(sketches) = &mut block.sketches {
         sketches.slacks = &nan;
     }
-    let blocks = [ScanBlock { block, ..blocks[0] }];
-    let Ok(found) = Search::new(&blocks, &query, 3, None)
-        .unwrap()
-        .run(no_fetch, by_id);
-    assert_eq!(found.hits[0].id, 7);
+    assert_eq!(run(block).0, 7);
 }

@@ -46,13 +46,22 @@ fn write(path: &Path, tail: &Tail, keep_vectors: bool) -> Result<Segment, Segmen
 }
 
 /// The same rows, whatever is kept beside them to find them faster.
-fn assert_same(a: CodeBlock<'_>, b: CodeBlock<'_>) {
+fn assert_same(a: &CodeBlock<'_>, b: &CodeBlock<'_>) {
     assert_eq!((a.dimension, a.ids, a.norms), (b.dimension, b.ids, b.norms));
     assert_eq!(
         (a.scales, a.residuals, a.codes),
         (b.scales, b.residuals, b.codes)
     );
     assert_eq!(a.vectors, b.vectors);
+}
+
+/// The fine codes of all rows, their scales and residuals.
+fn fine_of<'a>(block: &CodeBlock<'a>) -> (Vec<i8>, &'a [f32], &'a [f32]) {
+    let (fine, stride) = (block.fine.unwrap(), stride(block.dimension));
+    let rows: Vec<u32> = (0..block.len() as u32).collect();
+    let mut codes = vec![1; rows.len() * stride];
+    fine.read(&rows, stride, &mut codes).unwrap();
+    (codes, fine.scales, fine.residuals)
 }
 
 /// The file of version 1 with the rows of a file without heads, as releases before wrote it.
@@ -68,10 +77,12 @@ fn version_1(bytes: &[u8], segment: &Segment) -> Vec<u8> {
     old
 }
 
-/// The same of version 2, which ended with the slacks.
-fn version_2(bytes: &[u8], segment: &Segment) -> Vec<u8> {
-    let mut old = bytes[..segment.columns[AXES - 1].end].to_vec();
-    old[8] = 2;
+/// The same of version 2, which ended with the slacks, or of version 3, which ended with errors.
+fn version_2_or_3(version: u8, bytes: &[u8], segment: &Segment) -> Vec<u8> {
+    let columns = if version == 2 { AXES } else { FINE };
+    let mut old = bytes[..segment.columns[columns - 1].end].to_vec();
+    old[8] = version;
+    old[COMMON + 4 * FINE..HEADER - 4].fill(0);
     let sum = crc32fast::hash(&old[..HEADER - 4]);
     old[HEADER - 4..HEADER].copy_from_slice(&sum.to_le_bytes());
     old
@@ -119,7 +130,7 @@ fn work_that_is_told_to_stop_leaves_nothing() {
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
     let segment = Segment::write(&path, 4096, &[source], false, no_fetch, &|| true).unwrap();
-    assert_same(segment.block(), tail.block());
+    assert_same(&segment.block(), &tail.block());
     assert!(matches!(
         segment.verify(&|| false),
         Err(SegmentError::Stopped(_))
@@ -135,7 +146,7 @@ fn the_format_is_what_is_documented() {
     let bytes = fs::read(&path).unwrap();
     assert_eq!(
         &bytes[..28],
-        b"CNMSEG\r\n\x03\0\0\0\x03\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0"
+        b"CNMSEG\r\n\x04\0\0\0\x03\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0"
     );
     // Each column starts on a line: 3 * 8, 3 * 8, 3 * 4, 3 * 4, 3 * 64 bytes, then 3 * 3 * 4; the
     // mean with 3 * 4, 3 * 32, 3 * 4, 3 * 4.
@@ -144,8 +155,9 @@ fn the_format_is_what_is_documented() {
         starts[..AXES],
         [128, 192, 256, 320, 384, 576, 640, 704, 832, 896]
     );
-    // Three rows have no heads.
-    assert_eq!((&starts[AXES..], bytes.len()), (&[960; 5][..], 960));
+    // Three rows have no heads; 3 * 64, 3 * 4, 3 * 4.
+    assert_eq!(&starts[AXES..], [960, 960, 960, 960, 960, 960, 1152, 1216]);
+    assert_eq!(bytes.len(), 1228);
     assert_eq!(
         &bytes[128..144],
         b"\x03\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff"
@@ -153,21 +165,29 @@ fn the_format_is_what_is_documented() {
     assert_eq!(&bytes[384..388], [64, 129, 32, 0]); // 63.5 and 31.75, scaled to 127
     // Changes only with the version.
     assert_eq!(crc32fast::hash(&bytes), GOLDEN);
-    assert_eq!(crc32fast::hash(&version_2(&bytes, &segment)), GOLDEN_2);
+    for (version, golden) in [(2, GOLDEN_2), (3, GOLDEN_3)] {
+        let old = version_2_or_3(version, &bytes, &segment);
+        assert_eq!(crc32fast::hash(&old), golden);
+    }
     assert_eq!(crc32fast::hash(&version_1(&bytes, &segment)), GOLDEN_1);
     let segment = write(&path, &many(), false).unwrap();
     let starts: Vec<_> = segment.columns.iter().map(|column| column.start).collect();
-    // From the sketches on: 80 * 64, 80 * 4, 80 * 4, 64 * 256 * 4, 80 * 64, then 80 * 4 thrice.
+    // From the sketches on: 80 * 64, 80 * 4, 80 * 4, 64 * 256 * 4, 80 * 64, then 80 * 4 thrice;
+    // 80 * 256, 80 * 4, 80 * 4.
     let sizes: Vec<_> = starts[SKETCHES..]
         .windows(2)
         .map(|two| two[1] - two[0])
         .collect();
-    assert_eq!(sizes, [5120, 320, 320, 65536, 5120, 320, 320]);
+    assert_eq!(
+        sizes,
+        [5120, 320, 320, 65536, 5120, 320, 320, 320, 20480, 320]
+    );
     let bytes = fs::read(&path).unwrap();
-    assert_eq!((bytes[24], bytes.len()), (2, starts[14] + 320));
+    assert_eq!((bytes[24], bytes.len()), (2, starts[17] + 320));
 }
 
-const GOLDEN: u32 = 969_540_037;
+const GOLDEN: u32 = 2_156_073_933;
+const GOLDEN_3: u32 = 969_540_037;
 const GOLDEN_2: u32 = 3_211_487_478;
 const GOLDEN_1: u32 = 1_157_774_585;
 
@@ -180,7 +200,8 @@ fn a_file_of_an_older_version_is_read_checked_and_sealed_anew() {
         let current = fs::read(&path).unwrap();
         for (version, bytes) in [
             (1, version_1(&current, &new)),
-            (2, version_2(&current, &new)),
+            (2, version_2_or_3(2, &current, &new)),
+            (3, version_2_or_3(3, &current, &new)),
         ] {
             let header = if version == 1 { 64 } else { HEADER };
             let old_path = directory.path().join("old.seg");
@@ -188,7 +209,7 @@ fn a_file_of_an_older_version_is_read_checked_and_sealed_anew() {
             let old = Segment::open(&old_path).unwrap();
             old.verify(&|| true).unwrap();
             assert!(old.is_outdated() && !new.is_outdated());
-            assert_same(old.block(), new.block());
+            assert_same(&old.block(), &new.block());
             let sketches = (version > 1).then_some(new.block().sketches).flatten();
             assert_eq!(old.block().sketches, sketches);
 
@@ -198,8 +219,13 @@ fn a_file_of_an_older_version_is_read_checked_and_sealed_anew() {
             };
             let again =
                 Segment::write(&path, 3, &[source], keep_vectors, no_fetch, &|| true).unwrap();
-            assert_same(again.block(), new.block());
+            assert_same(&again.block(), &new.block());
             assert_eq!(again.block().sketches, new.block().sketches);
+            // What fine codes leave out is what codes do, without them.
+            assert!(old.block().fine.is_none());
+            let (codes, scales, residuals) = fine_of(&again.block());
+            assert!(codes.iter().all(|&code| code == 0));
+            assert_eq!((scales, residuals), (&[0.0; 3][..], new.block().residuals));
 
             for at in 0..bytes.len() {
                 let mut changed = bytes.clone();
@@ -302,7 +328,7 @@ fn other_files_are_named_for_what_they_are() {
         newer.contains("changed.seg") && newer.contains("format 7"),
         "{newer}"
     );
-    assert!(newer.contains("reads up to 3"), "{newer}");
+    assert!(newer.contains("reads up to 4"), "{newer}");
 }
 
 #[test]
@@ -373,7 +399,7 @@ fn a_mapped_segment_survives_its_replacement_and_removal() {
     let first = write(&path, &sample(), true).unwrap();
     let second = write(&path, &tail(&[(1, vec![1.0])], 1, false), false).unwrap();
     fs::remove_file(&path).unwrap();
-    assert_same(first.block(), sample().block());
+    assert_same(&first.block(), &sample().block());
     assert_eq!(second.block().ids, [1]);
     first.verify(&|| true).unwrap();
 }
@@ -403,7 +429,7 @@ fn a_tail_is_unchanged_by_a_row_it_refuses() {
         found: 1,
     };
     assert_eq!(tail.append(4, &[1.0]), Err(wrong));
-    assert_same(tail.block(), sample().block());
+    assert_same(&tail.block(), &sample().block());
     assert_eq!(tail.append(4, &[1.0, 2.0, 3.0]), Ok(3));
     assert!(matches!(Tail::new(0, false), Err(VectorError::Empty)));
     assert!(matches!(
@@ -458,7 +484,7 @@ proptest! {
         let path = directory.path().join("a.seg");
         let segment = Segment::write(&path, dimension, &sources, kept.1, fetch, &|| true).unwrap();
         segment.verify(&|| true).unwrap();
-        assert_same(segment.block(), expected.block());
+        assert_same(&segment.block(), &expected.block());
         let sketches = segment.block().sketches.unwrap();
         let rows = expected.len();
         prop_assert_eq!((sketches.mean.len(), sketches.steps.len()), (dimension, rows));
@@ -468,7 +494,9 @@ proptest! {
         let again = SealSource { block: segment.block(), deleted: None };
         let path = directory.path().join("b.seg");
         let copy = Segment::write(&path, dimension, &[again], kept.1, no_fetch, &|| true).unwrap();
-        assert_same(copy.block(), segment.block());
+        assert_same(&copy.block(), &segment.block());
         prop_assert_eq!(copy.block().sketches, segment.block().sketches);
+        prop_assert_eq!(fine_of(&segment.block()), fine_of(&expected.block()));
+        prop_assert_eq!(fine_of(&copy.block()), fine_of(&expected.block()));
     }
 }
