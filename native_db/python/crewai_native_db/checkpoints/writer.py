@@ -399,17 +399,20 @@ class CheckpointWriter:
         location = due.place.name(config.location, due.checkpoint_id, parent_id, due.branch)
         due.state._chain_lineage(config.provider, location)  # noqa: SLF001 - as CrewAI does
         self._count("written")
-        with run.changed:
-            due.location = location
-            run.changed.notify_all()
         _logger.info("checkpoint saved; crewai checkpoint resume %s", due.checkpoint_id)
-        due.emit(
-            CheckpointCompletedEvent,
-            parent_id,
-            location,
-            checkpoint_id=due.checkpoint_id,
-            duration_ms=(time.perf_counter() - due.begun) * 1000.0,
-        )
+        try:
+            due.emit(
+                CheckpointCompletedEvent,
+                parent_id,
+                location,
+                checkpoint_id=due.checkpoint_id,
+                duration_ms=(time.perf_counter() - due.begun) * 1000.0,
+            )
+        finally:
+            # Who asked for it goes on when everybody has been told, as with CrewAI.
+            with run.changed:
+                due.location = location
+                run.changed.notify_all()
         if config.max_checkpoints is None:
             return
         try:
@@ -429,21 +432,24 @@ class CheckpointWriter:
 
     def _fail(self, run: _Run, due: _Due, error: Exception) -> None:
         self._count("failed")
-        with run.changed:
-            run.failures.append(error)
-            due.error = error
-            run.changed.notify_all()
-        if not due.checkpoint_id:
-            # Raised by the handler, and logged by who called it.
-            due.emit(CheckpointFailedEvent, due.parent_id, due.config.location, error=str(error))
-            return
-        _logger.error(
-            "checkpoint %s was not written at %s",
-            due.checkpoint_id,
-            due.config.location,
-            exc_info=error,
-        )
-        due.emit(CheckpointFailedEvent, run.stored, due.config.location, error=str(error))
+        parent_id = due.parent_id
+        # Without an id it is raised by the handler, and logged by who called it.
+        if due.checkpoint_id:
+            parent_id = run.stored
+            _logger.error(
+                "checkpoint %s was not written at %s",
+                due.checkpoint_id,
+                due.config.location,
+                exc_info=error,
+            )
+        try:
+            due.emit(CheckpointFailedEvent, parent_id, due.config.location, error=str(error))
+        finally:
+            # As with one that was written.
+            with run.changed:
+                run.failures.append(error)
+                due.error = error
+                run.changed.notify_all()
 
     def _report(self, run: _Run, snapshot: Snapshot, due: _Due) -> None:
         if snapshot.lost and not run.warned:
