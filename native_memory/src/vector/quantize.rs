@@ -8,10 +8,11 @@
 //! ```
 //!
 //! and `code·x` is computed exactly, in integers. What the codes leave out, `e`, has *fine* codes of
-//! its own: `e = fine_scale * fine + g`. With them `|g|`, some hundredth of `|e|`, takes its place in
-//! the bound. They are read for the few rows that the codes cannot tell apart. All other arithmetic is done in f64, whose
-//! rounding is covered by [`EPSILON`], so that the bounds hold for what the machine computes and
-//! not only for real numbers.
+//! its own: `e = fine_scale * fine + g`. With them `|g|`, some hundredth of `|e|`, takes the place of
+//! `r`. They are read for the few rows that the codes cannot tell apart.
+//!
+//! All other arithmetic is done in f64, whose rounding is covered by [`EPSILON`], so that the bounds
+//! hold for what the machine computes and not only for real numbers.
 
 use super::aligned::{LINE, Lines};
 use super::kernels::{kernels, widely};

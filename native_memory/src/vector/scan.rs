@@ -3,9 +3,9 @@
 //! [`Search::scan`] goes over the codes of the rows that a filter allows. It keeps the `k`-th best
 //! *lower* bound seen so far, and every row whose *upper* bound reaches it. [`Search::finish`]
 //! computes the true scores of those, best upper bound first, until the next upper bound cannot
-//! reach the `k`-th best true score. Before, fine codes narrow the bounds of what the codes left. The
-//! result is that of computing every score. Where a row's
-//! head or sketch proves that its score cannot reach, its codes are not read ([`super::sketch`]).
+//! reach the `k`-th best true score. Before that, fine codes narrow the bounds of what the codes left.
+//! The result is that of computing every score. Where a row's head or sketch proves that its score
+//! cannot reach, its codes are not read ([`super::sketch`]).
 //!
 //! Heads are all read first ([`Search::weigh`]), so that the rows which they speak best of are the
 //! first whose codes are looked at ([`Search::begin`]), wherever they lie and however few there
@@ -761,18 +761,19 @@ impl<'a> Search<'a> {
         let mut enough: Option<f64> = None;
         let mut rescored = 0;
         let mut buffer = vec![0.0; self.query.dimension()];
-        let reaches = |candidate: &Candidate, enough: Option<f64>| {
-            enough.is_none_or(|score| self.query.score_for_rank(candidate.bounds.upper) >= score)
+        // NaN out of damaged columns does not count as below; see `keep`.
+        let is_out = |candidate: &Candidate, enough: Option<f64>| {
+            enough.is_some_and(|score| self.query.score_for_rank(candidate.bounds.upper) < score)
         };
         // What follows the first k in this order may not have to be computed. They do; in storage
         // order they are read faster. So are more and more of those that follow.
         let (mut start, mut count) = (0, self.k.max(1));
-        while start < candidates.len() && reaches(&candidates[start], enough) {
+        while start < candidates.len() && !is_out(&candidates[start], enough) {
             let end = candidates.len().min(start.saturating_add(count));
             let some = &mut candidates[start..end];
             some.sort_unstable_by_key(|candidate| candidate.at);
             for candidate in some {
-                if !reaches(candidate, enough) {
+                if is_out(candidate, enough) {
                     continue;
                 }
                 let at = candidate.at;

@@ -212,6 +212,23 @@ fn tail(vectors: impl IntoIterator<Item = Vec<f32>>, dimension: usize) -> Tail {
     tail
 }
 
+/// The best rows of one block, which has the vectors.
+#[allow(
+    clippy::large_types_passed_by_value,
+    reason = "it goes into the search"
+)]
+fn alone(block: CodeBlock<'_>, query: &Query, k: usize) -> Found {
+    let blocks = [ScanBlock {
+        block,
+        filter: None,
+        deleted: None,
+    }];
+    let Ok(found) = Search::new(&blocks, query, k, None)
+        .unwrap()
+        .run(no_fetch, by_id);
+    found
+}
+
 fn no_fetch(_: RowRef, _: i64, _: &mut [f32]) -> Result<(), Infallible> {
     panic!("the block has the vectors")
 }
@@ -510,23 +527,12 @@ fn rows_that_codes_cannot_tell_apart_are_told_apart_by_fine_codes() {
     let directory = tempfile::tempdir().unwrap();
     let segment = sealed(&tail, directory.path());
     let query = Query::new(&far(5000), Metric::L2).unwrap();
-    let run = |block| {
-        let blocks = [ScanBlock {
-            block,
-            filter: None,
-            deleted: None,
-        }];
-        let Ok(found) = Search::new(&blocks, &query, 10, None)
-            .unwrap()
-            .run(no_fetch, by_id);
-        found
-    };
     let coarse = |block| CodeBlock {
         fine: None,
         ..block
     };
     for block in [tail.block(), segment.block()] {
-        let (with, without) = (run(block), run(coarse(block)));
+        let [with, without] = [block, coarse(block)].map(|block| alone(block, &query, 10));
         assert_eq!(with.hits, without.hits);
         let rescored = (with.rescored, without.rescored);
         assert!(10 * rescored.0 < rescored.1, "{rescored:?}");
@@ -537,27 +543,21 @@ fn rows_that_codes_cannot_tell_apart_are_told_apart_by_fine_codes() {
 fn damaged_columns_cost_rows_but_never_a_crash() {
     let tail = tail((0..200).map(|i| noise(i, 8)), 8);
     let nan = vec![f32::NAN; 200];
-    let query = Query::new(&noise(7, 8), Metric::L2).unwrap();
     let mut block = CodeBlock {
         residuals: &nan,
         ..tail.block()
     };
-    let run = |block| {
-        let blocks = [ScanBlock {
-            block,
-            filter: None,
-            deleted: None,
-        }];
-        let Ok(found) = Search::new(&blocks, &query, 3, None)
-            .unwrap()
-            .run(no_fetch, by_id);
+    let nearest = |block, metric| {
+        let query = Query::new(&noise(7, 8), metric).unwrap();
+        let found = alone(block, &query, 3);
         (found.hits[0].id, found.rescored)
     };
-    assert_eq!(run(block), (7, 3));
+    assert_eq!(nearest(block, Metric::L2), (7, 3));
     if let Some(fine) = &mut block.fine {
         fine.residuals = &nan;
     }
-    assert_eq!(run(block), (7, 200));
+    assert_eq!(nearest(block, Metric::L2), (7, 200));
+    assert_eq!(nearest(block, Metric::Cosine), (7, 200));
 
     // Sketches that say nothing tell no row off.
     let directory = tempfile::tempdir().unwrap();
@@ -566,5 +566,5 @@ fn damaged_columns_cost_rows_but_never_a_crash() {
     if let Some(sketches) = &mut block.sketches {
         sketches.slacks = &nan;
     }
-    assert_eq!(run(block).0, 7);
+    assert_eq!(nearest(block, Metric::L2).0, 7);
 }
