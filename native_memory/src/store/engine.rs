@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io;
+use std::mem;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::SystemTime;
 
@@ -52,6 +53,8 @@ pub struct Engine {
     pub(super) sealing: Sealing,
     pub(super) groups: Groups,
     write_back: WriteBack,
+    /// The number of its last use among those of all engines.
+    used: AtomicU64,
     /// Whether a write is on the disk before it is acknowledged.
     synchronous: AtomicBool,
     /// For threads that outlive the call which started them.
@@ -119,6 +122,7 @@ impl Engine {
             sealing: Sealing::default(),
             groups: Groups::default(),
             write_back: WriteBack::default(),
+            used: AtomicU64::new(0),
             synchronous: AtomicBool::new(false),
             this: Weak::clone(this),
             path,
@@ -318,12 +322,44 @@ impl Engine {
         }
     }
 
+    /// Closes the connections that are not in use, as if this were the end: the log is written back. The
+    /// next operation opens one again. Waits for no other operation.
+    pub fn rest(&self) {
+        self.queue.close();
+        let readers = self
+            .readers
+            .try_lock()
+            .map(|mut idle| mem::take(&mut *idle));
+        let writer = self.writer.try_lock().map(|mut writer| writer.take());
+        // No longer under the locks: that may wait for the disk.
+        drop((readers, writer));
+    }
+
+    /// Whether there are connections, as far as can be said without waiting.
+    pub fn is_open(&self) -> bool {
+        self.readers
+            .try_lock()
+            .is_ok_and(|readers| !readers.is_empty())
+            || self.writer.try_lock().is_ok_and(|writer| writer.is_some())
+    }
+
+    /// The number of its last use; see [`Process::next_use`].
+    pub fn last_use(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn note_use(&self) {
+        self.used
+            .store(Process::current().next_use(), Ordering::Relaxed);
+    }
+
     /// Runs `work` with a connection, or gives `absent` where there is no store.
     pub(super) fn read<T>(&self, absent: T, work: impl FnOnce(&Link) -> Result<T>) -> Result<T> {
         let _pass = Process::current().enter();
         let Some(identity) = identity(&self.path)? else {
             return Ok(absent);
         };
+        self.note_use();
         let idle = self
             .readers
             .lock()
@@ -362,6 +398,7 @@ impl Engine {
         create: bool,
         work: impl FnOnce(&mut Write<'_>) -> Result<T>,
     ) -> Result<Option<T>> {
+        self.note_use();
         loop {
             let known = identity(&self.path)?;
             if known.is_none() {
@@ -380,6 +417,7 @@ impl Engine {
                     // It went away meanwhile, and this may be the queue that went with it.
                     continue;
                 }
+                Process::current().make_room();
                 schema::create(&self.path)?;
                 self.linked(&mut writer)?;
             }
@@ -466,6 +504,7 @@ impl Engine {
         let Some(identity) = identity(&self.path)? else {
             return Ok(None);
         };
+        Process::current().make_room();
         let Some(connection) = schema::open(&self.path, cache)? else {
             return Ok(None);
         };

@@ -12,7 +12,7 @@ use std::io;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use crewai_native_sdk::atexit::{self, STOP_LIMIT};
@@ -27,6 +27,10 @@ static CURRENT: AtomicPtr<Process> = AtomicPtr::new(ptr::null_mut());
 pub struct Process {
     pid: u32,
     engines: Mutex<HashMap<PathBuf, Weak<Engine>>>,
+    /// How many of them may have connections open.
+    open_limit: usize,
+    /// Uses of any of them so far.
+    uses: AtomicU64,
     gate: Mutex<Gate>,
     changed: Condvar,
     /// How many searches may run at once.
@@ -73,6 +77,26 @@ fn scans_at_once() -> usize {
     processors.saturating_sub(1).max(1)
 }
 
+/// A store has some seven files open. More than half of those that a process may have are left to the
+/// rest of the program.
+#[cfg(unix)]
+fn open_at_once() -> usize {
+    const SHARE: libc::rlim_t = 16;
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the system writes to a place that is there.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0;
+    let files = if known { limit.rlim_cur } else { 256 };
+    (files / SHARE).clamp(8, 256) as usize
+}
+
+#[cfg(not(unix))]
+fn open_at_once() -> usize {
+    256
+}
+
 impl Process {
     /// This process's state; a new one after a fork, even if nobody announced it.
     pub fn current() -> &'static Self {
@@ -88,6 +112,8 @@ impl Process {
         Self {
             pid: std::process::id(),
             engines: Mutex::default(),
+            open_limit: open_at_once(),
+            uses: AtomicU64::new(0),
             gate: Mutex::default(),
             changed: Condvar::new(),
             scan_limit: scans_at_once(),
@@ -129,6 +155,35 @@ impl Process {
         let engine = Engine::new(path.to_owned());
         engines.insert(path.to_owned(), Arc::downgrade(&engine));
         engine
+    }
+
+    /// The number of a use of an engine, higher than those before it.
+    pub fn next_use(&self) -> u64 {
+        self.uses.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Before a connection is opened: closes those of the engines that were used least recently, where
+    /// many are open. A program may have a store for each of its users.
+    pub fn make_room(&'static self) {
+        let engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        if engines.len() < self.open_limit {
+            return;
+        }
+        let mut open: Vec<Arc<Engine>> = engines
+            .values()
+            .filter_map(Weak::upgrade)
+            .filter(|engine| engine.is_open())
+            .collect();
+        drop(engines);
+        open.sort_by_key(|engine| engine.last_use());
+        let many = (open.len() + 1).saturating_sub(self.open_limit);
+        for engine in &open[..many] {
+            engine.rest();
+        }
+        for engine in open {
+            // Whoever had it may have let go of it meanwhile.
+            self.let_go(engine);
+        }
     }
 
     /// Takes back what [`Process::engine`] gave. The last to let go of a file has its log written
