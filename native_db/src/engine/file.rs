@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crewai_native_sdk::files;
 use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::error::{DbError, Result};
@@ -180,18 +181,12 @@ pub(super) fn create(path: &Path, schema: &Schema) -> Result<()> {
         }
     }
     write_empty(&draft, schema).map_err(|error| error.at(&draft))?;
-    let sync = |target: &Path| {
-        fs::File::open(target)
-            .and_then(|file| file.sync_all())
-            .map_err(|error| DbError::io(target, &error))
-    };
-    sync(&draft)?;
-    fs::rename(&draft, path).map_err(|error| DbError::io(path, &error))?;
-    #[cfg(unix)]
-    if let Some(directory) = path.parent() {
-        sync(directory)?;
-    }
-    Ok(())
+    fs::File::open(&draft)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| DbError::io(&draft, &error))?;
+    fs::rename(&draft, path)
+        .and_then(|()| files::sync_name(path))
+        .map_err(|error| DbError::io(path, &error))
 }
 
 /// Writes a file without waiting for the disk: that is up to who gives it its name.

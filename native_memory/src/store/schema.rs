@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crewai_native_sdk::files;
 use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OpenFlags, ffi};
 
@@ -274,18 +275,12 @@ pub fn create(path: &Path) -> Result<()> {
         }
     }
     write_empty(&draft).map_err(|error| error.at(&draft))?;
-    let sync = |target: &Path| {
-        fs::File::open(target)
-            .and_then(|file| file.sync_all())
-            .map_err(|error| StoreError::io(target, error))
-    };
-    sync(&draft)?;
-    fs::rename(&draft, path).map_err(|error| StoreError::io(path, error))?;
-    #[cfg(unix)]
-    if let Some(directory) = path.parent() {
-        sync(directory)?;
-    }
-    Ok(())
+    fs::File::open(&draft)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| StoreError::io(&draft, error))?;
+    fs::rename(&draft, path)
+        .and_then(|()| files::sync_name(path))
+        .map_err(|error| StoreError::io(path, error))
 }
 
 fn write_empty(path: &Path) -> Result<()> {

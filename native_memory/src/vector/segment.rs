@@ -38,6 +38,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crewai_native_sdk::files;
 use memmap2::Mmap;
 
 use super::aligned::{LINE, Lines};
@@ -754,7 +755,11 @@ impl Segment {
             let _ = fs::remove_file(&temporary);
             return Err(error);
         }
-        sync_directory(path)?;
+        files::sync_name(path).map_err(|source| SegmentError::Io {
+            action: "flush the directory of",
+            path: path.into(),
+            source,
+        })?;
         Self::open(path)
     }
 }
@@ -1001,26 +1006,6 @@ fn write_header(
     last.copy_from_slice(&crc32fast::hash(before).to_le_bytes());
     io::Seek::rewind(&mut file)?;
     file.write_all(&header)
-}
-
-/// Makes a rename survive a loss of power.
-fn sync_directory(path: &Path) -> Result<(), SegmentError> {
-    // Elsewhere directories cannot be opened, and renames are journalled.
-    #[cfg(unix)]
-    {
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        File::open(directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(|source| SegmentError::Io {
-                action: "flush the directory",
-                path: directory.into(),
-                source,
-            })?;
-    }
-    Ok(())
 }
 
 /// A file written from start to end.
