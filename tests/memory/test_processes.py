@@ -147,23 +147,22 @@ def test_kill_9_loses_nothing_acknowledged_and_leaves_nothing_half(script, place
     acknowledged = []
     cut = set()  # turns of which a later step may have been committed and not acknowledged
     for attempt in range(8):
-        start = attempt * 1_000_000
-        child = subprocess.Popen(
-            script(PRELUDE + KILLED, place, start),
+        with subprocess.Popen(
+            script(PRELUDE + KILLED, place, attempt * 1_000_000),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-        )
-        child.stdout.readline()
-        child.stdin.write("go\n")
-        child.stdin.flush()
-        # Until so many lines have come; what is under way then is cut at any point.
-        for _ in range(chance.randrange(1, 60)):
-            acknowledged.append(child.stdout.readline().split())
-        child.send_signal(signal.SIGKILL)
-        rest, _ = child.communicate()
-        acknowledged += [line.split() for line in rest.splitlines() if line.count(" ") == 1]
-
+        ) as child:
+            child.stdout.readline()
+            child.stdin.write("go\n")
+            child.stdin.flush()
+            # Until so many lines have come; what is under way then is cut at any point.
+            for _ in range(chance.randrange(1, 60)):
+                acknowledged.append(child.stdout.readline().split())
+            child.send_signal(signal.SIGKILL)
+            # Not communicate(): it knows nothing of the lines that readline() has buffered.
+            lines = child.stdout.read().splitlines(keepends=True)
+        acknowledged += [line.split() for line in lines if line.endswith("\n")]
         cut.add(acknowledged[-1][1])
 
         # No repair, no other process: the next call of a handle that was open all along.
