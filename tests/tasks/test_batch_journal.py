@@ -170,8 +170,9 @@ class TestRefusing:
         path = tmp_path / "j"
         map_crew(Doing(lambda n: n), numbers(5), resume=path)
         damaged = bytearray(path.read_bytes())
-        # The upper bytes of a length in the middle: the record would end far behind the file.
-        at = damaged.index(b'{"index":2') - 6
+        # The upper bytes of the first length: the record would end far behind the file. Which item is
+        # the first to be done is open.
+        at = damaged.index(b'{"index":') - 6
         damaged[at : at + 2] = b"\xff\xff"
         path.write_bytes(damaged)
         with pytest.raises(JournalError, match="damaged at byte"):
