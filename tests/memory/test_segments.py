@@ -6,6 +6,7 @@ import os
 import random
 import struct
 import subprocess
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -66,6 +67,18 @@ def store(place):
     store.close()
 
 
+@pytest.fixture(params=["few components", "heads"])
+def rows(request, monkeypatch):
+    """How many rows a store begins with: without heads, and with them, which gives an own order."""
+    if request.param == "heads":
+        centres = 3 * RANDOM.standard_normal((50, 256))
+        vectors = centres[np.arange(9000) % 50] + RANDOM.standard_normal((9000, 256))
+        monkeypatch.setattr(sys.modules[__name__], "VECTORS", vectors.astype(np.float32))
+        monkeypatch.setattr(sys.modules[__name__], "DIMENSION", 256)
+        return 5000
+    return ROWS
+
+
 def files(place):
     return sorted(path.name for path in Path(f"{place}-codes").glob("*"))
 
@@ -74,19 +87,19 @@ def segments(place):
     return [name for name in files(place) if name.endswith(".codes")]
 
 
-def test_a_sealed_store_answers_as_before_and_after_every_change(store, place):
+def test_a_sealed_store_answers_as_before_and_after_every_change(store, place, rows):
     chance = random.Random(1)
-    fill(store, 0, ROWS)
-    live = set(range(ROWS))
+    fill(store, 0, rows)
+    live = set(range(rows))
     agree(store, live)
     store.optimize()
-    assert store.holdings() == (ROWS, 0, None)
+    assert store.holdings() == (rows, 0, None)
     agree(store, live)
     for turn in range(4):
         doomed = set(chance.sample(sorted(live), 200))
         assert store.delete(record_ids=[f"r{n}" for n in doomed]) == 200
         live -= doomed
-        fresh = range(ROWS + turn * 900, ROWS + (turn + 1) * 900)
+        fresh = range(rows + turn * 900, rows + (turn + 1) * 900)
         fill(store, fresh.start, fresh.stop)
         live |= set(fresh)
         agree(store, live)
@@ -97,12 +110,12 @@ def test_a_sealed_store_answers_as_before_and_after_every_change(store, place):
         store.optimize()
         store.close()
         agree(store, live)
-    assert sum(store.holdings()[:2]) < len(live) + ROWS
+    assert sum(store.holdings()[:2]) < len(live) + rows
     assert len(segments(place)) <= 4
 
 
-def test_a_change_of_filters_reaches_sealed_rows(store):
-    fill(store, 0, ROWS)
+def test_a_change_of_filters_reaches_sealed_rows(store, rows):
+    fill(store, 0, rows)
     store.optimize()
     batch = _native.Batch()
     batch.add("r7", "text", "/elsewhere", ["new"], "{}", 0.5, 7, 7, "me", False, VECTORS[7])
@@ -371,12 +384,12 @@ def test_filters_on_metadata_follow_every_change(store):
 
 
 def as_version(wanted, segment):
-    """Rewrite a segment without heads as releases before sketches, heads or fine codes wrote it."""
+    """Rewrite a segment without heads as releases before sketches, heads, fine codes or hubs wrote it."""
     data = segment.read_bytes()
     dimension, rows = struct.unpack_from("<I", data, 12)[0], struct.unpack_from("<Q", data, 16)[0]
     # Version 1 had six checksums, the last of a column that is not there, and a shorter header; the
-    # others had fifteen.
-    sums, end = (6, 60) if wanted == 1 else (15, 124)
+    # others had fifteen, and then eighteen.
+    sums, end = {1: (6, 60), 4: (18, 124)}.get(wanted, (15, 124))
     old = bytearray(data[:8] + struct.pack("<I", wanted) + data[12 : 28 + 4 * sums])
     old += bytes(end - len(old))
     old += struct.pack("<I", zlib.crc32(old))
@@ -387,6 +400,8 @@ def as_version(wanted, segment):
         sizes += [0, 4 * dimension, -(-dimension // 128) * 32 * rows, 4 * rows, 4 * rows]
     if wanted > 2:
         sizes += [0] * 5
+    if wanted > 3:
+        sizes += [-(-dimension // 64) * 64 * rows, 4 * rows, 4 * rows]
     for size in sizes:
         at = -(-at // 64) * 64
         old += bytes(-len(old) % 64) + data[at : at + size]
@@ -398,7 +413,7 @@ def version(segment):
     return struct.unpack_from("<I", segment.read_bytes(), 8)[0]
 
 
-@pytest.mark.parametrize("older", [1, 2, 3])
+@pytest.mark.parametrize("older", [1, 2, 3, 4])
 def test_a_segment_of_an_older_format_serves_and_is_replaced(store, place, older):
     fill(store, 0, ROWS)
     store.optimize()
@@ -406,7 +421,7 @@ def test_a_segment_of_an_older_format_serves_and_is_replaced(store, place, older
     store.close()
     codes = Path(f"{place}-codes")
     (segment,) = codes.glob("*.codes")
-    assert version(segment) == 4
+    assert version(segment) == 5
     as_version(older, segment)
     live = set(range(ROWS)) - {3}
     agree(store, live)
@@ -415,10 +430,10 @@ def test_a_segment_of_an_older_format_serves_and_is_replaced(store, place, older
     assert store.holdings() == (ROWS - 1, 0, None)
     agree(store, live)
     published = [path for path in codes.glob("*.codes") if path != segment]
-    assert [version(path) for path in published] == [4]
+    assert [version(path) for path in published] == [5]
 
 
-@pytest.mark.parametrize("older", [1, 2, 3])
+@pytest.mark.parametrize("older", [1, 2, 3, 4])
 def test_a_segment_of_an_older_format_that_is_damaged_goes_out_of_use(store, place, older):
     fill(store, 0, ROWS)
     store.optimize()

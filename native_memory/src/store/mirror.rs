@@ -84,7 +84,7 @@ pub struct Mirror {
     unverified: Vec<PathBuf>,
 }
 
-/// Vectors with ascending ids, and what filters look at, row by row.
+/// Vectors, and what filters look at, row by row. Ids ascend from part to part.
 struct Part {
     codes: Codes,
     deleted: Bitmap,
@@ -292,10 +292,9 @@ impl Mirror {
             parts: self.parts[..from]
                 .iter()
                 .filter_map(|part| match &part.codes {
-                    Codes::Sealed(segment) => Some((part, file_name(segment.path()))),
+                    Codes::Sealed(segment) => Some(self.kept(part, file_name(segment.path()))),
                     Codes::Memory(_) => None,
                 })
-                .map(|(part, file)| self.described(&[part], file))
                 .collect(),
         };
         for (name, &at) in &self.sources {
@@ -313,16 +312,15 @@ impl Mirror {
                 .collect();
             let path = self.directory.join(&file);
             let fetch = |_, _: &mut [f32]| Ok(());
-            Segment::write(&path, self.dimension, &sources, false, fetch, go_on).map_err(
-                |error| match error {
+            let written = Segment::write(&path, self.dimension, &sources, false, fetch, go_on)
+                .map_err(|error| match error {
                     SegmentError::Stopped(_) => StoreError::Stopped,
                     other => StoreError::Failed {
                         path,
                         detail: other.to_string(),
                     },
-                },
-            )?;
-            snapshot.parts.push(self.described(&rewritten, file));
+                })?;
+            snapshot.parts.push(self.rewritten(&written, from, file));
         }
         let name = format!("{unique}.snapshot");
         snapshot.write(&self.directory, &name).map_err(io)?;
@@ -348,42 +346,29 @@ impl Mirror {
         from
     }
 
-    /// The columns of some parts' rows, as the one segment that they become or are.
-    ///
-    /// A part that stays as it is keeps its deleted rows, marked; the rows of parts that are
-    /// rewritten lose theirs.
-    fn described(&self, parts: &[&Part], file: String) -> SnapshotPart {
-        let rewritten = !matches!(
-            parts,
-            [Part { codes: Codes::Sealed(segment), .. }] if file_name(segment.path()) == file
-        );
-        let mut out = SnapshotPart {
-            file,
-            ..SnapshotPart::default()
-        };
-        let mut private = Bitmap::new();
-        for part in parts {
-            let columns = &part.columns;
-            for row in 0..columns.records.len() {
-                if rewritten && part.deleted.contains(row) {
-                    continue;
-                }
-                if columns.private.contains(row) {
-                    private.insert(out.records.len());
-                }
-                out.records.push(columns.records[row]);
-                out.created_at.push(columns.created_at[row]);
-                let id = |ids: &[i64], at: u32| ids.get(at as usize).copied().unwrap_or(0);
-                out.scopes.push(id(&self.scopes.ids, columns.scopes[row]));
-                out.sets.push(id(&self.sets.ids, columns.sets[row]));
-                out.sources.push(columns.sources[row]);
-            }
-            if !rewritten {
-                out.deleted = part.deleted.words().to_vec();
+    /// The columns of a part that stays as it is; its deleted rows stay, marked.
+    fn kept(&self, part: &Part, file: String) -> SnapshotPart {
+        let mut out = Described::new(self, file);
+        for row in 0..part.columns.records.len() {
+            out.push(&part.columns, row);
+        }
+        let mut out = out.finish();
+        out.deleted = part.deleted.words().to_vec();
+        out
+    }
+
+    /// The columns of the rows of a segment that parts, the first of which is the `from`-th, became.
+    fn rewritten(&self, segment: &Segment, from: usize, file: String) -> SnapshotPart {
+        let mut out = Described::new(self, file);
+        for &id in segment.block().ids {
+            let place = self.parts[from..]
+                .iter()
+                .find_map(|part| Some((part, part.block().find(id)?)));
+            if let Some((part, row)) = place {
+                out.push(&part.columns, row);
             }
         }
-        out.private = private.words().to_vec();
-        out
+        out.finish()
     }
 
     /// Reads every record and every vector.
@@ -487,7 +472,7 @@ impl Mirror {
 
     fn find(&self, vector: i64) -> Option<(usize, usize)> {
         self.parts.iter().enumerate().find_map(|(number, part)| {
-            let at = part.block().ids.binary_search(&vector).ok()?;
+            let at = part.block().find(vector)?;
             Some((number, at))
         })
     }
@@ -722,6 +707,46 @@ impl Part {
 
     fn live(&self) -> usize {
         self.columns.records.len() - self.deleted.count()
+    }
+}
+
+/// The columns of rows, as a snapshot has them.
+struct Described<'a> {
+    mirror: &'a Mirror,
+    private: Bitmap,
+    out: SnapshotPart,
+}
+
+impl<'a> Described<'a> {
+    fn new(mirror: &'a Mirror, file: String) -> Self {
+        Self {
+            mirror,
+            private: Bitmap::new(),
+            out: SnapshotPart {
+                file,
+                ..SnapshotPart::default()
+            },
+        }
+    }
+
+    /// Adds a row of a part with these columns.
+    fn push(&mut self, columns: &Columns, row: usize) {
+        let out = &mut self.out;
+        if columns.private.contains(row) {
+            self.private.insert(out.records.len());
+        }
+        out.records.push(columns.records[row]);
+        out.created_at.push(columns.created_at[row]);
+        let id = |ids: &[i64], at: u32| ids.get(at as usize).copied().unwrap_or(0);
+        out.scopes
+            .push(id(&self.mirror.scopes.ids, columns.scopes[row]));
+        out.sets.push(id(&self.mirror.sets.ids, columns.sets[row]));
+        out.sources.push(columns.sources[row]);
+    }
+
+    fn finish(mut self) -> SnapshotPart {
+        self.out.private = self.private.words().to_vec();
+        self.out
     }
 }
 

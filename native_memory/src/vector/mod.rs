@@ -9,13 +9,15 @@
 //!
 //! Data flows one way: [`quantize`] makes codes, [`segment`] keeps them (a memory-mapped file or a
 //! tail in memory, both seen as a [`CodeBlock`]), [`scan`] searches blocks with the functions in
-//! [`kernels`], and leaves out what [`sketch`] tells off early, by the directions that `axes` finds.
+//! [`kernels`], and leaves out what [`sketch`] tells off early, by the directions that `axes` finds,
+//! and first what `hubs` tell off together.
 //! [`partition`] makes an approximate search of it.
 //! Nothing here knows about SQLite or Python.
 
 mod aligned;
 mod axes;
 pub mod bitmap;
+mod hubs;
 pub mod kernels;
 pub mod partition;
 pub mod quantize;

@@ -7,9 +7,11 @@
 //! The result is that of computing every score. Where a row's head or sketch proves that its score
 //! cannot reach, its codes are not read ([`super::sketch`]).
 //!
-//! Heads are all read first ([`Search::weigh`]), so that the rows which they speak best of are the
-//! first whose codes are looked at ([`Search::begin`]), wherever they lie and however few there
-//! are: what these say of the limit tells off the rest.
+//! Where rows are around hubs ([`super::hubs`]), the words whose hubs promise most say first what the
+//! limit may be ([`Search::survey`]), and words that cannot reach it are passed over. The heads of all
+//! others are read ([`Search::weigh`]), so that the rows which they speak best of are the next whose
+//! codes are looked at ([`Search::begin`]), wherever they lie and however few there are: what these say
+//! of the limit tells off the rest.
 //!
 //! One thread calls [`Search::run`]. Several divide [`Search::chunks`] among them in any way, and
 //! then what has been weighed, each with [`Candidates`] of its own; a bound that one finds helps
@@ -160,6 +162,14 @@ fn highest_of(word: &[f32; WORD]) -> f32 {
         }
     }
     lanes.into_iter().fold(NONE, higher)
+}
+
+/// Leaves the `count` highest, in any order.
+fn keep_best(count: usize, all: &mut Vec<(f32, usize, usize)>) {
+    if count < all.len() {
+        all.select_nth_unstable_by(count, |a, b| b.0.total_cmp(&a.0));
+        all.truncate(count);
+    }
 }
 
 /// A rank as f32, to be compared with a limit as f32: rounding keeps the order of numbers, so that
@@ -322,6 +332,8 @@ pub struct Search<'a> {
     query: &'a Query,
     /// For the sketches of each block.
     probes: Vec<Option<Probe<'a>>>,
+    /// At least the rank of each word of each block, [`rounded`]; empty for blocks without hubs.
+    words: Vec<Vec<f32>>,
     k: usize,
     min_score: f64,
     /// How many rows the filters allow.
@@ -354,15 +366,79 @@ impl<'a> Search<'a> {
                 .then(|| Probe::new(query, sketches))
                 .flatten()
         };
-        Ok(Self {
+        let mut search = Self {
             blocks,
             query,
             probes: blocks.iter().zip(&counts).map(probe).collect(),
+            words: Vec::new(),
             k,
             min_score,
             eligible,
             limit: AtomicU64::new(query.limit_for_score(min_score).to_bits()),
-        })
+        };
+        search.survey();
+        Ok(search)
+    }
+
+    /// Sees what the hubs promise, and raises the limit by what the best rows around the best of them
+    /// say.
+    fn survey(&mut self) {
+        self.words = (0..self.blocks.len())
+            .map(|block| self.most_by_hub(block))
+            .collect();
+        if self.k == 0 {
+            return;
+        }
+        let wanted = self.k.saturating_mul(2).max(FIRST);
+        let mut best: Vec<(f32, usize, usize)> = Vec::new();
+        for (block, words) in self.words.iter().enumerate() {
+            let words = words.iter().enumerate();
+            best.extend(words.map(|(word, &upper)| (upper, block, word)));
+        }
+        keep_best(wanted / 2, &mut best);
+        best.sort_unstable_by_key(|&(_, block, word)| (block, word));
+        let mut rows = Vec::new();
+        let mut batch = Box::new(Batch::new());
+        for words in best.chunk_by(|a, b| a.1 == b.1) {
+            let number = words[0].1;
+            let Some(probe) = self.heads(number) else {
+                continue;
+            };
+            for words in words.chunks(BATCH / WORD) {
+                for &(_, block, word) in words {
+                    batch.add((word * WORD) as u32, self.blocks[block].eligible(word));
+                }
+                batch.by_heads(probe);
+                self.rank(&self.blocks[number].block, &mut batch);
+                let ranks = batch.rows.iter().zip(&batch.upper).take(batch.len);
+                rows.extend(ranks.map(|(&row, &rank)| (rounded(rank), number, row as usize)));
+                batch.len = 0;
+            }
+        }
+        keep_best(wanted, &mut rows);
+        rows.sort_unstable_by_key(|&(_, block, row)| (block, row));
+        // What is found is not kept: each row is found again in its turn.
+        let mut found = Candidates::default();
+        for rows in rows.chunk_by(|a, b| a.1 == b.1) {
+            for rows in rows.chunks(BATCH) {
+                for (place, &(_, _, row)) in batch.rows.iter_mut().zip(rows) {
+                    *place = row as u32;
+                }
+                batch.len = rows.len();
+                self.keep(rows[0].1, &mut batch, &mut found);
+            }
+        }
+    }
+
+    /// At least the rank of each word of a block, if it has hubs.
+    fn most_by_hub(&self, number: usize) -> Vec<f32> {
+        let sketches = self.blocks[number].block.sketches;
+        let hubs = sketches.and_then(|sketches| sketches.heads?.hubs);
+        let (Some(probe), Some(hubs)) = (self.heads(number), hubs) else {
+            return Vec::new();
+        };
+        let ranks = hubs.most(self.query, &probe.most_by_hub(&hubs));
+        ranks.into_iter().map(rounded).collect()
     }
 
     /// Whether several threads weigh the parts sooner than one, if there are processors for them.
@@ -415,7 +491,12 @@ impl<'a> Search<'a> {
             upper.resize(chunk.words.len() * WORD, NONE);
             let mut batch = Box::new(Batch::new());
             let start = (chunk.words.start * WORD) as u32;
-            self.words(&chunk, |first, bits| {
+            let (words, limit) = (&self.words[chunk.block], self.limit() as f32);
+            self.each_word(&chunk, |first, bits| {
+                let most = words.get(first as usize / WORD);
+                if most.is_some_and(|&most| most < limit) {
+                    return;
+                }
                 if batch.len + WORD > BATCH {
                     self.weigh_batch(chunk.block, probe, &mut batch, start, &mut upper);
                 }
@@ -484,7 +565,7 @@ impl<'a> Search<'a> {
                 self.tell_off(block, &mut batch, &mut found);
                 block = part.chunk.block;
             }
-            self.words(&part.sample(), |first, bits| batch.add(first, bits));
+            self.each_word(&part.sample(), |first, bits| batch.add(first, bits));
         }
         self.tell_off(block, &mut batch, &mut found);
         self.look_at_waiting(&mut batch, &mut found);
@@ -501,13 +582,7 @@ impl<'a> Search<'a> {
             let highest = part.highest.iter().enumerate();
             words.extend(highest.map(|(word, &highest)| (highest, number, word)));
         }
-        let best = |count: usize, all: &mut Vec<(f32, usize, usize)>| {
-            if count < all.len() {
-                all.select_nth_unstable_by(count, |a, b| b.0.total_cmp(&a.0));
-                all.truncate(count);
-            }
-        };
-        best(wanted, &mut words);
+        keep_best(wanted, &mut words);
         let least = words.iter().map(|word| word.0).fold(f32::MAX, f32::min);
         let mut rows: Vec<(f32, usize, usize)> = Vec::new();
         for (_, number, word) in words {
@@ -519,7 +594,7 @@ impl<'a> Search<'a> {
                     .map(|(place, upper)| (upper, number, place)),
             );
         }
-        best(wanted, &mut rows);
+        keep_best(wanted, &mut rows);
         rows.sort_unstable_by_key(|&(_, number, place)| (number, place));
         rows.into_iter()
             .map(|(_, number, place)| {
@@ -550,7 +625,7 @@ impl<'a> Search<'a> {
             None => Box::new(Batch::new()),
         };
         if part.upper.is_empty() {
-            self.words(&part.others(), |first, bits| {
+            self.each_word(&part.others(), |first, bits| {
                 if batch.len + WORD > BATCH {
                     self.tell_off(block, &mut batch, found);
                 }
@@ -585,7 +660,7 @@ impl<'a> Search<'a> {
 
     /// Calls `each` with the first row of each word of a part, and the bits of those rows of the
     /// word that may be in the result.
-    fn words(&self, chunk: &Chunk, mut each: impl FnMut(u32, u64)) {
+    fn each_word(&self, chunk: &Chunk, mut each: impl FnMut(u32, u64)) {
         let source = &self.blocks[chunk.block];
         for word in chunk.words.clone() {
             each((word * WORD) as u32, source.eligible(word));

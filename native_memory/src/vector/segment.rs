@@ -9,12 +9,12 @@
 //! | bytes | content |
 //! |---|---|
 //! | 0..8 | `CNMSEG\r\n` |
-//! | 8..12 | version, 4 |
+//! | 8..12 | version, 5 |
 //! | 12..16 | dimension |
 //! | 16..24 | number of rows |
 //! | 24..28 | flags: 1 = has the vectors column, 2 = has heads |
-//! | 28..88 | CRC-32 of each column, in the order below; 0 for a column that is not there |
-//! | 88..124 | zero |
+//! | 28..112 | CRC-32 of each column, in the order below; 0 for a column that is not there |
+//! | 112..124 | zero |
 //! | 124..128 | CRC-32 of bytes 0..124 |
 //!
 //! Then the columns, each starting at the next multiple of 64 bytes, with zeros between: row ids
@@ -23,12 +23,15 @@
 //! (2 bits, rows padded with zeros to a multiple of 128; see [`Sketches`]), steps (f32), slacks
 //! (f32), axes (f32, as many rows as a head has bytes), heads (i8; see [`Heads`]), scales of heads
 //! (f32), rests (f32), errors (f32), fine codes (i8, padded as the codes), their scales (f32) and
-//! residuals (f32). The layout follows from dimension, number of rows and flags alone, and so does the
-//! length of the file. Nothing depends on the metric.
+//! residuals (f32), rows by ascending id (u32), hubs (i8, one for every 64 rows; see [`Hubs`]) and
+//! their numbers (f32, six for each hub). The layout follows from dimension, number of rows and flags
+//! alone, and so does the length of the file. Nothing depends on the metric.
 //!
-//! Version 3 ends with the errors, version 2 with the slacks. Version 1 ends with the vectors, and its
-//! header with byte 64, whose last four are the CRC-32 of those before. All can be read, and sealing
-//! replaces them; rows that come from them have fine codes that say nothing.
+//! Where there are heads, rows are in the order that [`super::hubs`] gives them. Versions before 5
+//! have them by ascending id. Version 4 ends with the residuals of the fine codes, version 3 with the
+//! errors, version 2 with the slacks. Version 1 ends with the vectors, and its header with byte 64,
+//! whose last four are the CRC-32 of those before. All can be read, and sealing replaces them; rows
+//! that come from versions before 4 have fine codes that say nothing.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -43,9 +46,10 @@ use memmap2::Mmap;
 
 use super::aligned::{LINE, Lines};
 use super::axes::{HEAD, axes};
-use super::bitmap::eligible_rows;
+use super::bitmap::{WORD, eligible_rows};
+use super::hubs::{self, Hubs, NUMBERS, arrange};
 use super::quantize::{FineCode, MAX_DIMENSION, RowCode, VectorError, quantize, stride};
-use super::sketch::{self, AT_ONCE, Heads, Made, Sketcher, Sketches};
+use super::sketch::{self, AT_ONCE, Heads, Made, MadeHeads, Sketcher, Sketches};
 
 // The columns are read in place.
 #[cfg(target_endian = "big")]
@@ -53,7 +57,7 @@ compile_error!("segment files are little-endian and are mapped as they are");
 
 const MAGIC: [u8; 8] = *b"CNMSEG\r\n";
 /// The newest format that this code reads, and the one it writes.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// The length of the header, and of what all versions' begin with.
 const HEADER: usize = 128;
 const COMMON: usize = 28;
@@ -61,7 +65,7 @@ const COMMON: usize = 28;
 const STEP: usize = if cfg!(test) { 1 << 20 } else { 8 << 20 };
 const HAS_VECTORS: u32 = 1;
 const HAS_HEADS: u32 = 2;
-const COLUMNS: [&str; 18] = [
+const COLUMNS: [&str; 21] = [
     "ids",
     "norms",
     "scales",
@@ -80,6 +84,9 @@ const COLUMNS: [&str; 18] = [
     "fine codes",
     "scales of fine codes",
     "residuals of fine codes",
+    "rows by id",
+    "hubs",
+    "numbers of hubs",
 ];
 
 /// The columns that have one value for all rows.
@@ -88,6 +95,9 @@ const MEAN: usize = 6;
 const SKETCHES: usize = 7;
 const AXES: usize = 10;
 const FINE: usize = 15;
+const BY_ID: usize = 18;
+/// The columns that have one value for a word of rows.
+const HUBS: usize = 19;
 
 /// What a version has.
 struct Version {
@@ -111,6 +121,10 @@ impl Version {
                 columns: FINE,
             }),
             4 => Some(Self {
+                header: HEADER,
+                columns: BY_ID,
+            }),
+            5 => Some(Self {
                 header: HEADER,
                 columns: COLUMNS.len(),
             }),
@@ -195,6 +209,8 @@ pub struct CodeBlock<'a> {
     pub dimension: usize,
     /// The store's number of each row.
     pub ids: &'a [i64],
+    /// The rows by ascending id; without it, they are in that order.
+    pub by_id: Option<&'a [u32]>,
     /// Norms.
     pub norms: &'a [f64],
     /// The value of one unit of the codes.
@@ -275,6 +291,19 @@ impl<'a> CodeBlock<'a> {
         self.ids.is_empty()
     }
 
+    /// The row with an id.
+    pub fn find(&self, id: i64) -> Option<usize> {
+        match self.by_id {
+            None => self.ids.binary_search(&id).ok(),
+            Some(rows) => {
+                // Nothing relies on a column before its checksum is compared.
+                let id_of = |&row: &u32| self.ids.get(row as usize).copied();
+                let at = rows.binary_search_by_key(&Some(id), id_of).ok()?;
+                Some(rows[at] as usize)
+            }
+        }
+    }
+
     /// The vector of a row, where vectors are kept here.
     pub fn vector(&self, row: usize) -> Option<&'a [f32]> {
         Some(&self.vectors?[row * self.dimension..][..self.dimension])
@@ -312,7 +341,7 @@ impl<'a> CodeBlock<'a> {
     }
 }
 
-/// Rows in memory, in the order in which they came.
+/// Rows in memory, in the order in which they came: who looks for ids adds them by ascending ones.
 pub struct Tail {
     dimension: usize,
     ids: Vec<i64>,
@@ -394,6 +423,7 @@ impl Tail {
         CodeBlock {
             dimension: self.dimension,
             ids: &self.ids,
+            by_id: None,
             norms: &self.norms,
             scales: &self.scales,
             residuals: &self.residuals,
@@ -450,21 +480,39 @@ impl Layout {
             (0, 0, 0)
         };
         let codes = stride(dimension);
-        let sizes = [
-            8, 8, 4, 4, codes, vector, 0, sketch, 4, 4, 0, head, number, number, number, codes, 4,
+        let widths = [
+            8,
+            8,
             4,
-        ]
-        .map(|width| rows.checked_mul(width));
+            4,
+            codes,
+            vector,
+            one,
+            sketch,
+            4,
+            4,
+            all,
+            head,
+            number,
+            number,
+            number,
+            codes,
+            4,
+            4,
+            4,
+            head,
+            NUMBERS * number,
+        ];
         let mut length = version.header;
         let mut columns = [const { 0..0 }; COLUMNS.len()];
         for (at, column) in columns.iter_mut().enumerate().take(version.columns) {
             let start = length.checked_next_multiple_of(LINE)?;
-            let size = match at {
-                MEAN => one,
-                AXES => all,
-                _ => sizes[at]?,
+            let times = match at {
+                MEAN | AXES => 1,
+                HUBS.. => rows.div_ceil(WORD),
+                _ => rows,
             };
-            let end = start.checked_add(size)?;
+            let end = start.checked_add(widths[at].checked_mul(times)?)?;
             *column = start..end;
             length = end;
         }
@@ -668,6 +716,7 @@ impl Segment {
         CodeBlock {
             dimension: self.dimension,
             ids: self.column(0),
+            by_id: (self.version > 4).then(|| self.column(BY_ID)),
             norms: self.column(1),
             scales: self.column(2),
             residuals: self.column(3),
@@ -684,6 +733,10 @@ impl Segment {
                     scales: self.column(12),
                     rests: self.column(13),
                     errors: self.column(14),
+                    hubs: (self.version > 4).then(|| Hubs {
+                        codes: self.column(HUBS),
+                        numbers: self.column(HUBS + 1),
+                    }),
                 }),
             }),
             fine: (self.version > 3).then(|| Fine {
@@ -714,7 +767,8 @@ impl Segment {
         unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<T>()) }
     }
 
-    /// Writes the rows of all sources, in their order, and returns the mapped file.
+    /// Writes the rows of all sources and returns the mapped file. Where they have heads, they are in
+    /// an order of their own, and without in that of the sources.
     ///
     /// The file appears under `path` complete and flushed, directory entry included, or not at
     /// all; one that was there is replaced. With `keep_vectors`, the float32 column is written as
@@ -774,6 +828,7 @@ pub fn is_temporary(path: &Path) -> bool {
 trait Number: Copy {}
 impl Number for u8 {}
 impl Number for i8 {}
+impl Number for u32 {}
 impl Number for i64 {}
 impl Number for f32 {}
 impl Number for f64 {}
@@ -837,18 +892,22 @@ fn layout_of(
 }
 
 /// What is known of a file before its rows are written.
-struct Plan {
+struct Plan<'a> {
     mean: Vec<f32>,
     axes: Vec<f32>,
     flags: u32,
     layout: Layout,
+    /// Each row, in the order of the file.
+    rows: Vec<(&'a CodeBlock<'a>, usize)>,
+    /// The heads, in the same order.
+    heads: MadeHeads,
 }
 
-impl Plan {
+impl<'a> Plan<'a> {
     fn new(
         path: &Path,
         dimension: usize,
-        sources: &[SealSource<'_>],
+        sources: &'a [SealSource<'a>],
         keep_vectors: bool,
         go_on: &dyn Fn() -> bool,
     ) -> Result<Self, SegmentError> {
@@ -859,20 +918,63 @@ impl Plan {
         let mean = mean_of(dimension, sources, go_on).ok_or_else(stopped)?;
         let axes = axes(&mean, sources, go_on).ok_or_else(stopped)?;
         let flags = vectors | if axes.is_empty() { 0 } else { HAS_HEADS };
+
+        let mut sketcher = sketcher(path, &mean, &axes)?;
+        let mut heads = MadeHeads::default();
+        let mut rows = Vec::new();
+        for source in sources {
+            let some: Vec<u32> = source.rows().map(|row| row as u32).collect();
+            for some in some.chunks(AT_ONCE) {
+                if !go_on() {
+                    return Err(stopped());
+                }
+                sketcher.heads(&source.block, some, &mut heads);
+            }
+            rows.extend(some.into_iter().map(|row| (&source.block, row as usize)));
+        }
+        let ids: Vec<i64> = rows.iter().map(|&(block, row)| block.ids[row]).collect();
+        let order = arrange(&heads, &ids, go_on).ok_or_else(stopped)?;
+        drop(sketcher);
         Ok(Self {
             layout: layout_of(path, dimension, sources, flags)?,
             mean,
             axes,
             flags,
+            rows: order.iter().map(|&at| rows[at as usize]).collect(),
+            heads: heads.ordered(&order),
         })
     }
 
-    fn sketcher(&self, path: &Path) -> Result<Sketcher<'_>, SegmentError> {
-        Sketcher::new(&self.mean, &self.axes).map_err(|error| SegmentError::Invalid {
-            path: path.into(),
-            what: format!("axes of its rows: {error}"),
+    /// The rows by ascending id.
+    fn by_id(&self) -> Vec<u32> {
+        let mut rows: Vec<u32> = (0..self.rows.len() as u32).collect();
+        rows.sort_by_key(|&at| {
+            let (block, row) = self.rows[at as usize];
+            block.ids[row]
+        });
+        rows
+    }
+
+    fn hubs(&self, made: &Made) -> (Vec<i8>, Vec<f32>) {
+        let norms: Vec<f64> = self
+            .rows
+            .iter()
+            .map(|&(block, row)| block.norms[row])
+            .collect();
+        hubs::hubs(&hubs::Rows {
+            heads: &self.heads,
+            rests: &made.rests,
+            errors: &made.errors,
+            norms: &norms,
         })
     }
+}
+
+fn sketcher<'a>(path: &Path, mean: &'a [f32], axes: &[f32]) -> Result<Sketcher<'a>, SegmentError> {
+    Sketcher::new(mean, axes).map_err(|error| SegmentError::Invalid {
+        path: path.into(),
+        what: format!("axes of its rows: {error}"),
+    })
 }
 
 /// Writes header and columns to `temporary` and flushes them; `path` is for the messages.
@@ -905,8 +1007,9 @@ fn write_columns(
     for _ in 0..HEADER / LINE {
         output.pad_to(output.at + LINE).map_err(io)?;
     }
-    let mut sketcher = plan.sketcher(path)?;
+    let mut sketcher = sketcher(path, &plan.mean, &plan.axes)?;
     let mut made = Made::default();
+    let mut hubs = (Vec::new(), Vec::new());
     let mut checksums = [0; COLUMNS.len()];
     let stride = stride(dimension);
     let (mut buffer, mut fine) = (vec![0.0; dimension], vec![0; stride]);
@@ -927,54 +1030,52 @@ fn write_columns(
         match index {
             MEAN => put(bytes_of(&plan.mean))?,
             SKETCHES => {
-                for source in sources {
-                    let rows: Vec<u32> = source.rows().map(|row| row as u32).collect();
-                    for rows in rows.chunks(AT_ONCE) {
-                        sketcher.sketch(&source.block, rows, &mut made);
-                        put(&made.codes)?;
-                        made.codes.clear();
-                    }
+                for (number, rows) in plan.rows.chunks(AT_ONCE).enumerate() {
+                    sketcher.sketch(rows, &plan.heads, number * AT_ONCE, &mut made);
+                    put(&made.codes)?;
+                    made.codes.clear();
                 }
+                hubs = plan.hubs(&made);
             }
             8 => put(bytes_of(&made.steps))?,
             9 => put(bytes_of(&made.slacks))?,
             AXES => put(bytes_of(&plan.axes))?,
-            11 => put(bytes_of(&made.heads))?,
-            12 => put(bytes_of(&made.scales))?,
+            11 => put(bytes_of(&plan.heads.codes))?,
+            12 => put(bytes_of(&plan.heads.scales))?,
             13 => put(bytes_of(&made.rests))?,
             14 => put(bytes_of(&made.errors))?,
+            BY_ID => put(bytes_of(&plan.by_id()))?,
+            HUBS => put(bytes_of(&hubs.0))?,
+            20 => put(bytes_of(&hubs.1))?,
             _ => {}
         }
-        for source in sources {
-            let block = &source.block;
-            for row in source.rows() {
-                match index {
-                    0 => put(bytes_of(&block.ids[row..=row]))?,
-                    1 => put(bytes_of(&block.norms[row..=row]))?,
-                    2 => put(bytes_of(&block.scales[row..=row]))?,
-                    3 => put(bytes_of(&block.residuals[row..=row]))?,
-                    4 => put(bytes_of(&block.codes[row * stride..][..stride]))?,
-                    5 if keep_vectors => {
-                        if let Some(vector) = block.vector(row) {
-                            buffer.copy_from_slice(vector);
-                        } else {
-                            let id = block.ids[row];
-                            fetch(id, &mut buffer).map_err(|reason| SegmentError::Row {
-                                path: path.into(),
-                                id,
-                                reason,
-                            })?;
-                        }
-                        put(bytes_of(&buffer))?;
+        for &(block, row) in &plan.rows {
+            match index {
+                0 => put(bytes_of(&block.ids[row..=row]))?,
+                1 => put(bytes_of(&block.norms[row..=row]))?,
+                2 => put(bytes_of(&block.scales[row..=row]))?,
+                3 => put(bytes_of(&block.residuals[row..=row]))?,
+                4 => put(bytes_of(&block.codes[row * stride..][..stride]))?,
+                5 if keep_vectors => {
+                    if let Some(vector) = block.vector(row) {
+                        buffer.copy_from_slice(vector);
+                    } else {
+                        let id = block.ids[row];
+                        fetch(id, &mut buffer).map_err(|reason| SegmentError::Row {
+                            path: path.into(),
+                            id,
+                            reason,
+                        })?;
                     }
-                    FINE => {
-                        block.fine_codes(row, &mut fine).map_err(io)?;
-                        put(bytes_of(&fine))?;
-                    }
-                    16 => put(bytes_of(&[block.fine_code(row).scale]))?,
-                    17 => put(bytes_of(&[block.fine_code(row).residual]))?,
-                    _ => break,
+                    put(bytes_of(&buffer))?;
                 }
+                FINE => {
+                    block.fine_codes(row, &mut fine).map_err(io)?;
+                    put(bytes_of(&fine))?;
+                }
+                16 => put(bytes_of(&[block.fine_code(row).scale]))?,
+                17 => put(bytes_of(&[block.fine_code(row).residual]))?,
+                _ => break,
             }
         }
         checksums[index] = sum.finalize();

@@ -28,6 +28,7 @@
 use std::ops::{Range, RangeInclusive};
 
 use super::axes::HEAD;
+use super::hubs::Hubs;
 use super::kernels::{ROWS, TILE, kernels, widely};
 use super::quantize::{
     CODE_MAX, EPSILON, Metric, QUERY_MAX, Query, QueryCodes, RowCode, VectorError, norm, round_up,
@@ -84,6 +85,8 @@ pub struct Heads<'a> {
     pub rests: &'a [f32],
     /// At least the products of the rest with the axes, and what the row's codes leave out.
     pub errors: &'a [f32],
+    /// What rows that lie together have in common, where it is kept.
+    pub hubs: Option<Hubs<'a>>,
 }
 
 /// Adds a row, as its codes have it, to the sum of rows.
@@ -93,14 +96,56 @@ pub(crate) fn add(sum: &mut [f64], codes: &[i8], scale: f32) {
     }
 }
 
-/// The heads and sketches of rows, as they are made.
+/// The heads of rows, as they are made.
+#[derive(Default)]
+pub(crate) struct MadeHeads {
+    pub(crate) codes: Vec<i8>,
+    pub(crate) scales: Vec<f32>,
+    /// At least the norms of the products of the axes with the rests, and the sums of the magnitudes
+    /// of what makes up a rest.
+    unknown: Vec<(f64, f64)>,
+}
+
+impl MadeHeads {
+    #[cfg(test)]
+    pub(crate) fn of(codes: Vec<i8>, scales: Vec<f32>) -> Self {
+        let unknown = vec![(0.0, 0.0); scales.len()];
+        Self {
+            codes,
+            scales,
+            unknown,
+        }
+    }
+
+    /// The same heads in another order.
+    pub(crate) fn ordered(&self, order: &[u32]) -> Self {
+        let heads = self.codes.as_chunks::<HEAD>().0;
+        Self {
+            // Without axes there are none.
+            codes: order
+                .iter()
+                .filter_map(|&row| heads.get(row as usize))
+                .flatten()
+                .copied()
+                .collect(),
+            scales: order
+                .iter()
+                .filter_map(|&row| self.scales.get(row as usize).copied())
+                .collect(),
+            unknown: order
+                .iter()
+                .map(|&row| self.unknown[row as usize])
+                .collect(),
+        }
+    }
+}
+
+/// The sketches of rows, as they are made, and what heads leave to them.
 #[derive(Default)]
 pub(crate) struct Made {
     pub(crate) codes: Vec<u8>,
     pub(crate) steps: Vec<f32>,
     pub(crate) slacks: Vec<f32>,
-    pub(crate) heads: Vec<i8>,
-    pub(crate) scales: Vec<f32>,
     pub(crate) rests: Vec<f32>,
     pub(crate) errors: Vec<f32>,
 }
@@ -112,7 +157,7 @@ struct Axis {
     mean: f64,
 }
 
-/// Makes heads and sketches of one segment's rows.
+/// Makes heads and sketches of one segment's rows: first the heads of all.
 pub(crate) struct Sketcher<'a> {
     mean: &'a [f32],
     mean_norm: f64,
@@ -173,8 +218,8 @@ impl<'a> Sketcher<'a> {
         })
     }
 
-    /// Adds the heads and sketches of some rows, at most [`AT_ONCE`].
-    pub(crate) fn sketch(&mut self, block: &CodeBlock<'_>, rows: &[u32], out: &mut Made) {
+    /// Adds the heads of some rows, at most [`AT_ONCE`].
+    pub(crate) fn heads(&mut self, block: &CodeBlock<'_>, rows: &[u32], out: &mut MadeHeads) {
         for (axis, products) in self
             .axes
             .iter()
@@ -183,42 +228,15 @@ impl<'a> Sketcher<'a> {
             let products = &mut products[..rows.len()];
             (kernels().products)(axis.query.codes(), block.codes, rows, products);
         }
-        for (start, rows) in (0..).step_by(ROWS).zip(rows.chunks(ROWS)) {
-            let mut coefficients = [[0.0; ROWS]; HEAD];
-            let mut errors = [(0.0, 0.0); ROWS];
-            for (place, &row) in rows.iter().enumerate() {
-                let (at, code) = (row as usize, block.row_code(row as usize));
-                let rest = &mut self.rests[place * self.width..][..self.mean.len()];
-                for (rest, (&code, &mean)) in rest
-                    .iter_mut()
-                    .zip(block.codes_of(at).iter().zip(self.mean))
-                {
-                    // The product is exact in f32 but for its last bits.
-                    *rest = f32::from(code) * block.scales[at] - mean;
-                }
-                errors[place] = self.head(start + place, code, place, &mut coefficients, out);
-            }
-            if !self.axes.is_empty() {
-                (kernels().subtract)(&self.tiles, &coefficients, &mut self.rests);
-            }
-            for (place, (error, sum)) in errors.into_iter().enumerate().take(rows.len()) {
-                let residual = f64::from(block.residuals[rows[place] as usize]);
-                self.finish(place, error, sum, residual, out);
-            }
+        for (number, &row) in rows.iter().enumerate() {
+            let unknown = self.head(number, block.row_code(row as usize), out);
+            out.unknown.push(unknown);
         }
     }
 
-    /// Chooses the head of the `number`-th row, writes its coefficients to their `place` and gives
-    /// at least the norm of the products of the axes with the rest, and the sum of the magnitudes
-    /// of what makes up that rest.
-    fn head(
-        &self,
-        number: usize,
-        row: RowCode,
-        place: usize,
-        coefficients: &mut [[f32; ROWS]; HEAD],
-        out: &mut Made,
-    ) -> (f64, f64) {
+    /// Chooses the head of the `number`-th row and gives at least the norm of the products of the
+    /// axes with the rest, and the sum of the magnitudes of what makes up that rest.
+    fn head(&self, number: usize, row: RowCode, out: &mut MadeHeads) -> (f64, f64) {
         let size = f64::from(row.scale) * f64::from(CODE_MAX) * (self.mean.len() as f64).sqrt();
         let size = size.min(row.norm + f64::from(row.residual)) + self.mean_norm;
         if self.axes.is_empty() {
@@ -244,7 +262,7 @@ impl<'a> Sketcher<'a> {
         // So large or small that there is no head; then everything is left to the sketch.
         let scale = if scale.is_normal() { scale } else { 0.0 };
         let (mut missed, mut squares, mut sum) = (0.0, 0.0, 0.0);
-        for (&along, coefficients) in along.iter().zip(coefficients) {
+        for along in along {
             let code = if scale == 0.0 {
                 0.0
             } else {
@@ -252,9 +270,8 @@ impl<'a> Sketcher<'a> {
                     .round()
                     .clamp(-f64::from(CODE_MAX), f64::from(CODE_MAX))
             };
-            out.heads.push(code as i8);
+            out.codes.push(code as i8);
             let value = f64::from(scale) * code;
-            coefficients[place] = value as f32;
             missed += (along - value).powi(2);
             squares += value * value;
             sum += value.abs();
@@ -265,6 +282,44 @@ impl<'a> Sketcher<'a> {
             + unknown.sqrt()
             + HEAD as f64 * EPSILON * size;
         (error * (1.0 + EPSILON), size + sum * (1.0 + self.skew))
+    }
+
+    /// Adds the sketches of some rows, each with its block; the first is the `first` of those whose
+    /// heads were made.
+    pub(crate) fn sketch(
+        &mut self,
+        rows: &[(&CodeBlock<'_>, usize)],
+        heads: &MadeHeads,
+        first: usize,
+        out: &mut Made,
+    ) {
+        for (start, rows) in (first..).step_by(ROWS).zip(rows.chunks(ROWS)) {
+            let mut coefficients = [[0.0; ROWS]; HEAD];
+            for (place, &(block, row)) in rows.iter().enumerate() {
+                let rest = &mut self.rests[place * self.width..][..self.mean.len()];
+                for (rest, (&code, &mean)) in rest
+                    .iter_mut()
+                    .zip(block.codes_of(row).iter().zip(self.mean))
+                {
+                    // The product is exact in f32 but for its last bits.
+                    *rest = f32::from(code) * block.scales[row] - mean;
+                }
+                // The product is exact in f64.
+                if let Some(head) = heads.codes.as_chunks::<HEAD>().0.get(start + place) {
+                    let scale = f64::from(heads.scales[start + place]);
+                    for (coefficients, &code) in coefficients.iter_mut().zip(head) {
+                        coefficients[place] = (scale * f64::from(code)) as f32;
+                    }
+                }
+            }
+            if !self.axes.is_empty() {
+                (kernels().subtract)(&self.tiles, &coefficients, &mut self.rests);
+            }
+            for (place, &(block, row)) in rows.iter().enumerate() {
+                let (error, sum) = heads.unknown[start + place];
+                self.finish(place, error, sum, f64::from(block.residuals[row]), out);
+            }
+        }
     }
 
     /// Sketches what is left of the row at a place.
@@ -368,6 +423,8 @@ struct HeadProbe {
     /// The factors of a row's scale and error in the bound.
     per_scale: f64,
     per_error: f64,
+    /// At least the norm of the query's products with the axes.
+    per_reach: f64,
 }
 
 impl<'a> Probe<'a> {
@@ -405,6 +462,25 @@ impl<'a> Probe<'a> {
     /// Whether there are heads.
     pub(crate) fn has_heads(&self) -> bool {
         self.heads.is_some()
+    }
+
+    /// At least the inner product of any row around each of the hubs.
+    pub(crate) fn most_by_hub(&self, hubs: &Hubs<'_>) -> Vec<f64> {
+        let Some(probe) = &self.heads else {
+            return vec![f64::INFINITY; hubs.len()];
+        };
+        let numbers: Vec<u32> = (0..hubs.len() as u32).collect();
+        let mut out = vec![0.0; numbers.len()];
+        (kernels().heads)(&probe.codes, hubs.codes, &numbers, &mut out);
+        for (out, hub) in out.iter_mut().zip(hubs.numbers()) {
+            // As for a row, which is at most so far from its hub along the axes.
+            *out = self.base
+                + f64::from(hub.scale) * (probe.unit * *out + probe.per_scale)
+                + f64::from(hub.reach) * probe.per_reach
+                + f64::from(hub.error) * probe.per_error
+                + f64::from(hub.rest) * self.per_rest;
+        }
+        out
     }
 
     /// Writes to `out` at least the inner product of each of the rows, and to `partial` the part of
@@ -517,6 +593,7 @@ impl HeadProbe {
             unit,
             per_scale: f64::from(CODE_MAX) * (lost + rounded),
             per_error: size.max(squares.sqrt()) * (1.0 + EPSILON),
+            per_reach: squares.sqrt() * (1.0 + EPSILON) + rounded,
         };
         Some((probe, rest, missed))
     }

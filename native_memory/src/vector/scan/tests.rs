@@ -80,9 +80,9 @@ impl Stored {
                     block: tail.block(),
                     deleted: None,
                 };
-                let mut next = rows.iter();
-                let fetch = |_, out: &mut [f32]| {
-                    out.copy_from_slice(&next.next().unwrap().1);
+                let fetch = |id, out: &mut [f32]| {
+                    let row = rows.iter().find(|row| row.0 == id);
+                    out.copy_from_slice(&row.unwrap().1);
                     Ok(())
                 };
                 let path = directory.join("x.seg");
@@ -148,17 +148,27 @@ proptest! {
         if !filtered {
             rows.iter_mut().flat_map(|(_, rows)| rows).for_each(|row| row.2 = true);
         }
+        for (_, rows) in &mut rows {
+            (0..).zip(rows).for_each(|(at, row)| row.0 = row.0 << 8 | at);
+        }
         let query = Query::new(&vector, metric).unwrap();
         let min = minimum(&exhaustive(&rows, &query, usize::MAX, None), pick);
-        let expected = exhaustive(&rows, &query, k, min);
-
         let directory = tempfile::tempdir().unwrap();
         let mut stored = Vec::new();
-        for (i, (kind, rows)) in rows.iter().enumerate() {
+        for (i, (kind, rows)) in rows.iter_mut().enumerate() {
             let directory = directory.path().join(i.to_string());
             std::fs::create_dir(&directory).unwrap();
-            stored.push(Stored::new(*kind, rows, vector.len(), &directory));
+            let block = Stored::new(*kind, rows, vector.len(), &directory);
+            // A segment has an order of its own.
+            for (row, &id) in block.block().ids.iter().enumerate() {
+                let found = rows.iter().position(|row| row.0 == id).unwrap();
+                rows.swap(row, found);
+                let is_tail = matches!(kind, Kind::Tail { .. });
+                prop_assert!(is_tail || block.block().find(id) == Some(row));
+            }
+            stored.push(block);
         }
+        let expected = exhaustive(&rows, &query, k, min);
         let set = |rows: &Rows, which: fn(&Row) -> bool| {
             rows.iter().enumerate().filter(|(_, r)| which(r)).map(|(i, _)| i).collect::<Bitmap>()
         };

@@ -77,12 +77,12 @@ fn version_1(bytes: &[u8], segment: &Segment) -> Vec<u8> {
     old
 }
 
-/// The same of version 2, which ended with the slacks, or of version 3, which ended with errors.
-fn version_2_or_3(version: u8, bytes: &[u8], segment: &Segment) -> Vec<u8> {
-    let columns = if version == 2 { AXES } else { FINE };
+/// The same of a later version, which ended with slacks, with errors, or with residuals.
+fn version_2_to_4(version: u8, bytes: &[u8], segment: &Segment) -> Vec<u8> {
+    let columns = [AXES, FINE, BY_ID][usize::from(version) - 2];
     let mut old = bytes[..segment.columns[columns - 1].end].to_vec();
     old[8] = version;
-    old[COMMON + 4 * FINE..HEADER - 4].fill(0);
+    old[COMMON + 4 * columns.max(FINE)..HEADER - 4].fill(0);
     let sum = crc32fast::hash(&old[..HEADER - 4]);
     old[HEADER - 4..HEADER].copy_from_slice(&sum.to_le_bytes());
     old
@@ -113,7 +113,7 @@ fn work_that_is_told_to_stop_leaves_nothing() {
     let path = directory.path().join("a.seg");
     let mut tail = Tail::new(4096, false).unwrap();
     (0..2 * STEP / 4096).for_each(|row| {
-        tail.append(row as i64, &[row as f32; 4096]).unwrap();
+        tail.append(row as i64, &noise(row as u64, 4096)).unwrap();
     });
     let source = SealSource {
         block: tail.block(),
@@ -146,7 +146,7 @@ fn the_format_is_what_is_documented() {
     let bytes = fs::read(&path).unwrap();
     assert_eq!(
         &bytes[..28],
-        b"CNMSEG\r\n\x04\0\0\0\x03\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0"
+        b"CNMSEG\r\n\x05\0\0\0\x03\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0"
     );
     // Each column starts on a line: 3 * 8, 3 * 8, 3 * 4, 3 * 4, 3 * 64 bytes, then 3 * 3 * 4; the
     // mean with 3 * 4, 3 * 32, 3 * 4, 3 * 4.
@@ -155,9 +155,12 @@ fn the_format_is_what_is_documented() {
         starts[..AXES],
         [128, 192, 256, 320, 384, 576, 640, 704, 832, 896]
     );
-    // Three rows have no heads; 3 * 64, 3 * 4, 3 * 4.
-    assert_eq!(&starts[AXES..], [960, 960, 960, 960, 960, 960, 1152, 1216]);
-    assert_eq!(bytes.len(), 1228);
+    // Three rows have no heads and no hubs; 3 * 64, 3 * 4, 3 * 4, 3 * 4.
+    assert_eq!(
+        &starts[AXES..],
+        [960, 960, 960, 960, 960, 960, 1152, 1216, 1280, 1344, 1344]
+    );
+    assert_eq!(bytes.len(), 1344);
     assert_eq!(
         &bytes[128..144],
         b"\x03\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff"
@@ -165,28 +168,31 @@ fn the_format_is_what_is_documented() {
     assert_eq!(&bytes[384..388], [64, 129, 32, 0]); // 63.5 and 31.75, scaled to 127
     // Changes only with the version.
     assert_eq!(crc32fast::hash(&bytes), GOLDEN);
-    for (version, golden) in [(2, GOLDEN_2), (3, GOLDEN_3)] {
-        let old = version_2_or_3(version, &bytes, &segment);
+    for (version, golden) in [(2, GOLDEN_2), (3, GOLDEN_3), (4, GOLDEN_4)] {
+        let old = version_2_to_4(version, &bytes, &segment);
         assert_eq!(crc32fast::hash(&old), golden);
     }
     assert_eq!(crc32fast::hash(&version_1(&bytes, &segment)), GOLDEN_1);
     let segment = write(&path, &many(), false).unwrap();
     let starts: Vec<_> = segment.columns.iter().map(|column| column.start).collect();
     // From the sketches on: 80 * 64, 80 * 4, 80 * 4, 64 * 256 * 4, 80 * 64, then 80 * 4 thrice;
-    // 80 * 256, 80 * 4, 80 * 4.
+    // 80 * 256, 80 * 4, 80 * 4, 80 * 4, 2 * 64.
     let sizes: Vec<_> = starts[SKETCHES..]
         .windows(2)
         .map(|two| two[1] - two[0])
         .collect();
     assert_eq!(
         sizes,
-        [5120, 320, 320, 65536, 5120, 320, 320, 320, 20480, 320]
+        [
+            5120, 320, 320, 65536, 5120, 320, 320, 320, 20480, 320, 320, 320, 128
+        ]
     );
     let bytes = fs::read(&path).unwrap();
-    assert_eq!((bytes[24], bytes.len()), (2, starts[17] + 320));
+    assert_eq!((bytes[24], bytes.len()), (2, starts[20] + 2 * 24));
 }
 
-const GOLDEN: u32 = 2_156_073_933;
+const GOLDEN: u32 = 342_790_133;
+const GOLDEN_4: u32 = 2_156_073_933;
 const GOLDEN_3: u32 = 969_540_037;
 const GOLDEN_2: u32 = 3_211_487_478;
 const GOLDEN_1: u32 = 1_157_774_585;
@@ -200,8 +206,9 @@ fn a_file_of_an_older_version_is_read_checked_and_sealed_anew() {
         let current = fs::read(&path).unwrap();
         for (version, bytes) in [
             (1, version_1(&current, &new)),
-            (2, version_2_or_3(2, &current, &new)),
-            (3, version_2_or_3(3, &current, &new)),
+            (2, version_2_to_4(2, &current, &new)),
+            (3, version_2_to_4(3, &current, &new)),
+            (4, version_2_to_4(4, &current, &new)),
         ] {
             let header = if version == 1 { 64 } else { HEADER };
             let old_path = directory.path().join("old.seg");
@@ -221,11 +228,15 @@ fn a_file_of_an_older_version_is_read_checked_and_sealed_anew() {
                 Segment::write(&path, 3, &[source], keep_vectors, no_fetch, &|| true).unwrap();
             assert_same(&again.block(), &new.block());
             assert_eq!(again.block().sketches, new.block().sketches);
-            // What fine codes leave out is what codes do, without them.
-            assert!(old.block().fine.is_none());
             let (codes, scales, residuals) = fine_of(&again.block());
-            assert!(codes.iter().all(|&code| code == 0));
-            assert_eq!((scales, residuals), (&[0.0; 3][..], new.block().residuals));
+            if version < 4 {
+                // What fine codes leave out is what codes do, without them.
+                assert!(old.block().fine.is_none());
+                assert!(codes.iter().all(|&code| code == 0));
+                assert_eq!((scales, residuals), (&[0.0; 3][..], new.block().residuals));
+            } else {
+                assert_eq!((codes, scales, residuals), fine_of(&new.block()));
+            }
 
             for at in 0..bytes.len() {
                 let mut changed = bytes.clone();
@@ -328,7 +339,7 @@ fn other_files_are_named_for_what_they_are() {
         newer.contains("changed.seg") && newer.contains("format 7"),
         "{newer}"
     );
-    assert!(newer.contains("reads up to 4"), "{newer}");
+    assert!(newer.contains("reads up to 5"), "{newer}");
 }
 
 #[test]

@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::vector::axes::axes;
+use crate::vector::bitmap::WORD;
+use crate::vector::hubs::{self, hubs};
 use crate::vector::quantize::tests::hostile_vector;
 use crate::vector::scan::tests::noise;
 use crate::vector::{SealSource, Tail};
@@ -13,6 +15,8 @@ struct Sketched {
     mean: Vec<f32>,
     axes: Vec<f32>,
     made: Made,
+    heads: MadeHeads,
+    hubs: (Vec<i8>, Vec<f32>),
     norms: Vec<f64>,
 }
 
@@ -36,17 +40,30 @@ impl Sketched {
             deleted: None,
         };
         let axes = choose(&mean, &[source]);
-        let mut made = Made::default();
+        let (mut made, mut heads) = (Made::default(), MadeHeads::default());
         let mut sketcher = Sketcher::new(&mean, &axes).unwrap();
         let numbers: Vec<u32> = (0..rows.len() as u32).collect();
         for numbers in numbers.chunks(AT_ONCE) {
-            sketcher.sketch(&block, numbers, &mut made);
+            sketcher.heads(&block, numbers, &mut heads);
         }
+        let numbers: Vec<_> = (0..rows.len()).map(|row| (&block, row)).collect();
+        for (chunk, numbers) in numbers.chunks(AT_ONCE).enumerate() {
+            sketcher.sketch(numbers, &heads, chunk * AT_ONCE, &mut made);
+        }
+        let norms = block.norms.to_vec();
+        let hubs = hubs(&hubs::Rows {
+            heads: &heads,
+            rests: &made.rests,
+            errors: &made.errors,
+            norms: &norms,
+        });
         Self {
-            norms: block.norms.to_vec(),
             mean,
             axes,
             made,
+            heads,
+            hubs,
+            norms,
         }
     }
 
@@ -63,16 +80,20 @@ impl Sketched {
             codes: &made.codes,
             heads: (!self.axes.is_empty()).then_some(Heads {
                 axes: &self.axes,
-                codes: &made.heads,
-                scales: &made.scales,
+                codes: &self.heads.codes,
+                scales: &self.heads.scales,
                 rests: &made.rests,
                 errors: &made.errors,
+                hubs: Some(Hubs {
+                    codes: &self.hubs.0,
+                    numbers: &self.hubs.1,
+                }),
             }),
         }
     }
 
-    /// At least the rank of each row, by its head and by its sketch.
-    fn most(&self, query: &Query) -> [Vec<f64>; 2] {
+    /// At least the rank of each row, by its head, by its sketch, and by its word's hub.
+    fn most(&self, query: &Query) -> [Vec<f64>; 3] {
         let rows: Vec<u32> = (0..self.norms.len() as u32).collect();
         let [mut partial, mut by_head, mut by_sketch, mut rank] =
             [const { Vec::new() }; 4].map(|_: Vec<f64>| vec![f64::INFINITY; rows.len()]);
@@ -80,14 +101,29 @@ impl Sketched {
             probe.most_by_head(&rows, &mut partial, &mut by_head);
             probe.most(&rows, &partial, &mut by_sketch);
         }
-        [by_head, by_sketch].map(|dots| {
+        let [by_head, by_sketch] = [by_head, by_sketch].map(|dots| {
             query.most(&dots, &self.norms, &mut rank);
             rank.clone()
-        })
+        });
+        let hubs = self.sketches().heads.and_then(|heads| heads.hubs);
+        let of_words = hubs
+            .zip(Probe::new(query, self.sketches()))
+            .map(|(hubs, probe)| {
+                assert_eq!(hubs.len(), rows.len().div_ceil(WORD));
+                hubs.most(query, &probe.most_by_hub(&hubs))
+            });
+        let by_hub = (0..rows.len())
+            .map(|row| {
+                of_words
+                    .as_ref()
+                    .map_or(f64::INFINITY, |words| words[row / WORD])
+            })
+            .collect();
+        [by_head, by_sketch, by_hub]
     }
 }
 
-/// No row has a higher score than its head and its sketch allow.
+/// No row has a higher score than its head, its sketch and its hub allow.
 fn assert_allowed(rows: &[Vec<f32>], sketched: &Sketched, vector: &[f32]) {
     for metric in [Metric::L2, Metric::Cosine, Metric::Dot] {
         let query = Query::new(vector, metric).unwrap();
