@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
+import sqlite3
 import subprocess
 
 import pytest
@@ -109,7 +111,7 @@ MemoryStorage(sys.argv[1]).save("from there")
 
 # --- the index follows every change -----------------------------------------------------------
 
-WORDS = ["ant", "bee", "cat", "dog"]
+WORDS = ["ant", "bee", "cat", "dog", "東京", "커피"]
 CHANGES = st.lists(
     st.one_of(
         st.tuples(
@@ -152,6 +154,63 @@ def test_text_search_sees_every_change(tmp_path_factory, changes):
                 assert found == {key for key, words in model.items() if word in words}
     assert storage.check() == []
     storage.close()
+
+
+def test_words_are_found_in_scripts_without_spaces(storage):
+    texts = {
+        "ja": "東京の天気は晴れ、iPhone15の在庫あり",
+        "zh": "用户喜欢喝乌龙茶",
+        "ko": "서울에서 회의를 했다",
+        "en": "The weather in Tokyo (東京都) is fine",
+        "far": "東の空、西の京",
+    }
+    storage.save([MemoryRecord(id=key, content=text) for key, text in texts.items()])
+
+    def found(query):
+        return [record.id for record, _ in storage.search_text(query)]
+
+    for query, ids in {
+        "東京": {"ja", "en"},
+        "東京の天気を教えて": {"ja", "en"},
+        "茶": {"zh"},
+        "乌龙": {"zh"},
+        "서울": {"ko"},
+        "iphone15の在庫": {"ja"},
+        "weather 晴れ": {"ja", "en"},
+        "京都": {"en"},
+        "龙乌": set(),
+    }.items():
+        assert set(found(query)) == ids, query
+    # Who has more of what is asked for comes first.
+    assert found("東京の天気を教えて")[0] == "ja"
+    storage.save([MemoryRecord(id="zh", content="用户改喝咖啡")])
+    assert (found("乌龙"), found("咖啡")) == ([], ["zh"])
+    assert storage.check() == []
+
+
+def test_an_index_of_texts_as_they_are_is_made_anew(storage):
+    storage.save(
+        [MemoryRecord(id=str(n), content=text) for n, text in enumerate(["東京都", "a b"])]
+    )
+    storage.close()
+    with contextlib.closing(sqlite3.connect(storage.path)) as file, file:
+        file.executescript("""
+            CREATE VIRTUAL TABLE record_text USING fts5 (
+                content, content = 'records', content_rowid = 'record'
+            );
+            CREATE TRIGGER record_text_insert AFTER INSERT ON records BEGIN
+                INSERT INTO record_text (rowid, content) VALUES (new.record, new.content);
+            END;
+            INSERT INTO record_text (record_text) VALUES ('rebuild');
+        """)
+    storage.save([MemoryRecord(id="2", content="京都")])
+    assert [r.id for r, _ in storage.search_text("東京")] == ["0"]
+    storage.save([MemoryRecord(id="3", content="東京")])
+    assert {r.id for r, _ in storage.search_text("東京")} == {"0", "3"}
+    assert storage.check() == []
+    with contextlib.closing(sqlite3.connect(storage.path)) as file:
+        names = {name for (name,) in file.execute("SELECT name FROM sqlite_schema")}
+    assert not {name for name in names if name.startswith("record_text")}
 
 
 def test_conditions_apply_before_the_ranking(storage):

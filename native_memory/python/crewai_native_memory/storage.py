@@ -378,9 +378,10 @@ class NativeStorage:
     ) -> list[tuple[MemoryRecord, float]]:
         """Finds the records with the most, and the rarest, words of a text (BM25).
 
-        Words are compared without regard to case and accents. The first call on a store indexes
-        its contents, and the index is kept up to date from then on. The conditions are those of
-        :meth:`search`.
+        Words are compared without regard to case and accents. Of Chinese, Japanese and Korean,
+        every two letters that follow one another are taken for a word. The first call on a store
+        indexes its contents, and the index is kept up to date from then on. The conditions are
+        those of :meth:`search`.
 
         Returns:
             (record, score) pairs, best first, equal scores in the order of ids. A score is above

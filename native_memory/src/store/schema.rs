@@ -13,6 +13,7 @@ use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::error::{Result, StoreError};
 use super::log;
+use super::text;
 
 /// "CNMm": marks the file as ours (SQLite's `application_id`).
 const APPLICATION_ID: i64 = 0x434e_4d6d;
@@ -138,7 +139,9 @@ pub fn open(path: &Path, cache: i64) -> Result<Option<Connection>> {
     connection.busy_timeout(BUSY).map_err(located)?;
     check_format(&connection, path)?;
     check_length(&connection, path)?;
-    configure(&connection, cache).map_err(located)?;
+    configure(&connection, cache)
+        .and_then(|()| text::register(&connection))
+        .map_err(located)?;
     Ok(Some(connection))
 }
 

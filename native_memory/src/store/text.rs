@@ -1,7 +1,9 @@
 //! Finding records by their words, ranked by BM25.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
+use rusqlite::functions::FunctionFlags;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::engine::Engine;
@@ -17,27 +19,77 @@ const MAX_WORDS: usize = 200;
 
 /// The index holds words and where they occur, not the texts again. It comes into being with the
 /// first search, and triggers keep it in step from then on: who never searches by words pays
-/// nothing for it.
+/// nothing for it. What it is made of, `spaced`, only this crate's connections know ([`register`]).
+///
+/// Releases before had an index named `record_text`, of texts as they are.
 const INDEX: &str = "
-CREATE VIRTUAL TABLE record_text USING fts5 (
-    content, content = 'records', content_rowid = 'record',
+DROP TRIGGER IF EXISTS record_text_insert;
+DROP TRIGGER IF EXISTS record_text_delete;
+DROP TRIGGER IF EXISTS record_text_update;
+DROP TABLE IF EXISTS record_text;
+CREATE VIEW record_spaced AS SELECT record, spaced(content) AS content FROM records;
+CREATE VIRTUAL TABLE record_words USING fts5 (
+    content, content = 'record_spaced', content_rowid = 'record',
     tokenize = 'unicode61 remove_diacritics 2'
 );
-CREATE TRIGGER record_text_insert AFTER INSERT ON records BEGIN
-    INSERT INTO record_text (rowid, content) VALUES (new.record, new.content);
+CREATE TRIGGER record_words_insert AFTER INSERT ON records BEGIN
+    INSERT INTO record_words (rowid, content) VALUES (new.record, spaced(new.content));
 END;
-CREATE TRIGGER record_text_delete AFTER DELETE ON records BEGIN
-    INSERT INTO record_text (record_text, rowid, content)
-        VALUES ('delete', old.record, old.content);
+CREATE TRIGGER record_words_delete AFTER DELETE ON records BEGIN
+    INSERT INTO record_words (record_words, rowid, content)
+        VALUES ('delete', old.record, spaced(old.content));
 END;
-CREATE TRIGGER record_text_update AFTER UPDATE OF content ON records
+CREATE TRIGGER record_words_update AFTER UPDATE OF content ON records
 WHEN old.content IS NOT new.content BEGIN
-    INSERT INTO record_text (record_text, rowid, content)
-        VALUES ('delete', old.record, old.content);
-    INSERT INTO record_text (rowid, content) VALUES (new.record, new.content);
+    INSERT INTO record_words (record_words, rowid, content)
+        VALUES ('delete', old.record, spaced(old.content));
+    INSERT INTO record_words (rowid, content) VALUES (new.record, spaced(new.content));
 END;
-INSERT INTO record_text (record_text) VALUES ('rebuild');
+INSERT INTO record_words (record_words) VALUES ('rebuild');
 ";
+
+/// Teaches a connection the function that the index is made with.
+pub fn register(connection: &Connection) -> rusqlite::Result<()> {
+    let flags = FunctionFlags::SQLITE_UTF8
+        | FunctionFlags::SQLITE_DETERMINISTIC
+        | FunctionFlags::SQLITE_INNOCUOUS;
+    connection.create_scalar_function("spaced", 1, flags, |context| {
+        Ok(spaced(context.get_raw(0).as_str()?).into_owned())
+    })
+}
+
+/// Whether a letter is of a script that has no spaces between words, or (Hangul) has them between
+/// what is more than a word. The index's tokenizer would take a whole sentence for one word.
+fn is_unspaced(c: char) -> bool {
+    matches!(c,
+        '\u{1100}'..='\u{11ff}'       // Hangul Jamo
+        | '\u{2e80}'..='\u{2fdf}'     // radicals
+        | '\u{3005}'..='\u{3007}'     // marks that repeat an ideograph, and zero
+        | '\u{3040}'..='\u{31ff}'     // kana, Bopomofo, compatibility Jamo
+        | '\u{3400}'..='\u{4dbf}'
+        | '\u{4e00}'..='\u{9fff}'     // ideographs
+        | '\u{a960}'..='\u{a97f}'
+        | '\u{ac00}'..='\u{d7ff}'     // Hangul syllables
+        | '\u{f900}'..='\u{faff}'
+        | '\u{ff66}'..='\u{ffdc}'     // half-width kana and Jamo
+        | '\u{20000}'..='\u{3ffff}') // further ideographs
+}
+
+/// The text with each letter of such a script standing alone, as a word.
+fn spaced(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_unspaced) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(2 * text.len());
+    for c in text.chars() {
+        if is_unspaced(c) {
+            out.extend([' ', c, ' ']);
+        } else {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
+}
 
 impl Engine {
     /// The `k` records that match `filter` and have the most, and the rarest, words of `query`;
@@ -68,10 +120,10 @@ impl Engine {
             }
             let mut matches = snapshot.prepare_cached(
                 "SELECT r.record, s.path, c.names, r.metadata, r.created_at, r.source,
-                     r.private, -bm25(record_text) AS score
-                 FROM record_text JOIN records r ON r.record = record_text.rowid
+                     r.private, -bm25(record_words) AS score
+                 FROM record_words JOIN records r ON r.record = record_words.rowid
                  JOIN scopes s ON s.id = r.scope JOIN category_sets c ON c.id = r.categories
-                 WHERE record_text MATCH ?1 ORDER BY score DESC, r.id",
+                 WHERE record_words MATCH ?1 ORDER BY score DESC, r.id",
             )?;
             let mut rows = matches.query([words])?;
             let mut found = Vec::new();
@@ -89,7 +141,7 @@ impl Engine {
 
 fn is_indexed(connection: &Connection) -> Result<bool> {
     let found = connection
-        .prepare_cached("SELECT 1 FROM sqlite_schema WHERE name = 'record_text'")?
+        .prepare_cached("SELECT 1 FROM sqlite_schema WHERE name = 'record_words'")?
         .query_row([], |_| Ok(()))
         .optional()?;
     Ok(found.is_some())
@@ -133,15 +185,34 @@ fn admits(filter: &Filter, row: &rusqlite::Row<'_>) -> Result<bool> {
 }
 
 /// The query for records with at least one of the words, quoted so that none is an operator.
+///
+/// Where a script has no spaces, each two letters that follow one another are looked for, side by
+/// side: bigrams, which do nearly as well as words there and need no dictionary (Nie, Gao, Zhang and
+/// Zhou, "On the use of words and n-grams for Chinese information retrieval", IRAL 2000).
 fn any_of(query: &str) -> Option<String> {
     let mut seen = HashSet::new();
     let words: Vec<String> = query
         .split(|c: char| !c.is_alphanumeric())
-        .filter(|word| !word.is_empty() && seen.insert(word.to_lowercase()))
+        .flat_map(words)
+        .filter(|word| seen.insert(word.to_lowercase()))
         .take(MAX_WORDS)
         .map(|word| format!("\"{word}\""))
         .collect();
     (!words.is_empty()).then(|| words.join(" OR "))
+}
+
+/// What to look for of letters and digits without anything between them.
+fn words(text: &str) -> Vec<String> {
+    let letters: Vec<char> = text.chars().collect();
+    let runs = letters.chunk_by(|&a, &b| is_unspaced(a) == is_unspaced(b));
+    runs.flat_map(|run| match run {
+        [first, _, ..] if is_unspaced(*first) => run
+            .windows(2)
+            .map(|two| format!("{} {}", two[0], two[1]))
+            .collect(),
+        _ => vec![run.iter().collect::<String>()],
+    })
+    .collect()
 }
 
 #[cfg(test)]
@@ -154,5 +225,19 @@ mod tests {
             Some("\"NOT\" OR \"a\" OR \"OR\" OR \"b\" OR \"NEAR\"")
         });
         assert_eq!(any_of(" -- *"), None);
+    }
+
+    #[test]
+    fn letters_without_spaces_are_looked_for_two_by_two() {
+        let query = any_of("iPhone15の在庫、の Straße 서울에서").unwrap();
+        let expected = [
+            "iPhone15", "の 在", "在 庫", "の", "Straße", "서 울", "울 에", "에 서",
+        ];
+        assert_eq!(
+            query,
+            expected.map(|word| format!("\"{word}\"")).join(" OR ")
+        );
+        assert_eq!(spaced("no, né"), "no, né");
+        assert_eq!(spaced("a東京b"), "a 東  京 b");
     }
 }
