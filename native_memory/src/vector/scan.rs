@@ -443,7 +443,9 @@ impl<'a> Search<'a> {
 
     /// Whether several threads weigh the parts sooner than one, if there are processors for them.
     pub fn is_large(&self) -> bool {
-        self.large(self.eligible)
+        let limit = self.limit() as f32;
+        let told_off = self.words.iter().flatten().filter(|&&most| most < limit);
+        self.large(self.eligible.saturating_sub(told_off.count() * WORD))
     }
 
     /// The same of scanning what has been weighed.
