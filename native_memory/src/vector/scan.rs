@@ -395,6 +395,7 @@ impl<'a> Search<'a> {
             let words = words.iter().enumerate();
             best.extend(words.map(|(word, &upper)| (upper, block, word)));
         }
+        // Of their rows, which are many more than are wanted, the best are looked at.
         keep_best(wanted / 2, &mut best);
         best.sort_unstable_by_key(|&(_, block, word)| (block, word));
         let mut rows = Vec::new();
