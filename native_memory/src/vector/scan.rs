@@ -386,10 +386,11 @@ impl<'a> Search<'a> {
         self.words = (0..self.blocks.len())
             .map(|block| self.most_by_hub(block))
             .collect();
-        if self.k == 0 {
+        let wanted = self.k.saturating_mul(2).max(FIRST);
+        // Where much of everything is wanted, little can be told off.
+        if self.k == 0 || wanted > self.eligible / 4 {
             return;
         }
-        let wanted = self.k.saturating_mul(2).max(FIRST);
         let mut best: Vec<(f32, usize, usize)> = Vec::new();
         for (block, words) in self.words.iter().enumerate() {
             let words = words.iter().enumerate();
