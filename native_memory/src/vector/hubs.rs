@@ -132,7 +132,9 @@ pub(crate) fn hubs(rows: &Rows<'_>) -> (Vec<i8>, Vec<f32>) {
             apart.map(|x| x * x).sum::<f64>().sqrt() * (1.0 + EPSILON)
         });
         let reach = reach.fold(0.0, f64::max);
-        let largest = |numbers: &[f32]| numbers.iter().copied().fold(0.0, f32::max);
+        // What is no number, out of numbers too large, is no bound.
+        let larger = |a: f32, b: f32| if b.is_nan() { f32::INFINITY } else { a.max(b) };
+        let largest = |numbers: &[f32]| numbers.iter().copied().fold(0.0, larger);
         let norms = &rows.norms[of.clone()];
         let longest = norms.iter().copied().fold(0.0, f64::max);
         let shortest = norms.iter().copied().fold(f64::INFINITY, f64::min);

@@ -120,3 +120,18 @@ fn a_hub_knows_the_farthest_of_its_rows() {
     });
     assert!(numbers[1].is_infinite());
 }
+
+#[test]
+fn what_is_no_number_bounds_nothing() {
+    let made = heads(&[[1; HEAD]; 3]);
+    let (fine, bad) = ([0.5_f32; 3], [0.5, f32::NAN, 0.5]);
+    for (rests, errors) in [(fine, bad), (bad, fine)] {
+        let (_, numbers) = hubs(&Rows {
+            heads: &made,
+            rests: &rests,
+            errors: &errors,
+            norms: &[1.0; 3],
+        });
+        assert!(numbers[2].max(numbers[3]).is_infinite());
+    }
+}
