@@ -589,34 +589,11 @@ impl<'c> Write<'c> {
     }
 
     fn write_counts(&mut self) -> Result<()> {
-        let transaction = &self.transaction;
-        // A scope or set that was created and left again within the transaction has a change of
-        // 0 and is empty all the same.
-        let mut count =
-            transaction.prepare_cached("UPDATE scopes SET records = records + ?2 WHERE id = ?1")?;
         for (scope, by) in self.scope_counts.drain() {
-            if by != 0 {
-                count.execute([scope, by])?;
-            }
-            if by <= 0 {
-                transaction
-                    .prepare_cached("DELETE FROM scopes WHERE id = ?1 AND records = 0")?
-                    .execute([scope])?;
-            }
+            change_count(&self.transaction, COUNT_OF_SCOPE, params![by, scope], by)?;
         }
         for (set, by) in self.set_counts.drain() {
-            if by != 0 {
-                transaction
-                    .prepare_cached(
-                        "UPDATE category_sets SET records = records + ?2 WHERE id = ?1",
-                    )?
-                    .execute([set, by])?;
-            }
-            if by <= 0 {
-                transaction
-                    .prepare_cached("DELETE FROM category_sets WHERE id = ?1 AND records = 0")?
-                    .execute([set])?;
-            }
+            change_count(&self.transaction, COUNT_OF_SET, params![by, set], by)?;
         }
         let mut by_name: HashMap<(i64, String), i64> = HashMap::new();
         for ((scope, set), by) in self.category_counts.drain() {
@@ -628,20 +605,9 @@ impl<'c> Write<'c> {
                 *by_name.entry((scope, name)).or_default() += by;
             }
         }
-        let mut count = transaction.prepare_cached(
-            "INSERT INTO scope_categories (scope, category, records) VALUES (?1, ?2, ?3)
-             ON CONFLICT DO UPDATE SET records = records + ?3",
-        )?;
         for ((scope, category), by) in by_name.into_iter().filter(|&(_, by)| by != 0) {
-            count.execute(params![scope, category, by])?;
-            if by < 0 {
-                transaction
-                    .prepare_cached(
-                        "DELETE FROM scope_categories
-                         WHERE scope = ?1 AND category = ?2 AND records = 0",
-                    )?
-                    .execute(params![scope, category])?;
-            }
+            let values = params![by, scope, category];
+            change_count(&self.transaction, COUNT_OF_CATEGORY, values, by)?;
         }
         Ok(())
     }
@@ -716,6 +682,45 @@ impl<'c> Write<'c> {
         self.sets.insert(names.to_owned(), id);
         Ok(id)
     }
+}
+
+/// What changes the `records` of a row by ?1: what adds to it, what takes from it and leaves some, and
+/// what removes the row if that leaves none.
+type Count = [&'static str; 3];
+
+const COUNT_OF_SCOPE: Count = [
+    "UPDATE scopes SET records = records + ?1 WHERE id = ?2",
+    "UPDATE scopes SET records = records + ?1 WHERE id = ?2 AND records > -?1",
+    "DELETE FROM scopes WHERE id = ?2 AND records = -?1",
+];
+const COUNT_OF_SET: Count = [
+    "UPDATE category_sets SET records = records + ?1 WHERE id = ?2",
+    "UPDATE category_sets SET records = records + ?1 WHERE id = ?2 AND records > -?1",
+    "DELETE FROM category_sets WHERE id = ?2 AND records = -?1",
+];
+const COUNT_OF_CATEGORY: Count = [
+    "INSERT INTO scope_categories (scope, category, records) VALUES (?2, ?3, ?1)
+     ON CONFLICT DO UPDATE SET records = records + ?1",
+    "UPDATE scope_categories SET records = records + ?1
+     WHERE scope = ?2 AND category = ?3 AND records > -?1",
+    "DELETE FROM scope_categories WHERE scope = ?2 AND category = ?3 AND records = -?1",
+];
+
+/// Changes a count. Most of what gets fewer keeps some: that is tried first. What was created and left
+/// again within a transaction has a change of 0, and is empty all the same.
+fn change_count(
+    connection: &Connection,
+    [add, take, remove]: Count,
+    values: &[&dyn ToSql],
+    by: i64,
+) -> rusqlite::Result<()> {
+    let execute = |sql| connection.prepare_cached(sql)?.execute(values);
+    if by > 0 {
+        execute(add)?;
+    } else if by == 0 || execute(take)? == 0 {
+        execute(remove)?;
+    }
+    Ok(())
 }
 
 /// Adds rows of three numbers that are not there yet to `into`, a table with its columns.
