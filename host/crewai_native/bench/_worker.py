@@ -99,8 +99,11 @@ class Worker:
         run = self._open[side][1]
         loops = 1
         while True:
-            seconds, self_timed = _time(run, loops)
-            if self_timed or seconds >= _BATCH or loops >= _MOST_LOOPS:
+            start = time.perf_counter()
+            seconds = _time(run, loops)
+            # Of runs that time themselves, what they do not count is waited for as well.
+            seconds = max(seconds, time.perf_counter() - start)
+            if seconds >= _BATCH or loops >= _MOST_LOOPS:
                 return {"loops": loops}
             # Ten times more at most: a first short batch says little.
             loops = min(10 * loops, max(loops + 1, int(1.2 * loops * _BATCH / seconds)))
@@ -108,9 +111,9 @@ class Worker:
     def _timed(self, case: str, side: str, loops: int) -> dict[str, Any]:
         subject = self._cases[case]
         if not subject.fresh:
-            return {"seconds": _time(self._open[side][1], loops)[0]}
+            return {"seconds": _time(self._open[side][1], loops)}
         with contextlib.ExitStack() as stack:
-            return {"seconds": _time(_set_up(subject, side, stack), 1)[0]}
+            return {"seconds": _time(_set_up(subject, side, stack), 1)}
 
     def _closed(self) -> dict[str, Any]:
         with contextlib.ExitStack() as stacks:
@@ -131,17 +134,17 @@ def _set_up(case: Case, side: str, stack: contextlib.ExitStack) -> Callable[[], 
     return run
 
 
-def _time(run: Callable[[], Any], loops: int) -> tuple[float, bool]:
-    """Return the seconds that a number of runs take together, and whether they timed themselves."""
+def _time(run: Callable[[], Any], loops: int) -> float:
+    """Return the seconds that a number of runs take together, as they say themselves if they do."""
     clock = time.perf_counter
-    result = None
-    rounds = itertools.repeat(None, loops)  # iterates with less overhead than range
+    others = itertools.repeat(None, loops - 1)  # iterates with less overhead than range
     start = clock()
-    for _ in rounds:
+    result = run()
+    if isinstance(result, Elapsed):
+        return result.seconds + sum(run().seconds for _ in others)
+    for _ in others:
         result = run()
-    seconds = max(clock() - start, 1e-9)  # a clock with coarse ticks may not have moved
-    # Runs that time themselves come one at a time: the calibration sees to that.
-    return (result.seconds, True) if isinstance(result, Elapsed) else (seconds, False)
+    return max(clock() - start, 1e-9)  # a clock with coarse ticks may not have moved
 
 
 def _cases(plugin: str) -> Iterator[Case]:
