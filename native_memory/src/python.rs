@@ -1,5 +1,6 @@
 //! The module `crewai_native_memory._native`.
 
+mod batch;
 mod care;
 mod convert;
 mod error;
@@ -21,12 +22,14 @@ mod _native {
     use pyo3::pyfunction;
 
     #[pymodule_export]
+    use super::batch::Batch;
+    #[pymodule_export]
     use super::care::{
         backup, check, note, reembed_abandon, reembed_begin, reembed_finish, reembed_pending,
         reembed_stage, search_text, set_note, stats,
     };
     #[pymodule_export]
-    use super::convert::{Batch, Vector};
+    use super::convert::Vector;
     #[pymodule_export]
     use super::error::{DamagedStoreError, DimensionError, NewerFormatError, StoreError};
     #[pymodule_export]

@@ -205,6 +205,98 @@ def test_a_record_replaced_within_its_batch_has_the_last_vector(
         assert storage.check() == []
 
 
+DIMENSION = 512
+
+
+@pytest.fixture(params=[4, 400], ids=["few", "many"])
+def batch(request, record):
+    """Records of which the vectors of many are read while they are stored already."""
+    chance = random.Random(7)
+    return [
+        record(f"r{number}", embedding=[chance.gauss(0, 1) for _ in range(DIMENSION)])
+        for number in range(request.param)
+    ]
+
+
+def stored_as(storage, records):
+    for given in records:
+        stored = storage.get_record(given.id).embedding
+        assert np.array_equal(np.float32(stored), np.float32(given.embedding))
+    assert storage.count() == len(records)
+
+
+def test_every_vector_of_a_batch_is_its_records(storage, batch, record):
+    batch.insert(2, record("none"))
+    shared = batch[0].embedding
+    batch[-1].embedding = shared
+    storage.save(batch)
+    batch.pop(2)
+    assert storage.get_record("none").embedding is None
+    storage.delete(record_ids=["none"])
+    stored_as(storage, batch)
+    assert len(storage.search(shared, limit=2, min_score=0.999)) == 2
+    # Each in the place of the one that has its id.
+    for changed in batch[1::2]:
+        changed.embedding = changed.embedding[::-1]
+    storage.save(batch)
+    stored_as(storage, batch)
+
+
+@pytest.mark.parametrize("at", [0, 1, -1])
+def test_a_vector_that_is_not_what_its_first_component_says_is_read_all_the_same(
+    storage, batch, at
+):
+    batch[at].embedding[1] = 3
+    batch[at].embedding[-1] = np.float32(0.1)
+    storage.save(batch)
+    stored_as(storage, batch)
+
+
+@pytest.mark.parametrize("at", [0, 1, -1])
+@pytest.mark.parametrize(
+    ("value", "words"), [(float("nan"), "is NaN"), (1e300, "float32"), ("x", "got str")]
+)
+def test_a_bad_component_among_many_leaves_nothing(storage, batch, at, value, words):
+    good, batch[at].embedding[-1] = batch[at].embedding[-1], value
+    with pytest.raises(ValueError, match=words) as raised:
+        storage.save(batch)
+    assert batch[at].id in str(raised.value)
+    assert storage.count() == 0
+    batch[at].embedding[-1] = good
+    storage.save(batch)
+    stored_as(storage, batch)
+
+
+@pytest.mark.parametrize("at", [1, -1])
+def test_a_vector_of_another_length_among_many_leaves_nothing(storage, batch, at):
+    batch[at].embedding.append(1.0)
+    with pytest.raises(EmbeddingDimensionMismatchError):
+        storage.save(batch)
+    assert storage.count() == 0
+
+
+def test_threads_that_save_much_wait_for_one_another_only(storage, batch):
+    """Each lets the others in while its transaction is open."""
+    errors = []
+
+    def save(prefix):
+        try:
+            for _ in range(3):
+                storage.save([one.model_copy(update={"id": prefix + one.id}) for one in batch])
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    threads = [threading.Thread(target=save, args=(f"{n}-",)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not errors
+    assert not any(thread.is_alive() for thread in threads)
+    assert storage.count() == 4 * len(batch)
+
+
 def test_datetimes_are_naive_utc(storage, record):
     east = timezone(timedelta(hours=5, minutes=30))
     moment = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=east)

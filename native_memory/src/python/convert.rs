@@ -1,16 +1,10 @@
 //! Values from Python, checked, and vectors on their way back.
 
-use std::sync::{Mutex, PoisonError};
-
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyFloat, PyList, PyString, PyTuple};
 
-use crate::store::scope;
-use crate::store::{Record, StoreError};
-
-use super::error::raise;
 use super::floats::floats;
 
 /// A stored vector. Python floats are made when somebody asks for them.
@@ -38,112 +32,12 @@ impl Vector {
     }
 }
 
-/// Records to be saved together.
-#[pyclass(frozen, module = "crewai_native_memory._native")]
-#[derive(Default)]
-pub(super) struct Batch(Mutex<Vec<Record>>);
-
-impl Batch {
-    pub(super) fn take(&self) -> Vec<Record> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-#[pymethods]
-impl Batch {
-    #[new]
-    fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds a record; a value that cannot be stored raises `ValueError` and names the record.
-    ///
-    /// `created_at` and `last_accessed` are microseconds since 1970 UTC; `metadata` is JSON.
-    #[pyo3(signature = (id, content, scope, categories, metadata, importance, created_at,
-                        last_accessed, source, private, embedding))]
-    #[expect(clippy::too_many_arguments, reason = "the fields of a record")]
-    fn add(
-        &self,
-        id: &Bound<'_, PyAny>,
-        content: &Bound<'_, PyAny>,
-        scope: &Bound<'_, PyAny>,
-        categories: &Bound<'_, PyAny>,
-        metadata: &Bound<'_, PyAny>,
-        importance: &Bound<'_, PyAny>,
-        created_at: i64,
-        last_accessed: i64,
-        source: &Bound<'_, PyAny>,
-        private: &Bound<'_, PyAny>,
-        embedding: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let fail = |reason: String| {
-            let id = id
-                .str()
-                .map_or_else(|_| "?".to_owned(), |id| id.to_string_lossy().into());
-            raise(StoreError::InvalidRecord { id, reason })
-        };
-        let text = |value: &Bound<'_, PyAny>, field: &str| text(value, field).map_err(&fail);
-        let importance = importance
-            .extract::<f64>()
-            .ok()
-            .filter(|number| number.is_finite())
-            .ok_or_else(|| {
-                fail(format!(
-                    "importance must be a finite number, got {}",
-                    described(importance)
-                ))
-            })?;
-        let names = categories
-            .cast::<PyList>()
-            .map_err(|_| {
-                fail(format!(
-                    "categories must be a list of str, got {}",
-                    described(categories)
-                ))
-            })?
-            .iter()
-            .map(|name| text(&name, "a category"))
-            .collect::<PyResult<Vec<String>>>()?;
-        let record = Record {
-            id: text(id, "id")?,
-            content: text(content, "content")?,
-            scope: scope::normalize(&text(scope, "scope")?),
-            categories: serde_json::Value::from(names).to_string(),
-            metadata: text(metadata, "metadata")?,
-            importance,
-            created_at,
-            last_accessed,
-            source: (!source.is_none())
-                .then(|| text(source, "source"))
-                .transpose()?,
-            private: private.extract::<bool>().map_err(|_| {
-                fail(format!(
-                    "private must be a bool, got {}",
-                    described(private)
-                ))
-            })?,
-            embedding: (!embedding.is_none())
-                .then(|| vector(embedding).map_err(|reason| fail(format!("embedding: {reason}"))))
-                .transpose()?,
-        };
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(record);
-        Ok(())
-    }
-
-    fn __len__(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-}
-
 /// A query vector.
 pub(super) fn query(value: &Bound<'_, PyAny>) -> PyResult<Box<[f32]>> {
     vector(value).map_err(|reason| PyValueError::new_err(format!("query_embedding: {reason}")))
 }
 
-fn text(value: &Bound<'_, PyAny>, field: &str) -> Result<String, String> {
+pub(super) fn text(value: &Bound<'_, PyAny>, field: &str) -> Result<String, String> {
     let text = value
         .cast::<PyString>()
         .map_err(|_| format!("{field} must be a str, got {}", described(value)))?;
@@ -154,7 +48,7 @@ fn text(value: &Bound<'_, PyAny>, field: &str) -> Result<String, String> {
 }
 
 /// Float32 values of a list, tuple, array or anything else that holds numbers.
-fn vector(value: &Bound<'_, PyAny>) -> Result<Box<[f32]>, String> {
+pub(super) fn vector(value: &Bound<'_, PyAny>) -> Result<Box<[f32]>, String> {
     let py = value.py();
     if let Ok(list) = value.cast::<PyList>()
         && let Some(numbers) = floats(list)
@@ -245,7 +139,7 @@ fn flat(dimensions: usize) -> Result<(), String> {
     }
 }
 
-fn described(value: &Bound<'_, PyAny>) -> String {
+pub(super) fn described(value: &Bound<'_, PyAny>) -> String {
     value
         .get_type()
         .name()

@@ -42,7 +42,7 @@ pub(super) fn raise(error: store::StoreError) -> PyErr {
         E::Dimension { stored, given } => DimensionError::new_err((stored, given)),
         E::Damaged { .. } => DamagedStoreError::new_err(message),
         E::NewerFormat { .. } => NewerFormatError::new_err(message),
-        E::Failed { .. } | E::Stopped | E::Sqlite(_) => StoreError::new_err(message),
+        E::Failed { .. } | E::Withheld | E::Stopped | E::Sqlite(_) => StoreError::new_err(message),
         // OSError itself chooses the subclass that its number stands for.
         E::Io { path, source } => {
             PyOSError::new_err((errno(&source), source.to_string(), path.into_os_string()))

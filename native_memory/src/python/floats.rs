@@ -71,6 +71,14 @@ pub(super) fn floats(list: &Bound<'_, PyList>) -> Option<Box<[f32]>> {
         .then(|| numbers.into())
 }
 
+/// Whether the first item of a list is a float, and [`floats`] can read it.
+pub(super) fn seem_floats(list: &Bound<'_, PyList>) -> bool {
+    is_laid_out(list.py())
+        && list
+            .get_item(0)
+            .is_ok_and(|first| first.is_exact_instance_of::<PyFloat>())
+}
+
 /// Whether lists and floats of this interpreter have the layout above.
 fn is_laid_out(py: Python<'_>) -> bool {
     static LAID_OUT: PyOnceLock<bool> = PyOnceLock::new();

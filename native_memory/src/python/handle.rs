@@ -11,7 +11,8 @@ use crate::store::scope::{self, ROOT};
 use crate::store::{Engine, Filter, Process, Request, StoreError, Visibility};
 use crate::vector::{Metric, Query};
 
-use super::convert::{Batch, query};
+use super::batch::Batch;
+use super::convert::query;
 use super::error::raise;
 use super::rows::Rows;
 
@@ -125,8 +126,7 @@ impl Store {
 
     /// Saves and empties the batch, whole or not at all.
     fn save(&self, py: Python<'_>, batch: &Batch) -> PyResult<()> {
-        let records = batch.take();
-        self.run(py, |engine| engine.save(&records))
+        batch.take().save(py, &self.engine())
     }
 
     /// The best matches, best first, with their scores.

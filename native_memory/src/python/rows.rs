@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 
-use crate::store::Record;
+use crate::store::{Embedding, Record};
 
 use super::convert::Vector;
 
@@ -63,7 +63,10 @@ impl Rows {
             record.last_accessed,
             record.source,
             record.private,
-            record.embedding.map(Vector),
+            record
+                .embedding
+                .and_then(Embedding::into_components)
+                .map(Vector),
             score,
         ))
     }

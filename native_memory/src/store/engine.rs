@@ -21,7 +21,7 @@ use super::mirror::{Mirror, Request};
 use super::process::{Process, Scan};
 use super::queue::WriterQueue;
 use super::read::{self, ScopeInfo};
-use super::record::Record;
+use super::record::{Embedding, Record};
 use super::schema;
 use super::scope::ROOT;
 use super::snapshot;
@@ -147,7 +147,7 @@ impl Engine {
         let lengths = || {
             records
                 .iter()
-                .filter_map(|r| r.embedding.as_ref().map(|v| v.len()))
+                .filter_map(|record| record.embedding.as_ref().map(Embedding::dimension))
         };
         if let Some(first) = lengths().next()
             && let Some(other) = lengths().find(|&length| length != first)
@@ -595,7 +595,7 @@ mod tests {
             content: "long ".repeat(number * 37 % 1500),
             scope: format!("/a/{}", number % 3),
             created_at: number as i64 * 7 % 50,
-            embedding: Some(vec![number as f32; 1536].into()),
+            embedding: Some(vec![number as f32; 1536].into_boxed_slice().into()),
             ..numbered(number)
         };
         let page = |path: &Path| {
@@ -650,6 +650,44 @@ mod tests {
         });
         assert_eq!(stores[0].len(), 120);
         assert_eq!(stores[0], stores[1]);
+    }
+
+    #[test]
+    fn a_vector_that_does_not_come_takes_its_batch_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = Engine::new(directory.path().join("memory.db"));
+        let mut records: Vec<_> = (0..3).map(numbered).collect();
+        engine.save(&records[..1]).unwrap();
+        // Of another length than announced, none, and at last the right one; also for a record that
+        // is stored already, whose vector is compared.
+        for (at, given) in [
+            (2, Some(3)),
+            (2, None),
+            (0, None),
+            (0, Some(2)),
+            (2, Some(2)),
+        ] {
+            let embedding = Embedding::to_come(2);
+            records[at].embedding = Some(embedding);
+            let embedding = records[at].embedding.as_ref().unwrap();
+            let saved = std::thread::scope(|scope| {
+                let saving = scope.spawn(|| engine.save(&records));
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                assert!(!saving.is_finished());
+                let components = given.map(|length| vec![7.0; length].into_boxed_slice());
+                assert_eq!(embedding.arrive(components), given == Some(2));
+                saving.join().unwrap()
+            });
+            if given == Some(2) {
+                saved.unwrap();
+                assert_eq!(engine.list("/", 9, 0).unwrap().len(), 3);
+            } else {
+                assert!(matches!(saved, Err(StoreError::Withheld)));
+                assert_eq!(engine.list("/", 9, 0).unwrap().len(), 1);
+                records[at].embedding = numbered(at).embedding;
+            }
+        }
+        assert_eq!(engine.check().unwrap(), Vec::<String>::new());
     }
 
     #[cfg(unix)]

@@ -31,6 +31,9 @@ pub enum StoreError {
         /// Length of the vector that was given.
         given: usize,
     },
+    /// A vector that was to come while its record was stored did not.
+    #[error("a vector was promised and not given")]
+    Withheld,
     /// The file is something else, or cannot be read as a store any more.
     #[error("{}: {detail}; the file was left as it is", path.display())]
     Damaged {

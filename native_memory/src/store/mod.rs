@@ -35,4 +35,4 @@ pub use filter::{Filter, Visibility};
 pub use mirror::Request;
 pub use process::Process;
 pub use read::ScopeInfo;
-pub use record::Record;
+pub use record::{Embedding, Record};

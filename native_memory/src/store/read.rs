@@ -88,7 +88,7 @@ pub fn found(
         return checked(stored);
     };
     let mut record = whole(stored.record, stored.vector, stored.checksum)?;
-    record.embedding = Some(vector);
+    record.embedding = Some(vector.into());
     Ok(record)
 }
 
@@ -226,7 +226,7 @@ fn checked(stored: Stored) -> Result<Record> {
                     record.id
                 ))
             })?;
-        record.embedding = Some(vector);
+        record.embedding = Some(vector.into());
     }
     Ok(record)
 }

@@ -1,6 +1,10 @@
 //! Records as they are given, stored and returned.
 
+use std::sync::OnceLock;
+
 use crc32fast::Hasher;
+
+use super::error::{Result, StoreError};
 
 /// A record to be stored. Every field was validated by [`Record::validate`].
 #[derive(Debug, Clone, PartialEq)]
@@ -26,7 +30,58 @@ pub struct Record {
     /// Whether only its source may see it.
     pub private: bool,
     /// Finite, at least one dimension; `None` is stored and listed but never ranked.
-    pub embedding: Option<Box<[f32]>>,
+    pub embedding: Option<Embedding>,
+}
+
+/// A vector, which may still be on its way while its record is stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embedding {
+    dimension: usize,
+    components: OnceLock<Option<Box<[f32]>>>,
+}
+
+impl Embedding {
+    /// One that [`Embedding::arrive`] is to be called for, whatever happens: others wait for that.
+    pub fn to_come(dimension: usize) -> Self {
+        Self {
+            dimension,
+            components: OnceLock::new(),
+        }
+    }
+
+    /// Gives the components, or says that there will be none; of another number they are none. Says
+    /// whether there are some.
+    pub fn arrive(&self, components: Option<Box<[f32]>>) -> bool {
+        let components = components.filter(|components| components.len() == self.dimension);
+        self.components.get_or_init(|| components).is_some()
+    }
+
+    /// How many components it has.
+    pub fn dimension(&self) -> usize {
+        self.dimension
+    }
+
+    /// Waits for the components.
+    pub fn components(&self) -> Result<&[f32]> {
+        self.components
+            .wait()
+            .as_deref()
+            .ok_or(StoreError::Withheld)
+    }
+
+    /// The components, if they are there.
+    pub fn into_components(self) -> Option<Box<[f32]>> {
+        self.components.into_inner().flatten()
+    }
+}
+
+impl From<Box<[f32]>> for Embedding {
+    fn from(components: Box<[f32]>) -> Self {
+        Self {
+            dimension: components.len(),
+            components: Some(components).into(),
+        }
+    }
 }
 
 impl Record {
@@ -90,6 +145,6 @@ pub fn numbered(number: usize) -> Record {
         last_accessed: 0,
         source: None,
         private: false,
-        embedding: Some([number as f32, 1.0].into()),
+        embedding: Some(vec![number as f32, 1.0].into_boxed_slice().into()),
     }
 }

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, ToSql, params, params_from_iter};
 use super::error::{Result, StoreError};
 use super::filter::{Filter, has_category, has_metadata};
 use super::read::damaged;
-use super::record::{Record, time_checksum, vector_bytes};
+use super::record::{Embedding, Record, time_checksum, vector_bytes};
 use super::scope::{self, ROOT};
 use super::transaction::{Held, Transaction};
 
@@ -49,7 +49,7 @@ pub struct Write<'c> {
 }
 
 /// Vectors of a batch that are still to be written, by their ids, which rise.
-type Vectors<'r> = Vec<(i64, &'r [f32])>;
+type Vectors<'r> = Vec<(i64, &'r Embedding)>;
 
 /// What must be known about a stored record to take it out of the aggregates.
 #[derive(Debug)]
@@ -118,15 +118,15 @@ impl<'c> Write<'c> {
     fn put_one<'r>(&mut self, record: &'r Record, vectors: &mut Vectors<'r>) -> Result<()> {
         if let Some(vector) = &record.embedding {
             match self.dimension {
-                Some(stored) if stored != vector.len() => {
+                Some(stored) if stored != vector.dimension() => {
                     return Err(StoreError::Dimension {
                         stored,
-                        given: vector.len(),
+                        given: vector.dimension(),
                     });
                 }
                 Some(_) => {}
                 None => {
-                    self.dimension = Some(vector.len());
+                    self.dimension = Some(vector.dimension());
                     self.new_dimension = true;
                 }
             }
@@ -470,14 +470,15 @@ impl<'c> Write<'c> {
         old: &Stored,
         vectors: &mut Vectors<'r>,
     ) -> Result<Option<i64>> {
-        let new = record.embedding.as_deref();
+        let new = record.embedding.as_ref();
         if let (Some(old_vector), Some(new)) = (old.vector, new) {
             let same = self
                 .transaction
                 .prepare_cached("SELECT vector = ?2 FROM vectors WHERE id = ?1")?
-                .query_row(params![old_vector, vector_bytes(new)], |row| {
-                    row.get::<_, bool>(0)
-                })
+                .query_row(
+                    params![old_vector, vector_bytes(new.components()?)],
+                    |row| row.get::<_, bool>(0),
+                )
                 .optional()?;
             if same == Some(true) {
                 // The index still has to learn of a new scope, new categories, a new date.
@@ -492,7 +493,12 @@ impl<'c> Write<'c> {
     }
 
     /// Has a vector written with the others of its batch; gives its id.
-    fn add_vector<'r>(&mut self, record: i64, vector: &'r [f32], vectors: &mut Vectors<'r>) -> i64 {
+    fn add_vector<'r>(
+        &mut self,
+        record: i64,
+        vector: &'r Embedding,
+        vectors: &mut Vectors<'r>,
+    ) -> i64 {
         let id = self.seq + 1;
         vectors.push((id, vector));
         self.log(record, id);
@@ -501,7 +507,7 @@ impl<'c> Write<'c> {
 
     fn write_vectors(&mut self, vectors: &mut Vectors<'_>) -> Result<()> {
         for (id, vector) in vectors.drain(..) {
-            let bytes = vector_bytes(vector);
+            let bytes = vector_bytes(vector.components()?);
             self.insert_vector
                 .get(
                     self.transaction.connection(),
