@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -147,6 +148,35 @@ def sealed(store, rows):
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("handles", [1, 2])
+def test_a_closed_store_can_be_removed_for_good(tmp_path, handles):
+    """Also at once after a search that has begun to seal: nothing of it comes back."""
+    for number in range(20):
+        directory = tmp_path / str(number)
+        stores = [_native.Store(str(directory / "memory.db"), "l2") for _ in range(handles)]
+        fill(stores[0], 0, ROWS)
+        for store in stores:
+            search(store, VECTORS[0])
+        time.sleep(number % 5 / 1000)
+        for store in stores:
+            store.close()
+        shutil.rmtree(directory)
+    time.sleep(0.1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sealing_brings_no_directory_back(tmp_path):
+    """A store that is in use still, and removed: its directory stays away."""
+    for number in range(20):
+        directory = tmp_path / str(number)
+        store = _native.Store(str(directory / "memory.db"), "l2")
+        fill(store, 0, ROWS)
+        search(store, VECTORS[0])
+        directory.rename(tmp_path / f"moved-{number}")
+    time.sleep(0.2)
+    assert all(path.name.startswith("moved") for path in tmp_path.iterdir())
+
+
 def test_forks_interrupt_sealing_and_do_not_prevent_it(store):
     fill(store, 0, ROWS)
     for _ in range(6):

@@ -108,7 +108,8 @@ impl Store {
         self.path.clone()
     }
 
-    /// Lets go of the file; the next call opens it again.
+    /// Lets go of the file; the next call opens it again. The last handle of the process to do so
+    /// waits for what is done in the background, for a second at most.
     fn close(&self, py: Python<'_>) {
         let held = self
             .engine
@@ -116,10 +117,7 @@ impl Store {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         match held {
-            Some((pid, engine)) if pid == std::process::id() => py.detach(|| {
-                let _pass = Process::current().enter();
-                drop(engine);
-            }),
+            Some((pid, engine)) if pid == std::process::id() => py.detach(|| engine.close()),
             inherited => std::mem::forget(inherited),
         }
     }

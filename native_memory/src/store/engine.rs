@@ -14,6 +14,7 @@ use rusqlite::config::DbConfig;
 
 use crate::vector::{Bitmap, Segment};
 
+use super::aside::{Asides, Flag};
 use super::error::{Result, StoreError};
 use super::filter::{Filter, has_metadata};
 use super::groups::Groups;
@@ -53,6 +54,7 @@ pub struct Engine {
     pub(super) sealing: Sealing,
     pub(super) groups: Groups,
     write_back: WriteBack,
+    pub(super) asides: Arc<Asides>,
     /// The number of its last use among those of all engines.
     used: AtomicU64,
     /// Whether a write is on the disk before it is acknowledged.
@@ -122,6 +124,7 @@ impl Engine {
             sealing: Sealing::default(),
             groups: Groups::default(),
             write_back: WriteBack::default(),
+            asides: Arc::default(),
             used: AtomicU64::new(0),
             synchronous: AtomicBool::new(false),
             this: Weak::clone(this),
@@ -460,20 +463,17 @@ impl Engine {
         if length >= LOG_LIMIT {
             drop(schema::write_back(&link.connection));
         } else if length - begun_at.load(Ordering::Relaxed) >= LONG_LOG
-            && let Some(engine) = self.this.upgrade()
-            && !self.write_back.busy.swap(true, Ordering::AcqRel)
+            && !self.write_back.busy.load(Ordering::Acquire)
         {
             begun_at.store(length, Ordering::Relaxed);
-            let process = Process::current();
-            let started = process.aside("crewai-native-log", move || {
-                let _pass = process.enter();
+            let flag: Flag = |engine| &engine.write_back.busy;
+            let started = self.aside("crewai-native-log", Some(flag), |engine| {
+                let _pass = Process::current().enter();
                 if let Ok(Some(link)) = engine.link(READER_CACHE) {
                     drop(schema::write_back(&link.connection));
                 }
-                engine.write_back.busy.store(false, Ordering::Release);
             });
             if started.is_err() {
-                self.write_back.busy.store(false, Ordering::Release);
                 drop(schema::write_back(&link.connection));
             }
         }

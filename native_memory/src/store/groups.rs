@@ -5,11 +5,12 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::vector::{Bitmap, Metric, PartitionError, Partitions, Segment};
 
+use super::aside::Flag;
 use super::engine::Engine;
 use super::error::StoreError;
 use super::process::Process;
@@ -36,15 +37,6 @@ impl Groups {
     }
 }
 
-/// Keeps other threads of the process from making groups at the same time, until dropped.
-struct Busy(Arc<Engine>);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.groups.busy.store(false, Ordering::Release);
-    }
-}
-
 impl Engine {
     /// The groups of a segment, or nothing yet: then they are made, unless others are being made.
     pub(super) fn groups(
@@ -66,22 +58,14 @@ impl Engine {
     }
 
     fn group_aside(&self, key: Key, deleted: Bitmap) {
-        let Some(engine) = self.this.upgrade() else {
-            return;
-        };
-        if self.groups.busy.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let busy = Busy(engine);
-        let process = Process::current();
+        let flag: Flag = |engine| &engine.groups.busy;
         // No part of this uses SQLite: a fork need not wait for it.
-        let started = process.aside("crewai-native-group", move || {
-            let engine = &busy.0;
+        let started = self.aside("crewai-native-group", Some(flag), move |engine| {
             // A segment that has been replaced meanwhile is not in use any more.
             let Ok(segment) = Segment::open(&key.0) else {
                 return;
             };
-            let go_on = || !process.is_ending();
+            let go_on = || !Process::current().is_ending();
             let made = Partitions::build(&segment.block(), Some(deleted.words()), key.1, &go_on);
             let made = match made {
                 Ok(groups) => Some(Arc::new(groups)),

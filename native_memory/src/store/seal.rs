@@ -5,13 +5,14 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::vector::{Segment, SegmentError};
 
+use super::aside::Flag;
 use super::engine::{Engine, Link, READER_CACHE, identity};
 use super::error::{Result, StoreError};
 use super::mirror::Mirror;
@@ -22,27 +23,11 @@ use super::snapshot::{self, Snapshot};
 /// would otherwise never have anything sealed.
 const GIVES_WAY: usize = 3;
 
-/// Keeps other threads of the process from sealing the same store, until dropped.
-struct Busy(Arc<Engine>);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.sealing.busy.store(false, Ordering::Release);
-    }
-}
-
 impl Engine {
     /// Seals in a thread of its own, unless one is at it already.
     pub(super) fn seal_aside(&self) {
-        let Some(engine) = self.this.upgrade() else {
-            return;
-        };
-        if self.sealing.busy.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let busy = Busy(engine);
-        let started = Process::current().aside("crewai-native-seal", move || {
-            let engine = &busy.0;
+        let flag: Flag = |engine| &engine.sealing.busy;
+        let started = self.aside("crewai-native-seal", Some(flag), |engine| {
             match engine.seal(false) {
                 // Whoever opens the store next seals it.
                 Err(StoreError::Stopped) => {}
@@ -60,12 +45,12 @@ impl Engine {
     /// would make opening a large store slow; so the first searches are not held up, and a
     /// segment that is damaged goes out of use, here and for who opens the store next.
     pub(super) fn verify_aside(&self, segments: Vec<PathBuf>) {
-        let Some(engine) = self.this.upgrade().filter(|_| !segments.is_empty()) else {
+        if segments.is_empty() {
             return;
-        };
-        let process = Process::current();
+        }
         // No part of this uses SQLite: a fork need not wait for it.
-        let started = process.aside("crewai-native-verify", move || {
+        let started = self.aside("crewai-native-verify", None, |engine| {
+            let process = Process::current();
             for path in segments {
                 // One that has been replaced meanwhile is not in use any more.
                 let Ok(segment) = Segment::open(&path) else {
@@ -129,7 +114,11 @@ impl Engine {
             return Ok(());
         }
         let io = |error| StoreError::io(&directory, error);
-        fs::create_dir_all(&directory).map_err(io)?;
+        // Not what is above it: whoever has removed the store meanwhile is to have none of it back.
+        match fs::create_dir(&directory) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(io(error)),
+            _ => {}
+        }
         let lock = File::create(directory.join("lock")).map_err(io)?;
         match lock.try_lock() {
             Ok(()) => {}
