@@ -205,6 +205,15 @@ def test_a_record_replaced_within_its_batch_has_the_last_vector(
         assert storage.check() == []
 
 
+def test_which_records_are_from_a_source(storage, record):
+    asked = ["a", "none", "b", "a", "\ud7ff"]
+    assert storage.are_from(asked, "x") == [False] * 5  # there is no store yet
+    storage.save([record("a", source="x"), record("b", source="y"), record("none")])
+    assert storage.are_from(asked, "x") == [True, False, False, True, False]
+    assert storage.are_from(asked, "y") == [False, False, True, False, False]
+    assert storage.are_from([], "x") == []
+
+
 DIMENSION = 512
 
 

@@ -114,7 +114,8 @@ class NativeKnowledgeStorage(BaseKnowledgeStorage):
         if not texts:
             return
         embedder = embedders.identity(self._embed)
-        new = [key for key in texts if not self._is_embedded(key, embedder)]
+        known = self._storage.are_from(list(texts), embedder)
+        new = [key for key, embedded in zip(texts, known, strict=True) if not embedded]
         for start in range(0, len(new), _BATCH):
             keys = new[start : start + _BATCH]
             found = embedders.vectors(self._embed, [texts[key] for key in keys])
@@ -155,10 +156,6 @@ class NativeKnowledgeStorage(BaseKnowledgeStorage):
         if self._function is None:
             self._function = _default_embedder()
         return self._function
-
-    def _is_embedded(self, key: str, embedder: str) -> bool:
-        record = self._storage.get_record(key)
-        return record is not None and record.source == embedder
 
 
 def storage_for(

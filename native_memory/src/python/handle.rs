@@ -109,7 +109,7 @@ impl Store {
     }
 
     /// Lets go of the file; the next call opens it again. The last handle of the process to do so
-    /// waits for what is done in the background, for a second at most.
+    /// waits for what is written in the background, for a second at most.
     fn close(&self, py: Python<'_>) {
         let held = self
             .engine
@@ -206,6 +206,16 @@ impl Store {
     fn get(&self, py: Python<'_>, record_id: &str) -> PyResult<Rows> {
         let record = self.run(py, |engine| engine.get(record_id))?;
         Ok(Rows::new(record.map(|record| (record, 0.0))))
+    }
+
+    /// Which of these records are stored and came from `source`.
+    fn are_from(
+        &self,
+        py: Python<'_>,
+        record_ids: Vec<String>,
+        source: &str,
+    ) -> PyResult<Vec<bool>> {
+        self.run(py, |engine| engine.are_from(&record_ids, source))
     }
 
     /// Records, newest first.

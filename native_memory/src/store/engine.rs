@@ -14,7 +14,7 @@ use rusqlite::config::DbConfig;
 
 use crate::vector::{Bitmap, Segment};
 
-use super::aside::{Asides, Flag};
+use super::aside::{Asides, Flag, Work};
 use super::error::{Result, StoreError};
 use super::filter::{Filter, has_metadata};
 use super::groups::Groups;
@@ -234,6 +234,14 @@ impl Engine {
     /// The record with this id.
     pub fn get(&self, id: &str) -> Result<Option<Record>> {
         self.read(None, |link| read::by_id(&link.connection, id))
+    }
+
+    /// Which of these records are stored and came from `source`.
+    pub fn are_from(&self, ids: &[String], source: &str) -> Result<Vec<bool>> {
+        self.read(vec![false; ids.len()], |link| {
+            let transaction = link.begin()?;
+            read::are_from(&transaction, ids, source)
+        })
     }
 
     /// Records of a scope, newest first; of the same age, last saved first.
@@ -467,7 +475,7 @@ impl Engine {
         {
             begun_at.store(length, Ordering::Relaxed);
             let flag: Flag = |engine| &engine.write_back.busy;
-            let started = self.aside("crewai-native-log", Some(flag), |engine| {
+            let started = self.aside("crewai-native-log", Work::Writes, Some(flag), |engine| {
                 let _pass = Process::current().enter();
                 if let Ok(Some(link)) = engine.link(READER_CACHE) {
                     drop(schema::write_back(&link.connection));

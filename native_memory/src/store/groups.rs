@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::vector::{Bitmap, Metric, PartitionError, Partitions, Segment};
 
-use super::aside::Flag;
+use super::aside::{Flag, Work};
 use super::engine::Engine;
 use super::error::StoreError;
 use super::process::Process;
@@ -60,7 +60,7 @@ impl Engine {
     fn group_aside(&self, key: Key, deleted: Bitmap) {
         let flag: Flag = |engine| &engine.groups.busy;
         // No part of this uses SQLite: a fork need not wait for it.
-        let started = self.aside("crewai-native-group", Some(flag), move |engine| {
+        let group = move |engine: &Arc<Self>| {
             // A segment that has been replaced meanwhile is not in use any more.
             let Ok(segment) = Segment::open(&key.0) else {
                 return;
@@ -85,7 +85,8 @@ impl Engine {
                 .unwrap_or_else(PoisonError::into_inner);
             all.retain(|(path, _), _| path.exists());
             all.insert(key, made);
-        });
+        };
+        let started = self.aside("crewai-native-group", Work::Reads, Some(flag), group);
         if let Err(error) = started {
             self.remember(Err(StoreError::io(self.path(), error)));
         }

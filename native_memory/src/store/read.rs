@@ -53,6 +53,15 @@ pub fn by_id(connection: &Connection, id: &str) -> Result<Option<Record>> {
     stored.map(checked).transpose()
 }
 
+/// Which of these records are stored and came from `source`, without reading them.
+pub fn are_from(connection: &Connection, ids: &[String], source: &str) -> Result<Vec<bool>> {
+    let mut statement =
+        connection.prepare_cached("SELECT 1 FROM records WHERE id = ?1 AND source = ?2")?;
+    ids.iter()
+        .map(|id| Ok(statement.exists(params![id, source])?))
+        .collect()
+}
+
 /// The record in this row.
 pub fn by_row(connection: &Connection, record: i64) -> Result<Record> {
     let stored = connection

@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::vector::{Segment, SegmentError};
 
-use super::aside::Flag;
+use super::aside::{Flag, Work};
 use super::engine::{Engine, Link, READER_CACHE, identity};
 use super::error::{Result, StoreError};
 use super::mirror::Mirror;
@@ -27,7 +27,7 @@ impl Engine {
     /// Seals in a thread of its own, unless one is at it already.
     pub(super) fn seal_aside(&self) {
         let flag: Flag = |engine| &engine.sealing.busy;
-        let started = self.aside("crewai-native-seal", Some(flag), |engine| {
+        let started = self.aside("crewai-native-seal", Work::Writes, Some(flag), |engine| {
             match engine.seal(false) {
                 // Whoever opens the store next seals it.
                 Err(StoreError::Stopped) => {}
@@ -49,7 +49,7 @@ impl Engine {
             return;
         }
         // No part of this uses SQLite: a fork need not wait for it.
-        let started = self.aside("crewai-native-verify", None, |engine| {
+        let started = self.aside("crewai-native-verify", Work::Reads, None, |engine| {
             let process = Process::current();
             for path in segments {
                 // One that has been replaced meanwhile is not in use any more.
