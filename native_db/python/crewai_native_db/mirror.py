@@ -131,6 +131,7 @@ class Mirror:
     def changed(self, place: str) -> None:
         """Say that the newest run at a place is to be written."""
         with self._state:
+            begins = not self._places
             self._places.add(place)
             if self._thread is None:
                 thread = threading.Thread(
@@ -144,7 +145,9 @@ class Mirror:
                     self._write()
                     return
                 self._thread = thread
-            self._state.notify_all()
+            # With places to write it waits for the time to pass, and waking it would only cost.
+            if begins:
+                self._state.notify_all()
 
     def flush(self) -> None:
         """Wait until everything is written that was said to have changed."""
