@@ -389,7 +389,7 @@ fn transact(link: &mut Link, mut works: Vec<Work>) -> Result<Vec<Result<()>>> {
         if outcome.is_err() {
             transaction.rollback()?;
         } else {
-            transaction.commit()?;
+            link.reserve.commit(|| transaction.commit())?;
         }
         return Ok(vec![outcome]);
     }
@@ -403,7 +403,7 @@ fn transact(link: &mut Link, mut works: Vec<Work>) -> Result<Vec<Result<()>>> {
         part.commit()?;
         outcomes.push(outcome);
     }
-    transaction.commit()?;
+    link.reserve.commit(|| transaction.commit())?;
     Ok(outcomes)
 }
 

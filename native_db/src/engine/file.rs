@@ -11,6 +11,7 @@ use crewai_native_sdk::files;
 use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::error::{DbError, Result};
+use super::reserve;
 
 /// How often the wait for a lock that nobody queues for (a checkpoint, a recovery) is renewed;
 /// with the waits below, about a minute.
@@ -120,6 +121,7 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "cache_size", -4096)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    reserve::watch(connection);
     keep_log(connection)
 }
 

@@ -5,45 +5,99 @@
 //! log from the second round on (every 1,000 pages); what short programs write is all in the first.
 //! So zeros are written ahead of it, as other databases do with their logs. To SQLite they are what a
 //! torn write left behind: a frame counts only with the salts and the checksum of its log.
+//!
+//! Nor is the system asked how long the log is before each commit: since Linux 6.13 the next write then
+//! gives the file a new time, and a file system without a journal writes that to the disk as well. How
+//! much of the log is in use, SQLite says after each commit.
 
-use std::ffi::c_void;
+use std::cell::Cell;
+use std::ffi::{c_int, c_void};
 use std::ptr;
 
+use rusqlite::hooks::Wal;
 use rusqlite::{Connection, ffi};
 
 /// The first piece of room, in bytes; each later one doubles the log.
 const FIRST: i64 = 64 << 10;
-/// Where SQLite begins again: 1,000 pages of 4 KiB, each with a header.
-const ENOUGH: i64 = 1000 * (4096 + 24);
+/// Room is made while so much is left: most commits take less.
+const LEAST: i64 = 32 << 10;
+/// A page in the log, with its header. Files that are made here have SQLite's pages of 4 KiB.
+const FRAME: i64 = 4096 + 24;
+/// After how many pages the log is written back and begun again, as SQLite's own hook has it.
+const ROUND: c_int = 1000;
+const ENOUGH: i64 = ROUND as i64 * FRAME + LEAST;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+thread_local! {
+    /// Pages in the log after the last commit of this thread.
+    static PAGES: Cell<c_int> = const { Cell::new(0) };
+}
+
+/// Has [`Reserve::commit`] learn how much of the log is in use.
+pub(super) fn watch(connection: &Connection) {
+    #[expect(clippy::unnecessary_wraps, reason = "the type of a hook")]
+    fn committed(log: &Wal, pages: c_int) -> rusqlite::Result<()> {
+        PAGES.set(pages);
+        if pages >= ROUND {
+            // As SQLite's own hook, in the place of which this is: if it fails, the log has everything,
+            // and the next commit tries again.
+            drop(log.checkpoint());
+        }
+        Ok(())
+    }
+    connection.wal_hook(Some(committed));
+}
 
 /// What is known of a connection's log.
 #[derive(Debug, Default)]
 pub(super) struct Reserve {
-    /// How long it was when last looked at. Longer now: it has outgrown its room.
+    /// Its length when last looked at.
     length: i64,
+    /// How much of it was in use after the last commit.
+    used: Option<i64>,
 }
 
 impl Reserve {
-    /// Makes room if there is none left.
+    /// Makes room if there is little left.
     ///
     /// `connection` has begun a write transaction and written nothing in it: nobody else then writes
     /// to the log, and this behind its end only. Where there is no space, the commit says so itself.
     pub(super) fn refill(&mut self, connection: &Connection) {
+        let is_short = |length| self.used.is_some_and(|used| used + LEAST > length);
+        if self.used.is_some() && !is_short(self.length) {
+            return;
+        }
         let Some(log) = Log::of(connection) else {
             return;
         };
         let Some(length) = log.length() else {
             return;
         };
-        if length > self.length || length == 0 {
+        let mut end = length;
+        if length == 0 || is_short(length) {
             let goal = (2 * length).clamp(FIRST, ENOUGH);
-            let mut end = length;
             while end < goal && log.write_zeros(end, goal - end) {
                 end += (goal - end).min(ZEROS.len() as i64);
             }
-            self.length = end;
         }
+        self.length = end;
+    }
+
+    /// Runs `commit`, a commit on the connection, and notes how much of the log is in use after it.
+    pub(super) fn commit<E>(&mut self, commit: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        PAGES.set(0);
+        commit()?;
+        let pages = PAGES.get();
+        // Nothing was written if SQLite did not say.
+        if pages > 0 {
+            let used = i64::from(pages) * FRAME;
+            if self.used.is_some_and(|before| used < before) {
+                // It was begun again, and may have been cut.
+                self.length = 0;
+            }
+            self.used = Some(used);
+        }
+        Ok(())
     }
 }
 
@@ -105,6 +159,7 @@ mod tests {
             connection
                 .pragma_update(None, "journal_mode", "WAL")
                 .unwrap();
+            watch(&connection);
             connection
         };
         let count = |connection: &Connection| -> i64 {
@@ -124,6 +179,8 @@ mod tests {
             .execute_batch("CREATE TABLE t (x BLOB)")
             .unwrap();
         let mut lengths = vec![length()];
+        // How many commits had to make it longer themselves.
+        let mut grown = 0;
         for number in 0..1500 {
             let (connection, reserve) = &mut writers[number % 2];
             let transaction = connection
@@ -133,7 +190,9 @@ mod tests {
             transaction
                 .execute("INSERT INTO t VALUES (zeroblob(?))", [number])
                 .unwrap();
-            transaction.commit().unwrap();
+            let before = length();
+            reserve.commit(|| transaction.commit()).unwrap();
+            grown += usize::from(length() > before);
             lengths.push(length());
             // What a crash here would leave is read from the log, without its index.
             if number % 300 == 7 {
@@ -146,7 +205,8 @@ mod tests {
             }
         }
         lengths.dedup();
-        assert!(lengths.len() < 40, "it grew {} times", lengths.len());
+        assert!(lengths.len() < 12, "{lengths:?}");
+        assert!(grown < 3, "{grown} commits outgrew their room");
         assert!(length() <= ENOUGH + 100 * 4120, "{} bytes", length());
         drop(writers);
         assert_eq!(count(&open()), 1500);
