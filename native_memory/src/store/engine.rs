@@ -14,6 +14,7 @@ use rusqlite::config::DbConfig;
 
 use crate::vector::{Bitmap, Segment};
 
+use super::alone::Alone;
 use super::aside::{Asides, Flag, Work};
 use super::error::{Result, StoreError};
 use super::filter::{Filter, has_metadata};
@@ -99,9 +100,16 @@ pub(super) struct Link {
     page: u32,
     /// Whether a commit waits for the disk.
     synchronous: bool,
+    /// What the file was like, if SQLite was told that it does not change.
+    alone: Option<Alone>,
 }
 
 impl Link {
+    /// Whether it shows what is in the file at `path`, of this identity.
+    fn shows(&self, path: &Path, identity: Identity) -> bool {
+        self.identity == identity && (self.alone.is_none() || self.alone == Alone::of(path))
+    }
+
     /// A read transaction: what it sees does not change.
     pub(super) fn begin(&self) -> Result<Transaction<'_>> {
         Ok(Transaction::read(&self.connection)?)
@@ -376,7 +384,7 @@ impl Engine {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .pop()
-            .filter(|link| link.identity == identity);
+            .filter(|link| link.shows(&self.path, identity));
         let link = match idle {
             Some(link) => link,
             None => match self.link(READER_CACHE)? {
@@ -513,7 +521,7 @@ impl Engine {
             return Ok(None);
         };
         Process::current().make_room();
-        let Some(connection) = schema::open(&self.path, cache)? else {
+        let Some((connection, alone)) = schema::open(&self.path, cache)? else {
             return Ok(None);
         };
         let page = connection
@@ -524,6 +532,7 @@ impl Engine {
             identity,
             page,
             synchronous: false,
+            alone,
         }))
     }
 

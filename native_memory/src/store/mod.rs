@@ -8,6 +8,7 @@
 //! together for one file, and [`care`], [`text`] and [`reembed`] give it what is not needed every
 //! day; [`process`] shares engines and takes them through a fork. Nothing here knows about Python.
 
+mod alone;
 mod aside;
 pub mod care;
 pub mod engine;

@@ -11,6 +11,7 @@ use crewai_native_sdk::files;
 use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OpenFlags, ffi};
 
+use super::alone::{self, Alone};
 use super::error::{Result, StoreError};
 use super::log;
 use super::text;
@@ -112,11 +113,12 @@ pub fn sibling(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Opens the store at `path`, or gives `None` where there is none yet.
+/// Opens the store at `path`, or gives `None` where there is none yet; says what it was like if it can
+/// only be read as it is.
 ///
 /// `cache` is how many KiB of pages the connection may keep in memory. A file that is not a
 /// readable store of a known format is an error, never a reason to begin a new one.
-pub fn open(path: &Path, cache: i64) -> Result<Option<Connection>> {
+pub fn open(path: &Path, cache: i64) -> Result<Option<(Connection, Option<Alone>)>> {
     match fs::metadata(path) {
         Ok(file) if file.len() == 0 => {
             return Err(StoreError::Damaged {
@@ -131,18 +133,37 @@ pub fn open(path: &Path, cache: i64) -> Result<Option<Connection>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(StoreError::io(path, error)),
     }
-    let located = |error: rusqlite::Error| StoreError::from(error).at(path);
+    let error = match prepared(connect(path), path, cache) {
+        Ok(connection) => return Ok(Some((connection, None))),
+        Err(error) => error,
+    };
+    let is_refused = matches!(&error, StoreError::Io { source, .. }
+        if source.kind() == io::ErrorKind::PermissionDenied);
+    match Alone::of(path) {
+        Some(alone) if is_refused => {
+            let connection = prepared(alone::connect(path), path, cache)?;
+            Ok(Some((connection, Some(alone))))
+        }
+        _ => Err(error),
+    }
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = log::file_system()
-        .and_then(|system| Connection::open_with_flags_and_vfs(path, flags, system))
-        .map_err(located)?;
+    Connection::open_with_flags_and_vfs(path, flags, log::file_system()?)
+}
+
+/// A connection that was opened on `path`, checked and set up.
+fn prepared(opened: rusqlite::Result<Connection>, path: &Path, cache: i64) -> Result<Connection> {
+    let located = |error: rusqlite::Error| StoreError::from(error).at(path);
+    let connection = opened.map_err(located)?;
     connection.busy_timeout(BUSY).map_err(located)?;
     check_format(&connection, path)?;
     check_length(&connection, path)?;
     configure(&connection, cache)
         .and_then(|()| text::register(&connection))
         .map_err(located)?;
-    Ok(Some(connection))
+    Ok(connection)
 }
 
 fn check_format(connection: &Connection, path: &Path) -> Result<()> {
