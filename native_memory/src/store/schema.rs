@@ -7,7 +7,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crewai_native_sdk::files;
 use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OpenFlags, ffi};
 
@@ -278,7 +277,9 @@ pub fn make_synchronous(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "synchronous", "FULL")
 }
 
-/// Creates an empty store at `path` unless there is one. The caller holds the writers' lock.
+/// Creates an empty store at `path` unless there is one. The caller holds the writers' lock, and is
+/// about to write: before the first commit that made a log, SQLite waits until the disk has the names in
+/// the directory, this one among them.
 ///
 /// The file is finished under another name first: a process killed half-way leaves nothing at
 /// `path`, so whatever stands there is whole.
@@ -302,9 +303,7 @@ pub fn create(path: &Path) -> Result<()> {
     fs::File::open(&draft)
         .and_then(|file| file.sync_all())
         .map_err(|error| StoreError::io(&draft, error))?;
-    fs::rename(&draft, path)
-        .and_then(|()| files::sync_name(path))
-        .map_err(|error| StoreError::io(path, error))
+    fs::rename(&draft, path).map_err(|error| StoreError::io(path, error))
 }
 
 fn write_empty(path: &Path) -> Result<()> {
@@ -331,8 +330,6 @@ fn write_empty(path: &Path) -> Result<()> {
             ),
         ));
     }
-    // Only what uses the log shows whether it can be used here.
-    connection.query_row("SELECT count(*) FROM meta", [], |_| Ok(()))?;
     connection
         .close()
         .map_err(|(_, error)| StoreError::Sqlite(error))
