@@ -171,18 +171,6 @@ def test_a_closed_store_can_be_removed_for_good(tmp_path, handles):
     assert len(late) < 20
 
 
-def test_sealing_brings_no_directory_back(tmp_path):
-    """A store that is in use still, and removed: its directory stays away."""
-    for number in range(20):
-        directory = tmp_path / str(number)
-        store = _native.Store(str(directory / "memory.db"), "l2")
-        fill(store, 0, ROWS)
-        search(store, VECTORS[0])
-        directory.rename(tmp_path / f"moved-{number}")
-    time.sleep(0.2)
-    assert all(path.name.startswith("moved") for path in tmp_path.iterdir())
-
-
 def test_forks_interrupt_sealing_and_do_not_prevent_it(store):
     fill(store, 0, ROWS)
     for _ in range(6):

@@ -240,4 +240,24 @@ mod tests {
         let published = store.read(None, |link| Ok(meta_text(&link.connection, "snapshot")?));
         assert_eq!(published.unwrap(), None);
     }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_directory_that_is_removed_meanwhile_stays_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let (inside, away) = (directory.path().join("d"), directory.path().join("away"));
+        let store = Engine::new(inside.join("x.db"));
+        let records: Vec<_> = (0..2100).map(numbered).collect();
+        store.save(&records).unwrap();
+        let remove = || {
+            // The store is open already, and no file of its index has been made.
+            if !away.exists() {
+                fs::rename(&inside, &away).unwrap();
+            }
+            true
+        };
+        store.seal_while(false, &remove).unwrap_err();
+        assert!(away.exists());
+        assert!(!inside.exists());
+    }
 }
