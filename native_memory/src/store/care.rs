@@ -11,6 +11,7 @@ use super::engine::Engine;
 use super::error::{Result, StoreError};
 use super::read;
 use super::schema::sibling;
+use super::sweep;
 use super::write::meta;
 
 /// Findings after which a check stops looking for more of the same kind.
@@ -178,12 +179,18 @@ fn contents(connection: &Connection) -> Result<Vec<String>> {
             }
         }
     }
-    let orphans: i64 = connection.query_row(
-        "SELECT count(*) FROM vectors
-         WHERE id NOT IN (SELECT vector FROM records WHERE vector IS NOT NULL)",
-        [],
-        |row| row.get(0),
-    )?;
+    let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+    let mut orphans = "SELECT count(*) FROM vectors
+         WHERE id NOT IN (SELECT vector FROM records WHERE vector IS NOT NULL)"
+        .to_owned();
+    if sweep::is_due(connection)? {
+        orphans.push_str(" AND id NOT IN (SELECT vector FROM leftovers)");
+        let used = count("SELECT count(*) FROM records r JOIN leftovers USING (vector)")?;
+        if used > 0 {
+            findings.push(format!("{used} vectors of records are to be deleted"));
+        }
+    }
+    let orphans = count(&orphans)?;
     if orphans > 0 {
         findings.push(format!("{orphans} vectors belong to no record"));
     }

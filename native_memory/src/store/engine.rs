@@ -27,6 +27,7 @@ use super::record::{Embedding, Record};
 use super::schema;
 use super::scope::ROOT;
 use super::snapshot;
+use super::sweep;
 use super::transaction::Transaction;
 use super::write::{Write, unreadable};
 
@@ -55,6 +56,8 @@ pub struct Engine {
     pub(super) sealing: Sealing,
     pub(super) groups: Groups,
     write_back: WriteBack,
+    /// Whether vectors that are nobody's are being deleted.
+    pub(super) sweeping: AtomicBool,
     pub(super) asides: Arc<Asides>,
     /// The number of its last use among those of all engines.
     used: AtomicU64,
@@ -132,6 +135,7 @@ impl Engine {
             sealing: Sealing::default(),
             groups: Groups::default(),
             write_back: WriteBack::default(),
+            sweeping: AtomicBool::new(false),
             asides: Arc::default(),
             used: AtomicU64::new(0),
             synchronous: AtomicBool::new(false),
@@ -283,9 +287,10 @@ impl Engine {
         self.read(0, |link| read::count(&link.connection, scope))
     }
 
-    /// Seals what searches need into files, hands freed space back to the file system, and
-    /// empties the write-ahead log.
+    /// Deletes what is left of deleted records, seals what searches need into files, hands freed space
+    /// back to the file system, and empties the write-ahead log.
     pub fn optimize(&self) -> Result<()> {
+        self.sweep()?;
         if self.path.exists() {
             self.seal(true)?;
             self.remember(Ok(()));
@@ -455,15 +460,21 @@ impl Engine {
         };
         let done = Write::begin(&link.connection).and_then(|mut write| {
             let value = work(&mut write)?;
+            let leaves = write.leaves;
             write.commit()?;
-            Ok(Some(value))
+            Ok((value, leaves))
         });
-        if done.is_err() {
-            *writer = None;
-        } else {
-            self.write_back(link);
+        match &done {
+            Ok((_, leaves)) => {
+                if *leaves {
+                    self.sweep_aside();
+                }
+                self.write_back(link);
+            }
+            Err(_) => *writer = None,
         }
-        done.map_err(|error| error.at(&self.path))
+        done.map(|(value, _)| Some(value))
+            .map_err(|error| error.at(&self.path))
     }
 
     /// Has the log written back to the file if it is long, after a commit on `link`.
@@ -524,9 +535,14 @@ impl Engine {
         let Some((connection, alone)) = schema::open(&self.path, cache)? else {
             return Ok(None);
         };
+        let located = |error: rusqlite::Error| StoreError::from(error).at(&self.path);
         let page = connection
             .pragma_query_value(None, "page_size", |row| row.get(0))
-            .map_err(|error| StoreError::from(error).at(&self.path))?;
+            .map_err(located)?;
+        // A process ended before it was done.
+        if alone.is_none() && sweep::is_due(&connection).map_err(located)? {
+            self.sweep_aside();
+        }
         Ok(Some(Link {
             connection,
             identity,

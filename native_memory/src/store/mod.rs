@@ -5,8 +5,8 @@
 //! which reaches SQLite's log in few pieces ([`log`]); [`read`] answers from tables; [`mirror`] follows
 //! the file's changes and searches, beginning with a [`snapshot`] that [`seal`] made, and in
 //! [`groups`] if it may be approximate, and knows `metadata` by hashes; [`engine`] puts them
-//! together for one file, and [`care`], [`text`] and [`reembed`] give it what is not needed every
-//! day; [`process`] shares engines and takes them through a fork. Nothing here knows about Python.
+//! together for one file, has the rest of large deletions [`sweep`]ed, and [`care`], [`text`] and
+//! [`reembed`] give it what is not needed every day; [`process`] shares engines and takes them through a fork. Nothing here knows about Python.
 
 mod alone;
 mod aside;
@@ -27,6 +27,7 @@ pub mod schema;
 pub mod scope;
 pub mod seal;
 pub mod snapshot;
+mod sweep;
 pub mod text;
 pub mod transaction;
 pub mod write;

@@ -10,6 +10,7 @@ use super::filter::{Filter, has_category, has_metadata};
 use super::read::damaged;
 use super::record::{Embedding, Record, time_checksum, vector_bytes};
 use super::scope::{self, ROOT};
+use super::sweep;
 use super::transaction::{Held, Transaction};
 
 /// How many changes the file remembers for the search indexes of other processes; one that has
@@ -28,6 +29,8 @@ pub struct Write<'c> {
     stored: (i64, i64),
     pub(super) dimension: Option<usize>,
     pub(super) new_dimension: bool,
+    /// Whether vectors are left to be deleted afterwards: see [`sweep`].
+    pub(super) leaves: bool,
     /// Ids of a scope and of those above it, root first; by path and by id.
     lineages: HashMap<String, Rc<[i64]>>,
     lineages_by_id: HashMap<i64, Rc<[i64]>>,
@@ -87,6 +90,7 @@ impl<'c> Write<'c> {
             stored: (seq, trimmed),
             dimension,
             new_dimension: false,
+            leaves: false,
             lineages: HashMap::new(),
             lineages_by_id: HashMap::new(),
             scope_counts: HashMap::new(),
@@ -288,6 +292,10 @@ impl<'c> Write<'c> {
         }
         self.write_times()?;
         let doomed = self.matching(filter, ids)?;
+        if doomed.len() > sweep::MANY {
+            sweep::prepare(&self.transaction)?;
+            self.leaves = true;
+        }
         for stored in &doomed {
             self.remove(stored)?;
         }
@@ -304,6 +312,7 @@ impl<'c> Write<'c> {
              DELETE FROM scopes; DELETE FROM scope_categories; DELETE FROM category_sets;
              DELETE FROM changes;",
         )?;
+        sweep::forget(&self.transaction)?;
         self.lineages.clear();
         self.lineages_by_id.clear();
         self.scope_counts.clear();
@@ -425,7 +434,12 @@ impl<'c> Write<'c> {
             .prepare_cached("DELETE FROM records WHERE record = ?1")?
             .execute([stored.record])?;
         if let Some(vector) = stored.vector {
-            self.drop_vector(stored.record, vector)?;
+            if self.leaves {
+                sweep::leave(&self.transaction, vector)?;
+                self.log(stored.record, vector);
+            } else {
+                self.drop_vector(stored.record, vector)?;
+            }
         }
         self.untime(stored)?;
         self.count(stored, -1)
