@@ -269,6 +269,14 @@ pub fn prune(connection: &Connection, place: Option<&str>, keep: u32) -> Result<
     Ok(dropped)
 }
 
+/// Drops every run of a place; says how many.
+pub fn delete_all(connection: &Connection, place: &str) -> Result<usize> {
+    connection
+        .prepare_cached("DELETE FROM mirrors WHERE place = ?1")?
+        .execute([place])?;
+    prune(connection, Some(place), 0)
+}
+
 /// (runs, outputs, bytes that the outputs take).
 pub fn totals(connection: &Connection) -> Result<(i64, i64, i64)> {
     Ok(connection.query_row(

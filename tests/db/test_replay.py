@@ -19,7 +19,7 @@ from crewai_cli.task_outputs import load_task_outputs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crewai_native_db import _native, mirror, replay
+from crewai_native_db import DatabaseError, _native, mirror, replay
 
 VALUES = st.recursive(
     st.none()
@@ -188,6 +188,43 @@ def test_the_last_runs_are_kept(tmp_path, place):
     assert store._store.prune(1) == 2
     assert store._store.check() == []
     store.close()
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_a_reset_leaves_no_run_of_the_place_and_no_text_of_one(store, place, tmp_path, mirrored):
+    text = uuid.uuid4().hex * 50
+    other = store.open(place + "-other")
+    add(other, 0, raw="elsewhere")
+    one, two = store.open(place), store.open(place)
+    for log in (one, two):
+        log.clear()
+        add(log, 0, task_id=text)
+    if mirrored:
+        store.flush()
+    two.delete_all()
+    assert raws(one) == raws(two) == raws(store.open(place)) == []
+    store.flush()
+    assert load_task_outputs(place) == []
+    assert raws(other) == ["elsewhere"]
+    assert store._store.totals()["outputs"] == 1
+    store.close()
+    for file in tmp_path.rglob("*"):
+        assert file.is_dir() or text.encode() not in file.read_bytes(), file
+    add(two, 0, raw="again")
+    store.flush()
+    assert [row["output"]["raw"] for row in load_task_outputs(place)] == ["again"]
+
+
+def test_a_reset_where_nothing_was_logged_makes_no_file(store, place):
+    store.open(place).delete_all()
+    assert not Path(place).exists()
+    assert not store._store.path.exists()
+
+
+def test_a_reset_that_cannot_empty_crewais_file_says_so(store, place):
+    Path(place).write_text("Dear diary, " * 100)
+    with pytest.raises(DatabaseError, match=r"latest\.db: CrewAI's log"):
+        store.open(place).delete_all()
 
 
 def test_a_new_process_goes_on_with_the_newest_run(store, place):

@@ -20,7 +20,7 @@ _logger = logging.getLogger("crewai_native")
 _bindings: Final = itertools.count(1)
 
 PROTOCOL: Final = ("open",)
-LOG_PROTOCOL: Final = ("add", "update", "load", "clear")
+LOG_PROTOCOL: Final = ("add", "update", "load", "clear", "delete_all")
 
 
 class ReplayLog(Protocol):
@@ -63,6 +63,12 @@ class ReplayLog(Protocol):
         Other crews' runs are not this log's to delete.
         """
 
+    def delete_all(self) -> None:
+        """Delete every run at the path, whosever it is.
+
+        The user asks for it, with ``crewai reset-memories`` or ``Crew.reset_memories``.
+        """
+
 
 class ReplayStore(Protocol):
     """Keeps replay logs.
@@ -92,7 +98,10 @@ class ReplayStoreSlot(Slot):
 
     name: ClassVar = "replay.store"
     summary: ClassVar = "task outputs for replay"
-    how: ClassVar = "KickoffTaskOutputsSQLiteStorage, TaskOutputStorageHandler.update"
+    how: ClassVar = (
+        "KickoffTaskOutputsSQLiteStorage, TaskOutputStorageHandler.update,"
+        " Crew._reset_memory_system"
+    )
     keeps_data: ClassVar = True
     targets: ClassVar = (
         *(
@@ -107,10 +116,12 @@ class ReplayStoreSlot(Slot):
             "crewai.utilities.task_output_storage_handler:TaskOutputStorageHandler.update",
             wrapped=True,
         ),
+        Target("crewai.crew:Crew._reset_memory_system", wrapped=True),
     )
 
     def bind(self, binding: Binding, provider: Provider) -> None:
         """Put the provider behind the methods of CrewAI's storage."""
+        from crewai.crew import Crew
         from crewai.memory.storage.kickoff_task_outputs_storage import (
             KickoffTaskOutputsSQLiteStorage as Storage,
         )
@@ -151,6 +162,18 @@ class ReplayStoreSlot(Slot):
             return update
 
         binding.stand_in(TaskOutputStorageHandler, "update", make_handler_update)
+
+        def make_reset(stock: Any) -> Any:
+            def reset(crew: Any, system: Any, name: str, reset_fn: Any) -> None:
+                # Each kickoff and this end in the same method of the storage, for its one table.
+                # Here all is to go, there only this crew's last run.
+                if type(system) is TaskOutputStorageHandler and type(system.storage) is Storage:
+                    reset_fn = logs.delete_all
+                stock(crew, system, name, reset_fn)
+
+            return reset
+
+        binding.stand_in(Crew, "_reset_memory_system", make_reset)
 
 
 class _Logs:
@@ -222,6 +245,9 @@ class _Logs:
             self._of(storage).clear()
 
         return delete_all
+
+    def delete_all(self, handler: Any) -> None:
+        self._of(handler.storage).delete_all()
 
     def _of(self, storage: Any) -> ReplayLog:
         log: ReplayLog | None = vars(storage).get(self._name)

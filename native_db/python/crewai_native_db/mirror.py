@@ -113,6 +113,30 @@ def write(store: _native.ReplayStore, place: str) -> None:
         store.mirrored(place, run, change)
 
 
+def delete_all(store: _native.ReplayStore, place: str) -> None:
+    """Delete every run at ``place``, and what CrewAI's log there has of them.
+
+    Raises:
+        DatabaseError: CrewAI's file cannot be written.
+    """
+    from crewai_core.lock_store import lock
+
+    from crewai_native_db import DatabaseError
+
+    # Between the two nobody may mirror a run again.
+    with lock(f"sqlite:{place}"):
+        store.delete_all(place)
+        if not Path(place).exists():
+            return
+        try:
+            with closing(sqlite3.connect(place, timeout=_TIMEOUT)) as db, db:
+                if _columns(db):
+                    db.execute("PRAGMA secure_delete=ON")
+                    db.execute("DELETE FROM latest_kickoff_task_outputs")
+        except sqlite3.Error as error:
+            raise DatabaseError(f"{place}: CrewAI's log of the last run: {error}") from error
+
+
 class Mirror:
     """Writes CrewAI's logs on a thread of its own, which begins with the first change."""
 

@@ -172,6 +172,17 @@ class ReplayLog:
             self._run = None
             self._begun = True
 
+    def delete_all(self) -> None:
+        """Delete every run at the place, of other crews as well, also in CrewAI's own file.
+
+        The file is rewritten, so that no text of theirs is left in it.
+        """
+        with self._lock:
+            mirror.delete_all(self._store, self._place)
+            self._run = None
+            self._begun = True
+        self._store.vacuum()
+
     def _known_run(self) -> int | None:
         """This crew's run; where it has begun none, from now on the newest one at the place."""
         with self._lock:

@@ -156,6 +156,13 @@ impl ReplayStore {
         })
     }
 
+    /// Drops every run of a place; says how many.
+    fn delete_all(&self, py: Python<'_>, place: String) -> PyResult<usize> {
+        self.handle.run(py, |engine| {
+            engine.amend(0, self.durability, move |db| replay::delete_all(db, &place))
+        })
+    }
+
     /// Rewrites the file without the space that was freed.
     fn vacuum(&self, py: Python<'_>) -> PyResult<()> {
         self.handle.run(py, Engine::vacuum)

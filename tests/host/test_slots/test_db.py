@@ -267,6 +267,10 @@ class Log:
         self.run = None
         self._begun()
 
+    def delete_all(self):
+        self.store.runs.clear()
+        self.run = []
+
     def _begun(self):
         if self.run is None:
             self.run = []
@@ -320,6 +324,30 @@ class TestReplay:
         two.kickoff()
         assert [row["raw"] for row in rows(one)] == ["one"]
         assert [row["raw"] for row in rows(crew_of("three"))] == ["two"]
+
+    @pytest.mark.parametrize("what", ["kickoff_outputs", "all"])
+    def test_a_reset_deletes_every_run_and_a_kickoff_none(self, serve, what):
+        store = Store()
+        serve("replay.store", lambda: store)
+        one, two = crew_of("one"), crew_of("two")
+        one.kickoff()
+        two.kickoff()
+        assert len(store.runs) == 2
+        two.reset_memories(what)
+        assert store.runs == []
+        two.kickoff()
+        assert [row["raw"] for row in rows(two)] == ["two"]
+
+    def test_a_reset_that_fails_says_so(self, serve):
+        class Full(Log):
+            def delete_all(self):
+                raise OSError("no space left on device")
+
+        store = Store()
+        store.open = lambda path: Full(store)
+        serve("replay.store", lambda: store)
+        with pytest.raises(RuntimeError, match="no space left"):
+            crew_of("first").reset_memories("kickoff_outputs")
 
     def test_a_task_costs_no_load_of_the_others(self, serve):
         loads = []

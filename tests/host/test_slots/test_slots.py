@@ -122,6 +122,9 @@ class Log:
     def clear(self):
         self.rows.clear()
 
+    def delete_all(self):
+        self.rows.clear()
+
 
 class Kept:
     def __init__(self):

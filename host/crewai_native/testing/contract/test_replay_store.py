@@ -48,6 +48,15 @@ class TestReplayStore(SlotContract):
         log = ran._task_output_handler.load()  # noqa: SLF001
         assert [entry["inputs"] for entry in log] == [{"topic": "y"}] * 2
 
+    def test_a_reset_deletes_what_was_logged(self, ran: Any) -> None:
+        """For whichever crew of the project comes after, too."""
+        ran.reset_memories("kickoff_outputs")
+        assert not ran._task_output_handler.load()  # noqa: SLF001
+        assert not crew("later")._task_output_handler.load()  # noqa: SLF001
+        ran.kickoff(inputs={"topic": "y"})
+        log = ran._task_output_handler.load()  # noqa: SLF001
+        assert [entry["inputs"] for entry in log] == [{"topic": "y"}] * 2
+
     def test_a_crew_can_be_replayed_from_a_task(self, ran: Any) -> None:
         """The tasks before it keep their outputs and do not run."""
         result = ran.replay(str(ran.tasks[1].id))
