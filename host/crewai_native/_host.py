@@ -377,6 +377,9 @@ class Host:
                 _logger.error("repair %s could not be bound", repair.name, exc_info=error)
                 binding.notes.append(f"without repair {repair.name} ({_one_line(error)})")
 
+        for name in repair.imports:
+            with contextlib.suppress(Exception):  # `bind` finds out what is not there
+                importlib.import_module(name)
         binding.when_imported({target.module for target in repair.targets}, bind)
 
     def _unbind(self, names: Iterable[str]) -> None:

@@ -46,6 +46,8 @@ class Repair(NamedTuple):
         targets: What it wraps.
         feature: Feature that the provider must have for the repair to be right.
         bind: Puts it in place.
+        imports: Modules among its targets that are imported for it. For the others it waits until
+            CrewAI imports them, which it does with some at their first use only.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Repair(NamedTuple):
     targets: tuple[Target, ...]
     feature: str
     bind: Callable[[Binding, Provider], None]
+    imports: tuple[str, ...] = ()
 
 
 class Provider:

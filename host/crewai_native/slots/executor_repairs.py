@@ -270,6 +270,8 @@ REPAIRS: Final = (
         ),
         feature=FRUGAL,
         bind=_own_handlers_at_once,
+        # Small, and otherwise there with the first checkpoint only.
+        imports=(_CHECKPOINTS,),
     ),
     *_OF_EVENTS,
     *_OF_VALIDATION,

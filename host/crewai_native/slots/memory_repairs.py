@@ -224,11 +224,10 @@ def _recall_stays_inside(binding: Binding, _provider: Provider) -> None:
     binding.stand_in(vars(RecallFlow)["filter_and_chunk"], "_meth", make)
 
 
-def _recall_filters_first(binding: Binding, _provider: Provider) -> None:
-    from crewai.memory.recall_flow import RecallFlow
+def _shallow_recall_filters_first(binding: Binding, _provider: Provider) -> None:
     from crewai.memory.unified_memory import Memory
 
-    def make_recall(recall: Callable[..., Any]) -> Callable[..., Any]:
+    def make(recall: Callable[..., Any]) -> Callable[..., Any]:
         arguments = inspect.signature(recall)
 
         @functools.wraps(recall)
@@ -237,7 +236,7 @@ def _recall_filters_first(binding: Binding, _provider: Provider) -> None:
             given = arguments.bind(self, *args, **kwargs)
             given.apply_defaults()
             asked = given.arguments
-            # A deep recall searches in threads of its own, which the other wrap reaches.
+            # A deep recall searches in threads of its own, which the other repair reaches.
             if recalling is None or asked["depth"] != "shallow":
                 return recall(self, *args, **kwargs)
             with recalling(
@@ -247,7 +246,13 @@ def _recall_filters_first(binding: Binding, _provider: Provider) -> None:
 
         return recall_filtered
 
-    def make_search(do_search: Callable[..., Any]) -> Callable[..., Any]:
+    binding.stand_in(Memory, "recall", make)
+
+
+def _deep_recall_filters_first(binding: Binding, _provider: Provider) -> None:
+    from crewai.memory.recall_flow import RecallFlow
+
+    def make(do_search: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(do_search)
         def search_filtered(self: Any) -> Any:
             storage = self._storage
@@ -262,8 +267,7 @@ def _recall_filters_first(binding: Binding, _provider: Provider) -> None:
 
         return search_filtered
 
-    binding.stand_in(Memory, "recall", make_recall)
-    binding.stand_in(RecallFlow, "_do_search", make_search)
+    binding.stand_in(RecallFlow, "_do_search", make)
 
 
 class _Filtered:
@@ -365,12 +369,21 @@ REPAIRS: Final = (
         bind=_recall_stays_inside,
     ),
     Repair(
-        name="recall-filters-first",
-        summary="recall drops private and old records from the best few results instead of "
+        name="shallow-recall-filters-first",
+        summary="shallow recall drops private records from the best few results instead of "
         "leaving them out of the search, and returns fewer than it could",
-        targets=_code(f"{_MEMORY}.recall", f"{_RECALL}._do_search"),
+        targets=_code(f"{_MEMORY}.recall"),
         feature="isolated",
-        bind=_recall_filters_first,
+        bind=_shallow_recall_filters_first,
+    ),
+    # Apart, as CrewAI imports what it mends with the first deep recall.
+    Repair(
+        name="deep-recall-filters-first",
+        summary="deep recall drops private and old records from the best few results instead of "
+        "leaving them out of the search, and returns fewer than it could",
+        targets=_code(f"{_RECALL}._do_search"),
+        feature="isolated",
+        bind=_deep_recall_filters_first,
     ),
     Repair(
         name="recall-time-zone",

@@ -244,3 +244,22 @@ def test_binding_again_after_undoing_works(serve):
         bindings = [serve(name, hook_of(name)) for name in servable()]
         for binding in bindings:
             binding.undo()
+
+
+UNLOADED = """
+import crewai, sys
+loaded = set(sys.modules)
+from crewai_native import slots
+waiting = []
+for name in slots.SLOT_NAMES:
+    for repair in slots.load(name).repairs:
+        modules = {target.module for target in repair.targets}
+        if (late := modules - loaded - set(repair.imports)) and modules & loaded:
+            waiting.append([repair.name, sorted(late)])
+answer(waiting)
+"""
+
+
+def test_no_repair_waits_for_a_module_that_only_a_part_of_it_is_about(run):
+    # A program may use what is mended and never what that module is for.
+    assert run(UNLOADED, CREWAI_NATIVE="0") == []
