@@ -398,6 +398,17 @@ def test_what_stock_has_stored_is_taken_over_once(old, stock_rows, monkeypatch):
         assert again.load_state("late") is None
 
 
+@pytest.mark.parametrize("name", ["plain", "c#", "what?", "100%41", "a b&c=d", "é"])
+def test_states_are_taken_over_whatever_the_place_is_called(tmp_path, name):
+    home = tmp_path / name
+    home.mkdir()
+    old = SQLiteFlowPersistence(str(home / "flow_states.db"))
+    old.save_state("chat", "m", {"turn": 1})
+    store = NativeFlowPersistence(str(tmp_path / "n.db"), import_from=str(home / "flow_states.db"))
+    assert store.load_state("chat") == {"turn": 1}
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [name]
+
+
 def test_an_interrupted_take_over_goes_on_where_it_stopped(old, stock_rows, monkeypatch):
     monkeypatch.setattr("crewai_native_db.imports._BATCH", 7)
     from crewai_native_db import imports

@@ -12,11 +12,11 @@ import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from crewai_native_db import _native
 
@@ -41,8 +41,10 @@ def take_over(store: _native.FlowStore, file: Path) -> None:
         return
     from crewai_native_db import DatabaseError
 
+    # A path may have characters that mean something in a URI.
+    uri = f"{Path(source).as_uri()}?mode=ro"
     try:
-        with closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True, timeout=_TIMEOUT)) as db:
+        with closing(sqlite3.connect(uri, uri=True, timeout=_TIMEOUT)) as db:
             _copy(store, source, db, last)
     except sqlite3.Error as error:
         raise DatabaseError(
