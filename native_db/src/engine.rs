@@ -25,8 +25,9 @@ use rusqlite::{Connection, TransactionBehavior};
 
 pub use error::{DbError, Result};
 pub use file::Schema;
+pub use group::Owner;
 
-use crate::process::{Process, this_thread};
+use crate::process::Process;
 
 use group::{Group, Job, Work};
 use reserve::Reserve;
@@ -235,7 +236,7 @@ impl Engine {
         let Some(there) = identity(&self.path)? else {
             return Ok(());
         };
-        let _held = self.held(this_thread(), VACUUM_WAIT)?;
+        let _held = self.held(Owner::this_thread(), VACUUM_WAIT)?;
         let _turn = self.turnstile.wait(Some(there), VACUUM_WAIT)?;
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(link) = self.linked(&mut writer, identity(&self.path)?)? else {

@@ -372,6 +372,115 @@ class TestSharing:
         assert loaded == searched
         assert len(loaded) == 1
 
+    def test_coroutines_have_their_transactions_one_after_another(self, database):
+        inside = []
+
+        async def add(number):
+            async with database.transaction() as work:
+                inside.append(number)
+                (row,) = work.query("SELECT count(*) AS n FROM items")
+                await asyncio.sleep(0)
+                work.execute("INSERT INTO items VALUES (?)", [row["n"]])
+                assert inside.pop() == number
+                assert inside == []
+                if number % 10 == 7:
+                    raise KeyError(number)
+
+        async def work():
+            return await asyncio.gather(*(add(n) for n in range(40)), return_exceptions=True)
+
+        errors = [error for error in asyncio.run(work()) if error is not None]
+        assert sorted(error.args for error in errors) == [(7,), (17,), (27,), (37,)]
+        assert all(isinstance(error, KeyError) for error in errors)
+        assert values(database) == list(range(36))
+
+    def test_a_coroutine_that_is_cancelled_while_it_waits_leaves_the_turn(self, database):
+        async def work():
+            entered, waiting = asyncio.Event(), 0
+
+            async def first():
+                async with database.transaction() as one:
+                    entered.set()
+                    one.execute("INSERT INTO items VALUES (1)")
+                    await asyncio.sleep(3600)
+
+            async def second():
+                nonlocal waiting
+                waiting += 1
+                async with database.transaction():
+                    raise AssertionError("it was cancelled")
+
+            holder = asyncio.create_task(first())
+            await entered.wait()
+            others = [asyncio.create_task(second()) for _ in range(9)]
+            await asyncio.sleep(0)
+            assert waiting == 9
+            for other in others:
+                other.cancel()
+            await asyncio.wait(others)
+            assert all(other.cancelled() for other in others)
+            holder.cancel()
+            await asyncio.wait([holder])
+            # Long before the time of those who have gone is up.
+            async with database.transaction(timeout=30) as work:
+                work.execute("INSERT INTO items VALUES (2)")
+            await database.aexecute("INSERT INTO items VALUES (3)")
+
+        asyncio.run(asyncio.wait_for(work(), 50))
+        assert values(database) == [2, 3]
+
+    def test_a_coroutine_waits_no_longer_than_it_says(self, database):
+        async def work():
+            async with database.transaction() as one:
+                one.execute("INSERT INTO items VALUES (1)")
+
+                async def second():
+                    async with database.transaction(timeout=0.05):
+                        raise AssertionError("the other one goes on")
+
+                with pytest.raises(TimeoutError, match=r"more than 0\.05 s"):
+                    await asyncio.create_task(second())
+
+        asyncio.run(work())
+        assert values(database) == [1]
+
+    @pytest.mark.timeout(30)
+    def test_a_task_does_not_wait_for_itself(self, database):
+        async def nested():
+            async with database.transaction():
+                raise AssertionError("it would never end")
+
+        async def sync_in_async():
+            with database.transaction():
+                raise AssertionError("it would never end")
+
+        async def write():
+            database.execute("INSERT INTO items VALUES (9)")
+
+        async def work():
+            for how, message in [
+                (nested, "this task has"),
+                (sync_in_async, "this thread has"),
+                (write, "this thread has"),
+            ]:
+                async with database.transaction() as one:
+                    one.execute("INSERT INTO items VALUES (1)")
+                    with pytest.raises(ValueError, match=message):
+                        await how()
+            with database.transaction() as one:
+                one.execute("INSERT INTO items VALUES (1)")
+                with pytest.raises(ValueError, match="this thread has"):
+                    await nested()
+            # And one after another it may have as many as it likes.
+            for _ in range(2):
+                async with database.transaction() as one:
+                    one.execute("INSERT INTO items VALUES (2)")
+
+        asyncio.run(work())
+        with database.transaction(), pytest.raises(ValueError, match="this thread has"):
+            asyncio.run(nested())
+        assert values(database) == [1, 1, 1, 1, 2, 2]
+
     def test_processes_write_to_one_file(self, database, start):
         children = [start(CHILD, database._file.path) for _ in range(2)]
         for child in children:

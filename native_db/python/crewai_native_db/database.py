@@ -6,16 +6,21 @@ import asyncio
 import json
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime as Datetime  # noqa: N812 - a parameter has CrewAI's name for it
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from weakref import WeakValueDictionary
 
 from crewai_native_db import _native
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     Value = str | bytes | float | None
+
+
+T = TypeVar("T")
 
 
 class Database:
@@ -85,7 +90,8 @@ class Database:
         """Return a block whose statements are kept together when it ends, or not at all.
 
         Its queries see what it has done; everybody else sees that when it has ended. While it is
-        open nobody else writes to the file. It belongs to the thread that entered it.
+        open nobody else writes to the file. It belongs to the thread that entered it, or with
+        ``async with`` to the task: other tasks wait for their turn.
 
         Args:
             timeout: Seconds to wait for others that write, and for which others wait for it. Then
@@ -189,7 +195,8 @@ class Transaction:
     """Statements that are kept together when the block ends; none of them, if by an exception.
 
     A statement that fails is taken back alone, and the block may go on. With ``async with`` it
-    begins and ends on a thread of its own, and statements run where they are called.
+    begins and ends on a thread of its own, statements run where they are called, and other tasks of
+    the event loop that enter a block wait for their turn without stopping the loop.
 
     Raises:
         TimeoutError: From every method, when others wrote for longer than the time-out, or when
@@ -197,7 +204,7 @@ class Transaction:
             waited, when its thread forked, or when the file was closed.
         RuntimeError: From every method, when the block is not entered, or was by another thread.
         ValueError: From a write to the file by the thread that is in the block, unless it is
-            through it: it would wait for itself.
+            through it, and from a block within a block of one task: it would wait for itself.
     """
 
     def __init__(self, file: _native.Database, timeout: float) -> None:
@@ -221,33 +228,50 @@ class Transaction:
         return self._own().query(sql, list(parameters))
 
     def __enter__(self) -> Self:
-        self._enter(threading.get_ident())
+        self._refuse_again()
+        owner = threading.get_ident()
+        self._open, self._owner = self._file.begin(owner, False, self._timeout), owner
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._leave(self._own(), keep=kind is None)
+        _end(self._leave(), keep=kind is None)
 
     async def __aenter__(self) -> Self:
-        owner = threading.get_ident()
-        await _on_a_thread(lambda: self._enter(owner))
+        self._refuse_again()
+        owner, task = threading.get_ident(), asyncio.current_task()
+        # Other tasks wait for their turn; this one would wait for itself.
+        if task is not None and _tasks.get(self._file.path) is task:
+            raise ValueError(
+                "this task has a transaction open on the file: write through it, or after it"
+            )
+        self._file.refuse(owner)
+        beginning = _on_a_thread(lambda: self._file.begin(owner, True, self._timeout))
+        try:
+            self._open = await asyncio.wrap_future(beginning)
+        except BaseException:
+            # Cancelled while it waits, it has its turn all the same, later.
+            beginning.add_done_callback(_give_up)
+            raise
+        self._owner = owner
+        if task is not None:
+            _tasks[self._file.path] = task
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        opened = self._own()
-        await _on_a_thread(lambda: self._leave(opened, keep=kind is None))
+        opened = self._leave()
+        if _tasks.get(self._file.path) is asyncio.current_task():
+            del _tasks[self._file.path]
+        ending = _on_a_thread(lambda: _end(opened, keep=kind is None))
+        # It ends also where nobody waits for it any more.
+        await asyncio.shield(asyncio.wrap_future(ending))
 
-    def _enter(self, owner: int) -> None:
+    def _refuse_again(self) -> None:
         if self._open is not None:
             raise RuntimeError("the transaction is open already")
-        self._open = self._file.begin(owner, self._timeout)
-        self._owner = owner
 
-    def _leave(self, opened: _native.Transaction, *, keep: bool) -> None:
-        self._open = None
-        if keep:
-            opened.commit()
-        else:
-            opened.rollback()
+    def _leave(self) -> _native.Transaction:
+        opened, self._open = self._own(), None
+        return opened
 
     def _own(self) -> _native.Transaction:
         if self._open is None:
@@ -259,13 +283,29 @@ class Transaction:
         return self._open
 
 
-async def _on_a_thread(work: Callable[[], None]) -> None:
+# The task that has a transaction open, by the file.
+_tasks: WeakValueDictionary[Path, asyncio.Task[Any]] = WeakValueDictionary()
+
+
+def _on_a_thread(work: Callable[[], T]) -> Future[T]:
     # Not of the loop's pool: all of those may be waiting for this transaction to end.
     pool = ThreadPoolExecutor(1, "crewai-native-transaction")
     try:
-        await asyncio.get_running_loop().run_in_executor(pool, work)
+        return pool.submit(work)
     finally:
         pool.shutdown(wait=False)
+
+
+def _end(opened: _native.Transaction, *, keep: bool) -> None:
+    if keep:
+        opened.commit()
+    else:
+        opened.rollback()
+
+
+def _give_up(begun: Future[_native.Transaction]) -> None:
+    if not begun.cancelled() and begun.exception() is None:
+        begun.result().rollback()
 
 
 def _memories(rows: list[tuple[str, str, str, float]]) -> list[dict[str, Any]]:

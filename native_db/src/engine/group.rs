@@ -43,11 +43,30 @@ struct State {
     holder: Option<Holder>,
 }
 
+/// Who asks for the turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// Its thread.
+    pub thread: u64,
+    /// Whether it is one of several coroutines on that thread, which goes on while this one waits.
+    pub coroutine: bool,
+}
+
 /// Who keeps a transaction open.
 #[derive(Debug, Clone, Copy)]
 struct Holder {
-    thread: u64,
+    owner: Owner,
     until: Instant,
+}
+
+impl Owner {
+    /// The calling thread, which can do nothing else while it waits.
+    pub fn this_thread() -> Self {
+        Self {
+            thread: this_thread(),
+            coroutine: false,
+        }
+    }
 }
 
 impl Job {
@@ -76,7 +95,8 @@ impl Group {
     ) -> Result<()> {
         let ticket = Arc::new(Ticket::default());
         let mut state = self.lock();
-        state.refuse(this_thread())?;
+        let owner = Owner::this_thread();
+        state.refuse(owner)?;
         state.waiting.push(Job {
             work,
             durability,
@@ -87,6 +107,13 @@ impl Group {
                 return outcome;
             }
             if state.writing {
+                // A coroutine of this thread may have come first.
+                if let Err(refused) = state.refuse(owner) {
+                    state
+                        .waiting
+                        .retain(|job| !Arc::ptr_eq(&job.ticket, &ticket));
+                    return Err(refused);
+                }
                 state = self.wait(state, None, &expire);
                 continue;
             }
@@ -107,25 +134,37 @@ impl Group {
     /// that takes longer than `limit`, which is also how long the turn may be held.
     pub(super) fn hold(
         &self,
-        thread: u64,
+        owner: Owner,
         limit: Duration,
         expire: impl Fn(),
     ) -> Result<Option<()>> {
         let end = Instant::now() + limit;
         let mut state = self.lock();
-        state.refuse(thread)?;
+        // Whoever asks for a coroutine has asked `refuse` when it came: later, a block of its thread
+        // is another coroutine's, and ends.
+        if !owner.coroutine {
+            state.refuse(owner)?;
+        }
         while state.writing {
             if Instant::now() >= end {
                 return Ok(None);
             }
             state = self.wait(state, Some(end), &expire);
+            if !owner.coroutine {
+                state.refuse(owner)?;
+            }
         }
         state.writing = true;
         state.holder = Some(Holder {
-            thread,
+            owner,
             until: Instant::now() + limit,
         });
         Ok(Some(()))
+    }
+
+    /// An error if the turn is held by what cannot end before `owner` has had its own.
+    pub(super) fn refuse(&self, owner: Owner) -> Result<()> {
+        self.lock().refuse(owner)
     }
 
     /// Ends what [`hold`](Self::hold) began.
@@ -139,7 +178,7 @@ impl Group {
     /// Whether the turn is held by a thread, or for longer than agreed.
     pub(super) fn is_held_in_vain(&self, thread: u64) -> bool {
         let holder = self.lock().holder;
-        holder.is_some_and(|holder| holder.thread == thread || Instant::now() >= holder.until)
+        holder.is_some_and(|holder| holder.owner.thread == thread || Instant::now() >= holder.until)
     }
 
     fn wait<'g>(
@@ -179,13 +218,16 @@ impl Group {
 
 impl State {
     /// A thread that waited for its own transaction would wait for ever.
-    fn refuse(&self, thread: u64) -> Result<()> {
-        match self.holder {
-            Some(holder) if holder.thread == thread => Err(DbError::InvalidArgument(
-                "this thread has a transaction open on the file: \
+    fn refuse(&self, owner: Owner) -> Result<()> {
+        let both = |holder: Owner| holder.coroutine && owner.coroutine;
+        match self.holder.map(|holder| holder.owner) {
+            Some(holder) if holder.thread == owner.thread && !both(holder) => {
+                Err(DbError::InvalidArgument(
+                    "this thread has a transaction open on the file: \
                  write through it, or after it"
-                    .to_owned(),
-            )),
+                        .to_owned(),
+                ))
+            }
             _ => Ok(()),
         }
     }
@@ -211,5 +253,53 @@ impl Drop for Writing<'_> {
         }
         self.group.lock().writing = false;
         self.group.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_write_that_a_coroutine_of_its_thread_overtakes_is_refused() {
+        let group = Group::default();
+        let elsewhere = Owner::this_thread();
+        group.hold(elsewhere, LONG, || {}).unwrap().unwrap();
+        let (tell, told) = mpsc::channel();
+        thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                tell.send(this_thread()).unwrap();
+                let unwritten = |_| unreachable!("it has no turn");
+                group.run(Box::new(|_| Ok(())), Durability::Normal, unwritten, || {})
+            });
+            let owner = Owner {
+                thread: told.recv().unwrap(),
+                coroutine: true,
+            };
+            while group.lock().waiting.is_empty() {
+                thread::yield_now();
+            }
+            let mut state = group.lock();
+            state.holder = Some(Holder {
+                owner,
+                until: Instant::now() + LONG,
+            });
+            group.changed.notify_all();
+            drop(state);
+            let refused = writer.join().unwrap().unwrap_err();
+            assert!(refused.to_string().contains("this thread has"), "{refused}");
+            assert!(group.lock().waiting.is_empty());
+            // Coroutines of one thread wait for one another.
+            group.refuse(owner).unwrap();
+            assert!(group.hold(owner, SHORTEST_WAIT, || {}).unwrap().is_none());
+        });
+        group.release();
+        assert!(group.hold(elsewhere, LONG, || {}).unwrap().is_some());
+        assert!(group.hold(elsewhere, LONG, || {}).is_err());
     }
 }

@@ -13,7 +13,7 @@ use crate::process::{Pass, Process, this_thread};
 
 use super::error::{DbError, Result};
 use super::turn::Turn;
-use super::{Durability, Engine, Link};
+use super::{Durability, Engine, Link, Owner};
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
@@ -44,11 +44,11 @@ impl Drop for Held<'_> {
 }
 
 impl Engine {
-    /// Begins a transaction of a thread; gives its number. `limit` is how long to wait for others,
+    /// Begins a transaction of an owner; gives its number. `limit` is how long to wait for others,
     /// and how long others wait for it.
-    pub fn begin(&self, thread: u64, durability: Durability, limit: Duration) -> Result<u64> {
+    pub fn begin(&self, owner: Owner, durability: Durability, limit: Duration) -> Result<u64> {
         let pass = Process::current().enter();
-        let held = self.held(thread, limit)?;
+        let held = self.held(owner, limit)?;
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let begun = self.prepared(&mut writer, limit).and_then(|(link, turn)| {
             link.set_durability(durability)?;
@@ -66,10 +66,15 @@ impl Engine {
             number,
             link,
             _turn: turn,
-            _pass: pass.opened_by(thread),
+            _pass: pass.opened_by(owner.thread),
         });
         held.keep();
         Ok(number)
+    }
+
+    /// An error if a transaction is open that cannot end before `owner` has had its own.
+    pub fn refuse(&self, owner: Owner) -> Result<()> {
+        self.group.refuse(owner)
     }
 
     /// Runs `work` in an open transaction: all of what it does is kept, or on an error nothing.
@@ -143,8 +148,8 @@ impl Engine {
         }
     }
 
-    pub(super) fn held(&self, thread: u64, limit: Duration) -> Result<Held<'_>> {
-        match self.group.hold(thread, limit, || self.expire())? {
+    pub(super) fn held(&self, owner: Owner, limit: Duration) -> Result<Held<'_>> {
+        match self.group.hold(owner, limit, || self.expire())? {
             Some(()) => Ok(Held(Some(self))),
             None => Err(DbError::Io {
                 path: self.path.clone(),

@@ -10,7 +10,7 @@ use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyString};
 use rusqlite::types::Value;
 
 use crate::database::{self, Memory, Work};
-use crate::engine::{self, Durability, Engine};
+use crate::engine::{self, Durability, Engine, Owner};
 
 use super::error::raise;
 use super::flow::statistics;
@@ -62,20 +62,37 @@ impl Database {
         self.write(py, move |db| database::execute(db, &works))
     }
 
-    /// Begins a transaction of a thread (`threading.get_ident()`), which then has the writing
-    /// connection for itself; for so many seconds at most, if others wait.
-    fn begin(&self, py: Python<'_>, thread: u64, limit: f64) -> PyResult<Transaction> {
+    /// Begins a transaction of a thread (`threading.get_ident()`), or of a coroutine there, which
+    /// then has the writing connection for itself; for so many seconds at most, if others wait.
+    fn begin(
+        &self,
+        py: Python<'_>,
+        thread: u64,
+        coroutine: bool,
+        limit: f64,
+    ) -> PyResult<Transaction> {
+        let owner = Owner { thread, coroutine };
         let limit = Duration::try_from_secs_f64(limit)
             .map_err(|error| PyValueError::new_err(format!("timeout: {error}")))?;
         let engine = self.handle.engine();
         let number = self
             .handle
-            .run(py, |engine| engine.begin(thread, self.durability, limit))?;
+            .run(py, |engine| engine.begin(owner, self.durability, limit))?;
         Ok(Transaction {
             engine,
             number,
             pid: std::process::id(),
         })
+    }
+
+    /// An error if a thread has a transaction open, unless it is a coroutine's there. To be asked by
+    /// that thread before it begins one for a coroutine.
+    fn refuse(&self, py: Python<'_>, thread: u64) -> PyResult<()> {
+        let owner = Owner {
+            thread,
+            coroutine: true,
+        };
+        self.handle.run(py, |engine| engine.refuse(owner))
     }
 
     /// The rows that a statement gives, as dicts by the names of its columns.
