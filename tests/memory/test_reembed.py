@@ -125,6 +125,39 @@ def test_another_embedder_begins_anew(storage):
     assert_embedded(storage)
 
 
+def test_vectors_of_two_exchanges_at_once_are_not_mixed(storage):
+    fill(storage, 250)
+    calls = iter(range(1000))
+
+    def overtaken(texts):
+        if next(calls) == 1:
+            with pytest.raises(ConnectionError, match="down"):
+                reembed(NativeStorage(storage.path), Flaky(fails_at=2))
+        return [[1.0, 0.0, 0.0] for _ in texts]
+
+    with pytest.raises(ValueError, match=r"another exchange of embeddings, for Flaky#.*overtaken"):
+        reembed(storage, overtaken)
+    assert storage.stats().dimension == 2
+    other = Flaky(fails_at=0)
+    assert reembed(storage, other) == 150  # goes on where it was, undisturbed
+    assert storage.note("embedder") == embedders.identity(other)
+    assert_embedded(storage)
+
+
+def test_an_exchange_that_was_finished_elsewhere_is_told(storage):
+    fill(storage, 150)
+    calls = iter(range(1000))
+
+    def overtaken(texts):
+        if next(calls) == 0:
+            reembed(NativeStorage(storage.path), wide)
+        return [[1.0, 0.0, 0.0] for _ in texts]
+
+    with pytest.raises(ValueError, match=r"no exchange of embeddings for .*overtaken"):
+        reembed(storage, overtaken)
+    assert_embedded(storage)
+
+
 def test_it_resumes_after_being_killed(storage, script):
     fill(storage, 350)
     code = """

@@ -30,7 +30,8 @@ def reembed(storage: NativeStorage, embedder: Callable[..., Any]) -> int:
 
     Raises:
         ValueError: The embedder gave something else than one vector for each text, or vectors
-            of different lengths.
+            of different lengths; or an exchange for another embedder was begun meanwhile, which
+            goes on.
     """
     store = storage._store  # noqa: SLF001 - one package
     name = embedders.identity(embedder)
@@ -42,15 +43,15 @@ def reembed(storage: NativeStorage, embedder: Callable[..., Any]) -> int:
         waiting = True
         while waiting:
             after = 0
-            while batch := _native.reembed_pending(store, after, BATCH):
-                embedded += _stage(store, embedder, batch)
+            while batch := _native.reembed_pending(store, name, after, BATCH):
+                embedded += _stage(store, name, embedder, batch)
                 after = batch[-1][0]
                 advance(len(batch))
             try:
-                waiting = _native.reembed_finish(store) > 0
+                waiting = _native.reembed_finish(store, name) > 0
             except _native.DimensionError as error:
                 # Collected vectors that do not fit together would fail every later attempt too.
-                _native.reembed_abandon(store)
+                _native.reembed_abandon(store, name)
                 raise ValueError(
                     f"the embedder {name} gave vectors of {error.args[0]} and of {error.args[1]} "
                     "dimensions; the store keeps the old ones"
@@ -58,11 +59,14 @@ def reembed(storage: NativeStorage, embedder: Callable[..., Any]) -> int:
     return embedded
 
 
-def _stage(store: _native.Store, embedder: Callable[..., Any], batch: list[tuple[int, str]]) -> int:
+def _stage(
+    store: _native.Store, name: str, embedder: Callable[..., Any], batch: list[tuple[int, str]]
+) -> int:
     texts = [text for _, text in batch if text.strip()]
     made = iter(embedders.vectors(embedder, texts) if texts else ())
     _native.reembed_stage(
         store,
+        name,
         [(record, text, next(made) if text.strip() else None) for record, text in batch],
     )
     return len(texts)

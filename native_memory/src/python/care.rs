@@ -115,26 +115,28 @@ pub(super) fn reembed_begin(py: Python<'_>, store: &Store, embedder: &str) -> Py
     store.run(py, |engine| engine.reembed_begin(embedder))
 }
 
-/// (number, text) of records that wait for a new vector, after the record of a number.
+/// (number, text) of records that wait for an embedder's vector, after the record of a number.
 #[pyfunction]
 pub(super) fn reembed_pending(
     py: Python<'_>,
     store: &Store,
+    embedder: &str,
     after: i64,
     limit: usize,
 ) -> PyResult<Vec<(i64, String)>> {
-    let pending = store.run(py, |engine| engine.reembed_pending(after, limit))?;
+    let pending = store.run(py, |engine| engine.reembed_pending(embedder, after, limit))?;
     Ok(pending
         .into_iter()
         .map(|one| (one.record, one.content))
         .collect())
 }
 
-/// Keeps (number, text, vector or None) of records until all have one.
+/// Keeps an embedder's (number, text, vector or None) of records until all have one.
 #[pyfunction]
 pub(super) fn reembed_stage(
     py: Python<'_>,
     store: &Store,
+    embedder: &str,
     vectors: Vec<(i64, String, Bound<'_, PyAny>)>,
 ) -> PyResult<()> {
     let vectors = vectors
@@ -144,17 +146,17 @@ pub(super) fn reembed_stage(
             Ok((Pending { record, content }, vector))
         })
         .collect::<PyResult<Vec<_>>>()?;
-    store.run(py, |engine| engine.reembed_stage(&vectors))
+    store.run(py, |engine| engine.reembed_stage(embedder, &vectors))
 }
 
-/// Puts the new vectors in place if no record waits for one; gives how many do.
+/// Puts an embedder's vectors in place if no record waits for one; gives how many do.
 #[pyfunction]
-pub(super) fn reembed_finish(py: Python<'_>, store: &Store) -> PyResult<usize> {
-    store.run(py, Engine::reembed_finish)
+pub(super) fn reembed_finish(py: Python<'_>, store: &Store, embedder: &str) -> PyResult<usize> {
+    store.run(py, |engine| engine.reembed_finish(embedder))
 }
 
-/// Drops what was collected.
+/// Drops what was collected for an embedder.
 #[pyfunction]
-pub(super) fn reembed_abandon(py: Python<'_>, store: &Store) -> PyResult<()> {
-    store.run(py, Engine::reembed_abandon)
+pub(super) fn reembed_abandon(py: Python<'_>, store: &Store, embedder: &str) -> PyResult<()> {
+    store.run(py, |engine| engine.reembed_abandon(embedder))
 }

@@ -62,10 +62,15 @@ impl Engine {
         Ok(done.unwrap_or(0))
     }
 
-    /// At most `limit` records without a new vector, in a fixed order after `after`.
-    pub fn reembed_pending(&self, after: i64, limit: usize) -> Result<Vec<Pending>> {
+    /// At most `limit` records without a new vector of `embedder`, in a fixed order after `after`.
+    pub fn reembed_pending(
+        &self,
+        embedder: &str,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<Pending>> {
         self.read(Vec::new(), |link| {
-            begun(&link.connection)?;
+            begun(&link.connection, embedder)?;
             Ok(link
                 .connection
                 .prepare_cached(&format!(
@@ -82,11 +87,15 @@ impl Engine {
         })
     }
 
-    /// Keeps new vectors, `None` for a record that shall have none. One whose record was deleted
+    /// Keeps new vectors of `embedder`, `None` for a record that shall have none. One whose record was deleted
     /// or got another text since it was read is ignored; the record stays pending.
-    pub fn reembed_stage(&self, vectors: &[(Pending, Option<Box<[f32]>>)]) -> Result<()> {
+    pub fn reembed_stage(
+        &self,
+        embedder: &str,
+        vectors: &[(Pending, Option<Box<[f32]>>)],
+    ) -> Result<()> {
         self.write(false, |write| {
-            begun(&write.transaction)?;
+            begun(&write.transaction, embedder)?;
             let mut insert = write.transaction.prepare_cached(
                 "INSERT OR REPLACE INTO staged (record, vector)
                  SELECT record, ?3 FROM records WHERE record = ?1 AND content = ?2",
@@ -100,28 +109,33 @@ impl Engine {
         .map(|_| ())
     }
 
-    /// Puts the new vectors in place, if every record has one; says how many have none yet.
-    pub fn reembed_finish(&self) -> Result<usize> {
+    /// Puts the new vectors of `embedder` in place, if every record has one; says how many have
+    /// none yet.
+    pub fn reembed_finish(&self, embedder: &str) -> Result<usize> {
         let pending = self.write(false, |write| {
-            let Some(embedder) = target(&write.transaction)? else {
-                return Err(not_begun());
-            };
+            begun(&write.transaction, embedder)?;
             let pending: i64 = write.transaction.query_row(
                 &format!("SELECT count(*) FROM records r WHERE {PENDING}"),
                 [],
                 |row| row.get(0),
             )?;
             if pending == 0 {
-                exchange(write, &embedder)?;
+                exchange(write, embedder)?;
             }
             Ok(pending as usize)
         })?;
         Ok(pending.unwrap_or(0))
     }
 
-    /// Drops what was collected; the old vectors stay.
-    pub fn reembed_abandon(&self) -> Result<()> {
-        self.write(false, abandon).map(|_| ())
+    /// Drops what was collected for `embedder`; the old vectors stay.
+    pub fn reembed_abandon(&self, embedder: &str) -> Result<()> {
+        self.write(false, |write| {
+            if target(&write.transaction)?.as_deref() == Some(embedder) {
+                abandon(write)?;
+            }
+            Ok(())
+        })
+        .map(|_| ())
     }
 }
 
@@ -132,12 +146,20 @@ fn target(connection: &Connection) -> Result<Option<String>> {
         .optional()?)
 }
 
-fn begun(connection: &Connection) -> Result<()> {
-    target(connection)?.map(|_| ()).ok_or_else(not_begun)
-}
-
-fn not_begun() -> StoreError {
-    StoreError::InvalidArgument("no exchange of embeddings is going on in this store".to_owned())
+/// Fails unless the exchange that is going on is the one for `embedder`: vectors of two would be
+/// collected, and put in place, under the name of one.
+fn begun(connection: &Connection, embedder: &str) -> Result<()> {
+    match target(connection)? {
+        Some(name) if name == embedder => Ok(()),
+        Some(other) => Err(StoreError::InvalidArgument(format!(
+            "another exchange of embeddings, for {other}, was begun meanwhile; \
+             the one for {embedder} has to begin again"
+        ))),
+        None => Err(StoreError::InvalidArgument(format!(
+            "no exchange of embeddings for {embedder} is going on in this store; \
+             it may have been finished or given up elsewhere"
+        ))),
+    }
 }
 
 fn abandon(write: &mut Write<'_>) -> Result<()> {
