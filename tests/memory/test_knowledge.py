@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import math
+import os
+import subprocess
 import threading
 import uuid
 
@@ -374,6 +377,122 @@ def test_identity_tells_models_apart_and_hides_secrets():
     assert base != embedders.identity(Holder(model_name="n", api_key="secret"))
     assert base.startswith("Holder[m]#")
     assert "secret" not in base
+
+
+def make_function(model, calls=0):
+    return lambda input: [model, calls, input]
+
+
+def embed(input, model):
+    return [model, input]
+
+
+class OnServer(Holder):
+    def get_config(self):
+        return vars(self)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        make_function,
+        lambda model: make_function(make_function(model)),
+        lambda model: lambda input, model=model: [model, input],
+        lambda model: functools.partial(embed, model=model),
+        lambda model: functools.partial(make_function(model)),
+        lambda model: Holder(base_model=model).__call__,
+        lambda model: Holder(base_model=model),
+        lambda model: Holder(modelName=model, retrieval_query="q"),
+        lambda model: Holder(config={"model": model}),
+        lambda model: Holder(config={"options": {"embedding_type": model}}),
+        lambda model: Holder(function=make_function(model)),
+        lambda model: Holder(model="m", dimensions=len(model)),
+        lambda model: OnServer(url=f"http://{model}:80"),
+    ],
+)
+def test_identity_tells_settings_apart(make):
+    one, other = embedders.identity(make("bge")), embedders.identity(make("gte-large"))
+    assert one != other
+    assert one == embedders.identity(make("bge"))
+
+
+@pytest.mark.filterwarnings("ignore:The class WatsonXEmbeddingFunction:DeprecationWarning")
+def test_identity_sees_the_model_of_watsonx():
+    from crewai.rag.embeddings.providers.ibm.embedding_callable import WatsonXEmbeddingFunction
+
+    for model in ("one", "two"):
+        embedder = WatsonXEmbeddingFunction(model_id=model, api_key="k", url="http://x")
+        assert embedders.identity(embedder).startswith(f"WatsonXEmbeddingFunction[{model}]#")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Holder(model="m", calls=1, cost=0.5), Holder(model="m", calls=2, cost=0.7)),
+        (Holder(model="m", ready=False), Holder(model="m", ready=True)),
+        (Holder(model="m", last_text="a"), Holder(model="m", last_text="b")),
+        (Holder(model="m", base_url="http://a"), Holder(model="m", base_url="http://b")),
+        (Holder(url="http://me:pw@a"), Holder(url="http://me:changed@a")),
+        (Holder(config={"apiKey": "a"}), Holder(config={"apiKey": "b"})),
+        (Holder(credentials={"name": "a"}), Holder(credentials={"name": "b"})),
+        (
+            Holder(known={str(number): "a" for number in range(99)}),
+            Holder(known={str(number): "b" for number in range(99)}),
+        ),
+        (make_function("m", 1), make_function("m", 2)),
+        (OnServer(model="m", device="cpu"), OnServer(model="m", device="cuda")),
+    ],
+)
+def test_identity_goes_by_nothing_else(one, other):
+    assert embedders.identity(one) == embedders.identity(other)
+
+
+def test_identity_of_an_object_stays():
+    embedder = Holder(model="m")
+    name = embedders.identity(embedder)
+    embedder.model = "n"
+    assert embedders.identity(embedder) == name
+    assert embedders.identity(Holder(model="n")) != name
+    key = id(embedder)
+    assert key in embedders._names
+    del embedder
+    assert key not in embedders._names
+
+
+def test_identity_of_what_cannot_be_watched_or_hashed():
+    class Slots:
+        __slots__ = ()
+        __hash__ = None
+
+        def __call__(self, input):
+            return input
+
+    assert embedders.identity(Slots()) == embedders.identity(Slots())
+    assert embedders.identity(math.sin) != embedders.identity(math.cos)
+    knot = Holder(model="m")
+    knot.function = knot.__call__
+    assert embedders.identity(knot).startswith("Holder[m]#")
+
+
+def test_identity_of_a_function_is_that_of_other_processes(script):
+    code = """
+from crewai_native_memory import embedders
+def words(texts):
+    kept = {one for text in texts for one in text if one in {"a", "b", "c", "d"}}
+    return [[float(text in kept)] for text in texts]
+print(embedders.identity(words))
+"""
+    names = {
+        subprocess.run(
+            script(code),
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in "123"
+    }
+    assert len(names) == 1
 
 
 def test_identity_tells_functions_apart():

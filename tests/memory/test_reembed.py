@@ -261,6 +261,68 @@ def test_a_store_remembers_its_embedder_and_tells_of_another(storage, caplog):
     assert storage.note("embedder") is None
 
 
+def backwards(texts):
+    return [vector[::-1] for vector in wide(texts)]
+
+
+def test_a_program_that_goes_on_after_an_exchange_is_told_once(storage, caplog):
+    caplog.set_level(logging.WARNING)
+    for _ in range(2):
+        storage.made_by(wide)
+        fill(storage, 3)
+    assert caplog.messages == []
+    reembed(NativeStorage(storage.path), backwards)  # of the same dimension
+    for _ in range(3):
+        storage.made_by(wide)
+    (told,) = caplog.messages
+    assert embedders.identity(backwards) in told
+    assert f"new ones by {embedders.identity(wide)}" in told
+    reembed(NativeStorage(storage.path), wide)
+    storage.made_by(wide)
+    reembed(NativeStorage(storage.path), backwards)
+    storage.made_by(backwards)
+    assert len(caplog.messages) == 1
+    NativeStorage(storage.path).reset()
+    storage.made_by(wide)
+    assert storage.note("embedder") == embedders.identity(wide)
+    assert len(caplog.messages) == 1
+
+
+def test_an_embedder_that_counts_its_calls_is_one_embedder(storage, caplog):
+    class Counting:
+        def __init__(self):
+            self.model = "m"
+            self.calls = 0
+            self.loaded = False
+
+        def __call__(self, texts):
+            self.calls += 1
+            self.loaded = True
+            return wide(texts)
+
+    caplog.set_level(logging.WARNING)
+    for _ in range(2):
+        embedder = Counting()
+        for _ in range(2):
+            storage.made_by(embedder)
+            embedder(["text"])
+    used = Counting()
+    used(["text"])
+    storage.made_by(used)
+    assert caplog.messages == []
+
+
+def test_a_name_of_the_former_form_is_replaced_without_a_warning(storage, caplog):
+    caplog.set_level(logging.WARNING)
+    storage.set_note("embedder", "wide#0123456789ab")
+    storage.made_by(wide)
+    assert caplog.messages == []
+    assert storage.note("embedder") == embedders.identity(wide)
+    storage.set_note("embedder", "widely#0123456789ab")
+    storage.made_by(wide)
+    assert len(caplog.messages) == 1
+
+
 def test_embedders_are_described_in_three_ways(monkeypatch):
     assert load_embedder("math:sqrt")(4) == 2
     for bad, message in {

@@ -156,7 +156,7 @@ class NativeStorage:
         self._synchronous: Literal["normal", "full"] = synchronous
         self._thread = threading.local()
         self._first: Callable[[], None] | None = None
-        self._embedder: Callable[..., Any] | None = None
+        self._told: tuple[str, str] | None = None
 
     def __repr__(self) -> str:
         return f"NativeStorage({str(self.path)!r}, metric={self._metric!r})"
@@ -274,7 +274,6 @@ class NativeStorage:
         embeddings of another length.
         """
         self._store.reset(scope_prefix)
-        self._embedder = None  # a store that was emptied does not know it any more
 
     # Reading
 
@@ -531,15 +530,18 @@ class NativeStorage:
     def made_by(self, embedder: Callable[..., Any]) -> None:
         """Take note of the embedder that made what is being saved; warn where it is another one.
 
-        Vectors of different embedders cannot be compared, even if they are of one length.
+        Vectors of different embedders cannot be compared, even if they are of one length. The
+        store is asked each time, as `reembed` may have exchanged its vectors meanwhile, in
+        another process; what it says is told once.
         """
-        if embedder is self._embedder:
-            return
         name = embedders.identity(embedder)
         known = self.note("embedder")
-        if known is None:
+        if known == name:
+            return
+        if known is None or embedders.is_same(known, name):
             self.set_note("embedder", name)
-        elif known != name:
+        elif self._told != (known, name):
+            self._told = known, name
             _logger.warning(
                 "the vectors of %s were made by %s, and new ones by %s are not comparable with "
                 "them; `crewai-native memory reembed` makes them all anew",
@@ -547,7 +549,6 @@ class NativeStorage:
                 known,
                 name,
             )
-        self._embedder = embedder
 
     def stats(self) -> Stats:
         """The store's sizes; zeros where there is none."""
