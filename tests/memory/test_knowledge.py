@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import logging
 import math
 import os
 import subprocess
@@ -200,8 +201,87 @@ def test_another_embedder_embeds_again(native, embedder, tmp_path):
     knowledge(tmp_path, salted).save(["ant"])
     assert salted.embedded == ["ant"]
     same = Embedder(salt="salted")
-    knowledge(tmp_path, same).save(["ant"])
-    assert same.embedded == []
+    again = knowledge(tmp_path, same)
+    again.save(["ant"])
+    again.save(["ant"])
+    assert same.embedded == ["ant"]  # once, to see that it is the same
+
+
+class Exchanged(Embedder):
+    """An embedder whose model cannot be told from outside."""
+
+    def get_config(self):
+        return {"dimensions": self.dimensions}
+
+
+def test_a_model_exchanged_within_an_embedder_is_noticed(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    sources = [["ant bee", "cat"], ["dog eel"], ["fox"]]
+    for texts in sources:
+        knowledge(tmp_path, Exchanged(salt="one")).save(texts)
+    assert caplog.messages == []
+
+    two = Exchanged(salt="two")
+    storage = knowledge(tmp_path, two)
+    for texts in sources:
+        storage.save(texts)
+    assert two.embedded == ["ant bee", "ant bee", "cat", "dog eel", "fox"]
+    (told,) = caplog.messages
+    assert "knowledge collection crew: the embedder Exchanged#" in told
+    assert storage._storage.count() == 4
+    for word, text in {"bee": "ant bee", "eel": "dog eel", "fox": "fox"}.items():
+        assert [r["content"] for r in storage.search([word], limit=1)] == [text]
+
+    again = Exchanged(salt="two")
+    storage = knowledge(tmp_path, again)
+    for texts in sources:
+        storage.save(texts)
+    assert again.embedded == ["ant bee"]
+    assert len(caplog.messages) == 1
+
+
+def test_it_is_noticed_where_a_new_source_comes_first(tmp_path):
+    knowledge(tmp_path, Exchanged(salt="one")).save(["ant"])
+    knowledge(tmp_path, Exchanged(salt="two")).save(["bee"])
+    storage = knowledge(tmp_path, two := Exchanged(salt="two"))
+    storage.save(["bee"])
+    storage.save(["ant"])
+    assert two.embedded == ["bee", "ant"]
+    assert [r["content"] for r in storage.search(["ant"], limit=1)] == ["ant"]
+
+
+def test_embedding_anew_goes_on_after_a_failure(tmp_path):
+    texts = [f"ant {number}" for number in range(150)]
+    knowledge(tmp_path, Exchanged(salt="one")).save(texts)
+
+    class Failing(Exchanged):
+        def __call__(self, input):
+            if len(self.embedded) > 100:
+                raise ConnectionError("the embedder is down")
+            return super().__call__(input)
+
+    Failing.__module__, Failing.__qualname__ = Exchanged.__module__, Exchanged.__qualname__
+    with pytest.raises(ConnectionError):
+        knowledge(tmp_path, Failing(salt="two")).save(texts)
+    two = Exchanged(salt="two")
+    storage = knowledge(tmp_path, two)
+    storage.save(texts)
+    assert len(two.embedded) == 51
+    assert storage.search(["ant", "7"], limit=1)[0]["score"] == pytest.approx(1)
+
+
+def test_an_embedder_that_is_not_exact_is_the_same(tmp_path, caplog):
+    class Noisy(Exchanged):
+        def __call__(self, input):
+            noise = np.random.default_rng(len(self.embedded)).standard_normal
+            return [vector * (1 + noise(DIMENSIONS) / 256) for vector in super().__call__(input)]
+
+    for _ in range(3):
+        noisy = Noisy()
+        knowledge(tmp_path, noisy).save(["ant", "bee cat"])
+        assert len(noisy.embedded) <= 2
+    assert noisy.embedded == ["ant"]
+    assert caplog.messages == []
 
 
 def test_what_was_embedded_before_a_failure_is_kept(native, embedder):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 import re
+import uuid
 from collections.abc import Callable  # noqa: TC003 - pydantic evaluates the types of fields
 from pathlib import Path  # noqa: TC003
 from typing import TYPE_CHECKING, Any, Final
@@ -16,17 +19,31 @@ from crewai_native_memory import embedders, location, moving
 from crewai_native_memory.storage import NativeStorage, _in_thread
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from crewai.rag.types import SearchResult
 
 _BATCH: Final = 100
 """Passages embedded and committed at a time, as CrewAI's own storage does by default."""
+
+_SAME: Final = 0.999
+"""The cosine from which two vectors of a text are those of one model.
+
+The same model does not give the same bits twice: sums are formed in another order on another device
+and in another batch, often with 8 bits for a number (bfloat16). This cosine allows an error of 4.5 %
+of a vector's length, eleven times the rounding of such numbers. Vectors that are nearer still can
+be compared, whatever made them."""
+
+_logger = logging.getLogger("crewai_native_memory")
 
 
 class NativeKnowledgeStorage(BaseKnowledgeStorage):
     """Passages of one knowledge collection, in a store file of its own.
 
     Saving embeds and writes only what is new: a passage that this embedder has embedded before
-    is left alone, so that the sources that CrewAI adds again at every kickoff cost a look-up.
+    is left alone, so that the sources that CrewAI adds again at every kickoff cost a look-up. An
+    embedder may be another one under the same name, with the model exchanged inside: the first
+    saving of each object embeds one known passage again, and all of them if the vector differs.
 
     Results, scores (``(1 + cosine) / 2``) and thresholds are those of CrewAI's own storage, and
     so is a collection's name; unlike there, names that differ in punctuation only are different
@@ -52,6 +69,7 @@ class NativeKnowledgeStorage(BaseKnowledgeStorage):
     directory: Path | None = Field(default=None, exclude=True)
     _storage: NativeStorage = PrivateAttr()
     _function: Callable[..., Any] | None = PrivateAttr(default=None)
+    _tried: bool = PrivateAttr(default=False)
 
     def model_post_init(self, _context: Any, /) -> None:
         """Build the embedder at once where one is configured, so that a bad one is told early."""
@@ -113,8 +131,16 @@ class NativeKnowledgeStorage(BaseKnowledgeStorage):
             texts[hashlib.sha256(document.encode()).hexdigest()] = document
         if not texts:
             return
-        embedder = embedders.identity(self._embed)
+        embedder = self._source()
         known = self._storage.are_from(list(texts), embedder)
+        if not self._tried:
+            example = next(
+                (key for key, embedded in zip(texts, known, strict=True) if embedded), None
+            )
+            if not self._still_made_by(embedder, example):
+                embedder = self._another_source()
+                known = [False] * len(texts)
+            self._tried = True
         new = [key for key, embedded in zip(texts, known, strict=True) if not embedded]
         for start in range(0, len(new), _BATCH):
             keys = new[start : start + _BATCH]
@@ -150,6 +176,51 @@ class NativeKnowledgeStorage(BaseKnowledgeStorage):
     async def areset(self) -> None:
         """:meth:`reset`, without blocking the event loop."""
         await _in_thread(self.reset)
+
+    def _source(self) -> str:
+        """What passages of the embedder have as their source: its identity, marked if need be."""
+        name = embedders.identity(self._embed)
+        marked = self._storage.note("embedder")
+        return marked if marked is not None and marked.startswith(f"{name}~") else name
+
+    def _another_source(self) -> str:
+        """A mark for the embedder under which no passage is known yet.
+
+        It is kept in the collection, as the sources are saved one by one, perhaps by several
+        programs, and an interrupted saving has to go on where it stopped.
+        """
+        source = f"{embedders.identity(self._embed)}~{uuid.uuid4().hex[:8]}"
+        self._storage.set_note("embedder", source)
+        return source
+
+    def _still_made_by(self, source: str, example: str | None) -> bool:
+        """Embed a passage of a source again, and say whether its vector is the stored one.
+
+        Args:
+            source: Whose passages to try.
+            example: The id of one; if None, the newest passage is tried, should it be one. Even if
+                none of this saving is known: what it adds must not stand beside vectors of
+                another model under one mark.
+        """
+        if example is None:
+            record = next(iter(self._storage.list_records(limit=1)), None)
+        else:
+            record = self._storage.get_record(example)
+        if record is None or record.source != source or record.embedding is None:
+            return True
+        (vector,) = embedders.vectors(self._embed, [record.content])
+        similarity = _cosine(record.embedding, vector)
+        if similarity >= _SAME:
+            return True
+        _logger.warning(
+            "knowledge collection %s: the embedder %s gives other vectors than it gave before "
+            "(cosine %.3f), so its model must be another one; all passages are embedded anew "
+            "when their sources are added",
+            self.collection_name or "without a name",
+            embedders.identity(self._embed),
+            similarity,
+        )
+        return False
 
     @property
     def _embed(self) -> Callable[..., Any]:
@@ -227,6 +298,17 @@ def _default_embedder() -> Callable[..., Any]:
         _default_embedding_function() if context is None else context.config.embedding_function
     )
     return function
+
+
+def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    """The cosine of the angle between two vectors; 0 where they are of different lengths."""
+    if len(one) != len(other):
+        return 0.0
+    a, b = ([float(component) for component in vector] for vector in (one, other))
+    lengths = math.hypot(*a) * math.hypot(*b)
+    if not lengths:
+        return float(a == b)
+    return sum(x * y for x, y in zip(a, b, strict=True)) / lengths
 
 
 def _file_name(collection: str | None) -> str:
