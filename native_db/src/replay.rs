@@ -107,6 +107,15 @@ pub fn begin(connection: &Connection, place: &str, keep: u32) -> Result<i64> {
     Ok(run)
 }
 
+/// Has a run that goes on be one of its place again where others were so many that it was dropped,
+/// so that what it adds is dropped with it in its turn.
+pub fn go_on(connection: &Connection, run: i64, place: &str) -> Result<()> {
+    connection
+        .prepare_cached("INSERT OR IGNORE INTO runs (run, place) VALUES (?1, ?2)")?
+        .execute(params![run, place])?;
+    Ok(())
+}
+
 /// Adds an output, or replaces that of the same task.
 pub fn add(connection: &Connection, run: i64, output: &Output) -> Result<()> {
     let packed = codec::pack(output.output.as_bytes(), None)?;
@@ -266,7 +275,22 @@ pub fn prune(connection: &Connection, place: Option<&str>, keep: u32) -> Result<
             dropped += 1;
         }
     }
+    if place.is_none() {
+        dropped += drop_strays(connection)?;
+    }
     Ok(dropped)
+}
+
+/// Drops outputs of runs that are not there, as files have them that were written before [`go_on`]
+/// was; says of how many.
+fn drop_strays(connection: &Connection) -> Result<usize> {
+    const STRAYS: &str = "FROM tasks WHERE run NOT IN (SELECT run FROM runs)";
+    let runs =
+        connection.query_row(&format!("SELECT count(DISTINCT run) {STRAYS}"), [], |row| {
+            row.get(0)
+        })?;
+    connection.execute(&format!("DELETE {STRAYS}"), [])?;
+    Ok(runs)
 }
 
 /// Drops every run of a place; says how many.
@@ -300,4 +324,37 @@ pub fn check(connection: &Connection) -> Result<Vec<String>> {
         }
     }
     Ok(problems)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output(task_id: &str) -> Output {
+        Output {
+            task_id: task_id.to_owned(),
+            task_key: None,
+            expected_output: None,
+            output: "{}".to_owned(),
+            task_index: 0,
+            inputs: "{}".to_owned(),
+            was_replayed: false,
+            saved_at: 1,
+        }
+    }
+
+    #[test]
+    fn outputs_of_runs_that_are_not_there_are_pruned() {
+        let db = Connection::open_in_memory().unwrap();
+        db.execute_batch(SCHEMA.tables).unwrap();
+        let run = begin(&db, "here", 3).unwrap();
+        for (run, task) in [(run, "a"), (run + 5, "b"), (run + 5, "c"), (run + 7, "d")] {
+            add(&db, run, &output(task)).unwrap();
+        }
+        assert_eq!(prune(&db, Some("here"), 3).unwrap(), 0);
+        assert_eq!(totals(&db).unwrap().1, 4);
+        assert_eq!(prune(&db, None, 3).unwrap(), 2);
+        assert_eq!(load(&db, run, 0).unwrap().len(), 1);
+        assert_eq!(totals(&db).unwrap().1, 1);
+    }
 }

@@ -190,6 +190,30 @@ def test_the_last_runs_are_kept(tmp_path, place):
     store.close()
 
 
+def test_runs_that_go_on_longer_than_they_are_kept_leave_nothing(tmp_path, place):
+    store = replay.ReplayStore(tmp_path / "replay.db", keep=2)
+    for _ in range(3):
+        logs = [store.open(place) for _ in range(6)]
+        for index in range(3):
+            for number, log in enumerate(logs):
+                if index == 0:
+                    log.clear()
+                add(log, index, raw=str(number))
+    # The newest one at the place is whole, and so is what the commands see.
+    assert raws(store.open(place)) == raws(logs[5]) == ["5"] * 3
+    # What a run has logged since it was dropped counts, and goes when the next one begins.
+    assert raws(logs[0]) == ["0"] * 2
+    log = store.open(place)
+    log.clear()
+    add(log, 0)
+    assert store._store.totals() | {"packed_bytes": 0} == {
+        "runs": 2,
+        "outputs": 4,
+        "packed_bytes": 0,
+    }
+    store.close()
+
+
 @pytest.mark.parametrize("mirrored", [True, False])
 def test_a_reset_leaves_no_run_of_the_place_and_no_text_of_one(store, place, tmp_path, mirrored):
     text = uuid.uuid4().hex * 50

@@ -67,7 +67,10 @@ impl ReplayStore {
         self.handle.run(py, |engine| {
             engine.write(self.durability, move |db| {
                 let run = match run {
-                    Some(run) => run,
+                    Some(run) => {
+                        replay::go_on(db, run, &place)?;
+                        run
+                    }
                     None => replay::begin(db, &place, keep)?,
                 };
                 for output in &outputs {
