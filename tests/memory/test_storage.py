@@ -46,7 +46,7 @@ def test_it_is_a_storage_backend(storage):
         ("metadata", {"k": object()}, "metadata must be JSON"),
         ("metadata", {"k": "\ud800"}, "lone surrogates"),
         ("metadata", [1], "metadata must be a dict, got list"),
-        ("categories", "abc", "categories must be a list of str, got str"),
+        ("categories", "abc", "categories must be a list or a tuple of str, got str"),
         ("categories", [1], "a category must be a str, got int"),
         ("created_at", "yesterday", "expected a datetime, got str"),
         ("created_at", datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1))), "range"),
@@ -102,6 +102,13 @@ def test_vectors_may_come_in_any_form(storage, record):
         assert storage.get_record(name).embedding == [1.0, 2.5]
     for vector in forms.values():
         assert {score for _, score in storage.search(vector)} == {1.0}
+
+
+def test_categories_may_be_a_tuple(storage, record):
+    # `Memory.update(id, categories=("a", "b"))` copies without validating, as CrewAI's stores expect.
+    storage.save([record("r").model_copy(update={"categories": ("a", "b")})])
+    assert storage.get_record("r").categories == ["a", "b"]
+    assert storage.list_categories() == {"a": 1, "b": 1}
 
 
 def test_dimensions(storage, record):

@@ -6,7 +6,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyList, PyTuple};
 
 use crate::store::{Embedding, Engine, Record, StoreError, scope};
 
@@ -150,16 +150,16 @@ impl Batch {
                     described(importance)
                 ))
             })?;
+        // `Memory.update` hands on what it is given. A text is a sequence as well, and not meant.
+        if !categories.is_instance_of::<PyList>() && !categories.is_instance_of::<PyTuple>() {
+            return Err(fail(format!(
+                "categories must be a list or a tuple of str, got {}",
+                described(categories)
+            )));
+        }
         let names = categories
-            .cast::<PyList>()
-            .map_err(|_| {
-                fail(format!(
-                    "categories must be a list of str, got {}",
-                    described(categories)
-                ))
-            })?
-            .iter()
-            .map(|name| text(&name, "a category"))
+            .try_iter()?
+            .map(|name| text(&name?, "a category"))
             .collect::<PyResult<Vec<String>>>()?;
         let later = embedding
             .cast::<PyList>()
