@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import logging
+import math
 import os
 import random
 import shutil
@@ -11,7 +13,9 @@ import signal
 import subprocess
 from pathlib import Path
 
+import lancedb
 import numpy as np
+import pyarrow as pa
 import pytest
 from crewai.memory.storage.lancedb_storage import LanceDBStorage
 from crewai.memory.types import MemoryRecord
@@ -239,6 +243,208 @@ def test_qdrant_edge_is_imported_too(crewai_home, native, script):
     dying._closed = True  # its atexit handler would merge the shards into what pytest removes
 
 
+# --- rows that hold no record -----------------------------------------------------------------
+
+COLUMNS = {
+    "id": pa.string(),
+    "content": pa.string(),
+    "scope": pa.string(),
+    "categories_str": pa.string(),
+    "metadata_str": pa.string(),
+    "importance": pa.float32(),
+    "created_at": pa.string(),
+    "last_accessed": pa.string(),
+    "source": pa.string(),
+    "private": pa.bool_(),
+    "vector": pa.list_(pa.float32(), DIMENSIONS),
+}
+
+
+def row(number, **fields):
+    defaults = {
+        "id": f"r{number}",
+        "content": f"text {number}",
+        "scope": "/s",
+        "categories_str": "[]",
+        "metadata_str": "{}",
+        "importance": 0.5,
+        "created_at": NOON.isoformat(),
+        "last_accessed": NOON.isoformat(),
+        "source": "",
+        "private": False,
+        "vector": [1.0 + number, 0.0, 0.0, 0.0],
+    }
+    return defaults | fields
+
+
+def table(directory, rows, without=(), **types):
+    """A table as CrewAI's, made past it."""
+    kept = {name: type_ for name, type_ in (COLUMNS | types).items() if name not in without}
+    data = pa.Table.from_pylist(rows, schema=pa.schema(kept))
+    # LanceDB looks at vectors that it can tell by their name.
+    names = [name.replace("vector", "numbers") for name in kept]
+    made = lancedb.connect(str(directory)).create_table(
+        "memories", data.rename_columns(names), on_bad_vectors="null"
+    )
+    if "vector" in kept:
+        made.alter_columns({"path": "numbers", "rename": "vector"})
+    return moving.LanceSource(directory)
+
+
+def test_an_importance_that_crewai_takes_and_cannot_read_does_not_stop_the_import(lance, native):
+    lance.save([make(1), make(2)])
+    # What `Memory.update(id, importance=5)` hands to its store.
+    lance.update(make(3).model_copy(update={"importance": 5}))
+    lance.update(make(4).model_copy(update={"importance": -1}))
+    storage = native()
+    assert storage.count() == 4
+    assert [storage.get_record(f"r{n}").importance for n in (1, 3, 4)] == [0.25, 1.0, 0.0]
+    assert json.loads(storage.note("import"))["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        *("scope", "categories_str", "metadata_str", "importance"),
+        *("last_accessed", "source", "private", "vector"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["missing", "null"])
+def test_what_a_row_lacks_is_what_crewai_takes_it_for(tmp_path, column, kind):
+    without = [column] if kind == "missing" else []
+    source = table(tmp_path, [row(0) | {column: None}], without)
+    storage = NativeStorage(tmp_path / "a.db")
+    before = dt.datetime.now(dt.UTC).replace(tzinfo=None)
+    report = moving.bring(storage, source)
+    assert (report.imported, report.left, report.bare) == (1, {}, 0)
+    record = as_data(storage.get_record("r0"))
+    stands = {"scope": "/", "importance": 0.5, "embedding": None}
+    expected = as_data(make(0, content="text 0", scope="/s", metadata={}, importance=0.5)) | {
+        "created_at": NOON,
+        "last_accessed": NOON,
+        "embedding": [1.0, 0.0, 0.0, 0.0],
+        "private": False,
+    }
+    field = {"vector": "embedding"}.get(column, column.removesuffix("_str"))
+    if column == "last_accessed":
+        assert record[field] >= before
+        expected[field] = record[field]
+    else:
+        expected[field] = stands.get(field, expected[field])
+    assert record == expected
+
+
+UNREADABLE = {
+    "created_at": ("", "created_at: Invalid isoformat string"),
+    "last_accessed": ("yesterday", "last_accessed: Invalid isoformat string"),
+    "metadata_str": ("{bad", "metadata: Expecting property name"),
+    "categories_str": ('{"a": 1}', "categories: Input should be a valid list"),
+}
+
+
+@pytest.mark.parametrize("column", UNREADABLE)
+def test_a_row_that_cannot_be_read_stays_behind_and_is_named(crewai_home, native, column, caplog):
+    value, reason = UNREADABLE[column]
+    place = crewai_home / "memory"
+    table(place, [row(0), row(1) | {column: value}, row(2)])
+    before = tree(place)
+    with caplog.at_level(logging.INFO, "crewai_native_memory"):
+        storage = native()
+        assert set(everything(storage)) == {"r0", "r2"}
+    assert json.loads(storage.note("import")) == {
+        "state": "done",
+        "source": f"LanceDB table {place / 'memories.lance'}",
+        "left": 1,
+    }
+    warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warned) == 2
+    assert warned[0].startswith(f"record 'r1' stays behind in LanceDB table {place}")
+    assert reason in warned[0]
+    assert "imported 2 of 3 records" in warned[1]
+    assert f"1 cannot be read and stay behind there: 'r1' ({reason}" in warned[1]
+    assert tree(place) == before
+    storage.save([make(3)])  # and the memory can be used
+    assert native().count() == 3
+
+
+def test_a_record_that_cannot_be_stored_stays_behind_alone(lance, native):
+    # CrewAI's JSON holds half a surrogate pair, and no text does.
+    lance.save([make(1), make(2, metadata={"half": "\ud83d"}), make(3, categories=["\ud83d"])])
+    assert set(everything(native())) == {"r1"}
+
+
+def test_qdrant_points_that_cannot_be_read_stay_behind(crewai_home, native, monkeypatch):
+    from crewai.memory.storage.qdrant_edge_storage import QdrantEdgeStorage
+
+    vector = [0.6, 0.8, 0, 0]
+    stock = QdrantEdgeStorage()
+    records = [make(1, embedding=vector), make(2, embedding=vector), make(3, embedding=vector)]
+    point = QdrantEdgeStorage._record_to_point
+
+    def odd(self, record):
+        made = point(self, record)
+        payload = dict(made.payload)
+        if record.id == "r2":
+            payload["created_at"] = "yesterday"
+        if record.id == "r3":
+            payload |= {"importance": 5, "source": None}
+            del payload["scope"], payload["categories"]
+        return type(made)(id=made.id, vector=made.vector, payload=payload)
+
+    monkeypatch.setattr(QdrantEdgeStorage, "_record_to_point", odd)
+    stock.save(records)
+    stock.close()
+    storage = native()
+    assert {r.id: r.importance for r in storage.list_records()} == {"r1": 0.25, "r3": 1.0}
+    assert json.loads(storage.note("import"))["left"] == 1
+
+
+def test_no_table_of_crewais_is_told(tmp_path):
+    source = table(tmp_path, [row(0)], without=["content"])
+    with pytest.raises(moving.MoveError, match="is none of CrewAI's: it has no column 'content'"):
+        moving.bring(NativeStorage(tmp_path / "a.db"), source)
+
+
+def test_vectors_of_another_length_than_the_stores_are_told(tmp_path):
+    storage = NativeStorage(tmp_path / "a.db")
+    storage.save([MemoryRecord(id="mine", content="x", embedding=[1.0, 2.0])])
+    with pytest.raises(moving.MoveError, match="4-dimensional vectors to 2-dimensional ones"):
+        moving.bring(storage, table(tmp_path, [row(0)]))
+
+
+VECTORS = [[1.0, 0, 0, 0], None, [3.0, 0, 0, 0], [0.0, 0, 0, 0], [5.0, 0, 0, 6.0]]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.list_(pa.float32(), DIMENSIONS),
+        pa.list_(pa.float16(), DIMENSIONS),
+        pa.list_(pa.float64(), DIMENSIONS),
+        pa.list_(pa.float32()),
+        pa.large_list(pa.float64()),
+    ],
+    ids=str,
+)
+def test_rows_without_a_vector_leave_the_others_theirs(tmp_path, column):
+    rows = [row(n, vector=vector) for n, vector in enumerate(VECTORS)]
+    storage = NativeStorage(tmp_path / "a.db")
+    moving.bring(storage, table(tmp_path, rows, vector=column))
+    found = [storage.get_record(f"r{n}").embedding for n in range(len(rows))]
+    assert found == [vector if vector and any(vector) else None for vector in VECTORS]
+
+
+def test_vectors_that_are_none_are_left_out_and_counted(tmp_path):
+    vectors = [[1.0, 2.0], [math.nan, 1.0], [1e39, 1.0], [1.0], [3.0, 4.0]]
+    rows = [row(n, vector=vector) for n, vector in enumerate(vectors)]
+    storage = NativeStorage(tmp_path / "a.db")
+    report = moving.bring(storage, table(tmp_path, rows, vector=pa.list_(pa.float64())))
+    found = [storage.get_record(f"r{n}").embedding for n in range(5)]
+    assert found == [[1.0, 2.0], None, None, None, [3.0, 4.0]]
+    assert (report.imported, report.bare, report.left) == (5, 3, {})
+    assert "3 of them without their vector" in str(report)
+
+
 def test_a_place_that_holds_nothing_is_told(tmp_path):
     with pytest.raises(moving.MoveError, match=r"expected a \.jsonl file, a directory"):
         moving.open_source(tmp_path)
@@ -251,8 +457,16 @@ RECORDS = st.builds(
     st.integers(0, 40),
     content=st.text(min_size=1),
     metadata=st.dictionaries(
-        st.text(), st.none() | st.booleans() | st.integers() | st.text(), max_size=3
+        st.text(),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+            lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner),
+            max_leaves=4,
+        ),
+        max_size=3,
     ),
+    importance=st.floats(0, 1),
+    source=st.none() | st.text(),
     embedding=st.none()
     | st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=4, max_size=4),
 )
@@ -301,3 +515,73 @@ def test_an_export_overwrites_nothing(tmp_path):
     with pytest.raises(FileExistsError):
         moving.export_json_lines(NativeStorage(tmp_path / "a.db"), tmp_path / "records.jsonl")
     assert (tmp_path / "records.jsonl").read_text() == "mine"
+
+
+def test_json_lines_keep_numbers_that_are_not_finite(tmp_path):
+    numbers = {"x": math.nan, "deep": [{"y": math.inf}, -math.inf]}
+    storage = NativeStorage(tmp_path / "a.db")
+    storage.save([make(1, metadata=numbers)])
+    moving.export_json_lines(storage, tmp_path / "records.jsonl")
+    copy = NativeStorage(tmp_path / "b.db")
+    moving.bring(copy, moving.open_source(tmp_path / "records.jsonl"))
+    # NaN equals nothing; its text does.
+    assert repr(copy.get_record("r1").metadata) == repr(numbers)
+
+
+def test_an_importance_out_of_bounds_comes_back_from_either_export(tmp_path):
+    storage = NativeStorage(tmp_path / "a.db")
+    storage.save([make(1), make(2).model_copy(update={"importance": 5})])
+    moving.export_json_lines(storage, tmp_path / "records.jsonl")
+    moving.export_lance(storage, tmp_path / "lance")
+    for number, place in enumerate(("records.jsonl", "lance")):
+        copy = NativeStorage(tmp_path / f"{number}.db")
+        moving.bring(copy, moving.open_source(tmp_path / place))
+        assert [copy.get_record(f"r{n}").importance for n in (1, 2)] == [0.25, 1.0]
+    assert LanceDBStorage(path=tmp_path / "lance", compact_every=0).get_record("r2") is not None
+
+
+def test_a_line_that_cannot_be_stored_is_named(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"id": "1", "content": "fine"}\n{"id": "2", "content": "\\ud83d"}\n')
+    with pytest.raises(moving.MoveError, match=r"records\.jsonl, .*2.*: .*surrogate"):
+        moving.bring(NativeStorage(tmp_path / "a.db"), moving.open_source(path))
+
+
+def test_lancedb_gets_the_stores_dimension_wherever_its_first_vector_is(tmp_path):
+    storage = NativeStorage(tmp_path / "a.db")
+    storage.save([make(number, embedding=None) for number in range(1001)] + [make(5000)])
+    assert moving.export_lance(storage, tmp_path / "new" / "lance") == 1002
+    stock = LanceDBStorage(path=tmp_path / "new" / "lance", compact_every=0)
+    assert stock._vector_dim == DIMENSIONS
+    assert [record.id for record, _ in stock.search(make(5000).embedding, limit=1)] == ["r5000"]
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    storage = NativeStorage(tmp_path / "a.db")
+    storage.save([make(number) for number in range(3)])
+    before = sorted(tmp_path.iterdir())
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LanceDBStorage, "save", fail)
+        patch.setattr(moving, "_line", fail)
+        for export, name in (
+            (moving.export_lance, "lance"),
+            (moving.export_json_lines, "records.jsonl"),
+        ):
+            with pytest.raises(OSError, match="No space"):
+                export(storage, tmp_path / name)
+    assert sorted(tmp_path.iterdir()) == before
+    assert moving.export_lance(storage, tmp_path / "lance") == 3
+    assert moving.export_json_lines(storage, tmp_path / "records.jsonl") == 3
+
+
+@pytest.mark.parametrize("name", ["o.json", "o.csv", "o.db", "o.SQLITE"])
+def test_a_directory_that_is_named_like_a_file_is_refused(tmp_path, name):
+    storage = NativeStorage(tmp_path / "a.db")
+    with pytest.raises(moving.MoveError, match=r"expected a file that ends in \.jsonl, or a dir"):
+        moving.export_lance(storage, tmp_path / name)
+    (tmp_path / name).mkdir()
+    assert moving.export_lance(storage, tmp_path / name) == 0  # it is one

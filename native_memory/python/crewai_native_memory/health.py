@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -23,15 +24,36 @@ def checks(storage: NativeStorage) -> list[Check]:
     """Look at a store without changing it."""
     try:
         sizes = storage.stats()
+        imported = storage.note("import")
     except (StoreError, OSError) as error:
         return [Check("memory store", Health.ERROR, str(error))]
     finally:
         storage.close()
     return [
         Check("memory store", Health.OK, f"{sizes.records} records in {storage.path}"),
+        *_import(imported),
         *_log(sizes.log),
         *_place(Path(storage.path)),
     ]
+
+
+def _import(note: str | None) -> Iterator[Check]:
+    if note is None:
+        return
+    told = json.loads(note)
+    if told["state"] != "done":
+        yield Check(
+            "memory import",
+            Health.WARNING,
+            f"bringing the records of {told['source']} over was begun and is not done: the next "
+            "use of the memory goes on with it, and says what is in the way",
+        )
+    elif told.get("left"):
+        yield Check(
+            "memory import",
+            Health.OK,
+            f"{told['left']} records cannot be read and stayed behind in {told['source']}",
+        )
 
 
 def _log(size: int) -> Iterator[Check]:

@@ -14,11 +14,13 @@ import logging
 import os
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
+from crewai_native_memory import location
 from crewai_native_memory.progress import progress
 from crewai_native_memory.storage import NativeStorage
 
@@ -36,25 +38,89 @@ _LANCE_TABLE: Final = "memories"
 _QDRANT_VECTOR: Final = "memory"
 _FORMAT: Final = "crewai-native-memory"
 _VERSION: Final = 1
+# What making a record of a row raises where the row does not hold one.
+_UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+_SQLITE_HEADER: Final = b"SQLite format 3\0"
+# Files that somebody asks for by these names are nothing that is written here.
+_OTHER_FILES: Final = {
+    *(".json", ".ndjson", ".csv", ".tsv", ".txt", ".parquet"),
+    *(".db", ".sqlite", ".sqlite3", ".zip", ".gz", ".zst"),
+}
+_NAMED: Final = 10
 
 
 class MoveError(Exception):
     """Records could not be moved. What was moved before stays, and trying again goes on."""
 
 
-class Source(Protocol):
-    """Records somewhere else."""
+class Source(ABC):
+    """Records somewhere else.
+
+    One row that no record can be made of must not keep all others away: it stays behind, and is
+    told of.
+
+    Attributes:
+        duplicates: Rows left out because a newer one has the same id; known once opened.
+        left: Ids of the records that stay behind, each with the reason; known once all are read.
+        bare: Records that come without their vector, which holds something else than finite
+            numbers or has another length than those before it; known once all are read.
+    """
+
+    def __init__(self) -> None:
+        self.duplicates = 0
+        self.left: dict[str, str] = {}
+        self.bare = 0
+        self._length: int | None = None
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """What it is and where, for people."""
 
+    @abstractmethod
     def open(self) -> tuple[int, Iterable[list[MemoryRecord]]]:
         """Return how many records there are and the records, in batches, each id once."""
 
-    @property
-    def duplicates(self) -> int:
-        """Rows left out because a newer one has the same id; known once opened."""
+    def leave(self, id_: str, error: Exception) -> None:
+        """Go on without a record."""
+        reason = _reason(error)
+        self.left[id_] = reason
+        _logger.warning("record %r stays behind in %s: %s", id_, self.name, reason)
+
+    @contextmanager
+    def _leaving(self, id_: object) -> Iterator[None]:
+        """Go on without a record if making it fails."""
+        try:
+            yield
+        except _UNREADABLE as error:
+            self.leave(str(id_), error)
+
+    def _vector(self, id_: object, vector: Any) -> Any:
+        """A vector as it can be stored, or None."""
+        import numpy as np
+
+        # CrewAI's stores write zeros where there is none.
+        if vector is None or not any(vector):
+            return None
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(np.asarray(vector, np.float32)).all()
+        self._length = self._length or len(vector)
+        if not finite:
+            reason = "not all of its components are finite numbers of float32"
+        elif len(vector) != self._length:
+            reason = f"it has {len(vector)} dimensions, others have {self._length}"
+        else:
+            return vector
+        self.bare += 1
+        _logger.warning("record %r of %s comes without its vector: %s", id_, self.name, reason)
+        return None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,18 +132,29 @@ class Report:
         records: Records that the source holds.
         imported: Those that were not here yet.
         duplicates: Older rows of the source with the id of a newer one, left out.
+        left: Ids of records that cannot be read and stay behind in the source, with the reasons.
+        bare: Records that came without their vector, because it is none.
     """
 
     source: str
     records: int
     imported: int
     duplicates: int
+    left: dict[str, str] = dataclasses.field(default_factory=dict)
+    bare: int = 0
 
     def __str__(self) -> str:
         """Return it in words."""
         text = f"imported {self.imported} of {self.records} records from {self.source}"
         if self.duplicates:
             text += f", leaving out {self.duplicates} older rows with the id of a newer one"
+        if self.bare:
+            text += f", {self.bare} of them without their vector, which is none"
+        if self.left:
+            named = [f"{id_!r} ({why})" for id_, why in itertools.islice(self.left.items(), _NAMED)]
+            if len(self.left) > _NAMED:
+                named.append(f"and {len(self.left) - _NAMED} more, which the log names")
+            text += f"; {len(self.left)} cannot be read and stay behind there: {', '.join(named)}"
         return text
 
 
@@ -114,6 +191,15 @@ def open_source(place: Path) -> Source:
         MoveError: There are none.
     """
     if place.is_file():
+        with place.open("rb") as file:
+            is_sqlite = file.read(len(_SQLITE_HEADER)) == _SQLITE_HEADER
+        if is_sqlite:
+            raise MoveError(
+                f"{place} is an SQLite file, as a native store and its backup are, and those need "
+                f"no import: use it where it is (--store {place}; in a program "
+                f"Memory(storage={str(place)!r})), or put it, while no program runs, in the place "
+                f"of {location.default_path()}"
+            )
         return JsonLinesSource(place)
     found = find(place)
     if found is None:
@@ -127,7 +213,7 @@ def open_source(place: Path) -> Source:
 # --- sources ----------------------------------------------------------------------------------
 
 
-class LanceSource:
+class LanceSource(Source):
     """CrewAI's table in a LanceDB directory.
 
     LanceDB has no unique ids: of rows with the same one the last accessed, then the last added,
@@ -135,8 +221,8 @@ class LanceSource:
     """
 
     def __init__(self, directory: Path) -> None:
+        super().__init__()
         self._directory = directory
-        self.duplicates = 0
 
     @property
     def name(self) -> str:
@@ -150,39 +236,47 @@ class LanceSource:
         table = lancedb.connect(str(self._directory)).open_table(_LANCE_TABLE)
         # This version and no later one, whoever writes meanwhile.
         table.checkout(table.version)
-        ages = table.search().select(["id", "last_accessed"]).with_row_id(True).to_arrow()
+        # CrewAI does without any of the other columns.
+        if missing := {"id", "content"}.difference(table.schema.names):
+            raise MoveError(f"{self.name} is none of CrewAI's: it has no column {missing.pop()!r}")
+        columns = [name for name in ("id", "last_accessed") if name in table.schema.names]
+        ages = table.search().select(columns).with_row_id(True).to_arrow()
         newest: dict[str, tuple[str, int]] = {}
         for row in ages.to_pylist():
-            age = (str(row["last_accessed"]), row["_rowid"])
+            age = (str(row.get("last_accessed") or ""), row["_rowid"])
             newest[row["id"]] = max(age, newest.get(row["id"], age))
         self.duplicates = ages.num_rows - len(newest)
         current = {row for _, row in newest.values()}
         return len(current), self._batches(table, current)
 
-    @staticmethod
-    def _batches(table: Any, current: set[int]) -> Iterator[list[MemoryRecord]]:
+    def _batches(self, table: Any, current: set[int]) -> Iterator[list[MemoryRecord]]:
         for batch in table.search().with_row_id(True).to_batches(BATCH):
-            vectors = batch.column("vector").flatten().to_numpy()
-            length = len(vectors) // batch.num_rows if batch.num_rows else 0
-            rows = batch.drop_columns(["vector"]).to_pylist()
+            if "vector" in batch.schema.names:
+                vectors = batch.column("vector")
+                batch = batch.drop_columns(["vector"])  # noqa: PLW2901 - all of it but the vectors
+            else:
+                vectors = itertools.repeat(None)
             records = []
-            for index, row in enumerate(rows):
+            for row, value in zip(batch.to_pylist(), vectors, strict=False):
                 if row.pop("_rowid") not in current:
                     continue
-                row["categories"] = json.loads(row.pop("categories_str") or "[]")
-                row["metadata"] = json.loads(row.pop("metadata_str") or "{}")
-                vector = vectors[index * length : (index + 1) * length]
-                records.append(_record(row, _or_none(vector)))
+                with self._leaving(row["id"]):
+                    row["categories"] = _parsed(row, "categories", "[]")
+                    row["metadata"] = _parsed(row, "metadata", "{}")
+                    row["source"] = row.get("source") or None
+                    record = _record(row)
+                    record.embedding = self._vector(record.id, _numbers(value))
+                    records.append(record)
             if records:
                 yield records
 
 
-class QdrantSource:
+class QdrantSource(Source):
     """CrewAI's Qdrant-edge shards: the central one and those that processes left behind."""
 
     def __init__(self, directory: Path) -> None:
+        super().__init__()
         self._directory = directory
-        self.duplicates = 0
 
     @property
     def name(self) -> str:
@@ -199,10 +293,9 @@ class QdrantSource:
                     self.duplicates += 1
                 if known is None or record.last_accessed >= known.last_accessed:
                     newest[record.id] = record
-        return len(newest), _batched(newest.values())
+        return len(newest) + len(self.left), _batched(newest.values())
 
-    @staticmethod
-    def _read(shard: Path) -> Iterator[MemoryRecord]:
+    def _read(self, shard: Path) -> Iterator[MemoryRecord]:
         import qdrant_edge
 
         with tempfile.TemporaryDirectory(prefix="crewai-native-") as copies:
@@ -218,23 +311,32 @@ class QdrantSource:
                         )
                     )
                     for point in points:
-                        row = dict(point.payload)
-                        row["id"] = row.pop("record_id")
-                        vector = (point.vector or {}).get(_QDRANT_VECTOR)
-                        yield _record(row, _or_none(vector))
+                        record = self._of_point(point)
+                        if record is not None:
+                            yield record
                     if offset is None or not points:
                         return
             finally:
                 opened.close()
 
+    def _of_point(self, point: Any) -> MemoryRecord | None:
+        row = dict(point.payload or {})
+        with self._leaving(row.get("record_id", f"point {point.id}")):
+            row["id"] = row.pop("record_id")
+            row["source"] = row.get("source") or None
+            record = _record(row)
+            record.embedding = self._vector(record.id, (point.vector or {}).get(_QDRANT_VECTOR))
+            return record
+        return None
 
-class ChromaSource:
+
+class ChromaSource(Source):
     """Passages of one of CrewAI's knowledge collections, in a Chroma database."""
 
     def __init__(self, directory: Path, collection: str) -> None:
+        super().__init__()
         self._directory = directory
         self._collection = collection
-        self.duplicates = 0
 
     @property
     def name(self) -> str:
@@ -259,32 +361,32 @@ class ChromaSource:
                 return 0, ()
         return collection.count(), self._batches(collection)
 
-    @staticmethod
-    def _batches(collection: Any) -> Iterator[list[MemoryRecord]]:
+    def _batches(self, collection: Any) -> Iterator[list[MemoryRecord]]:
         for offset in itertools.count(0, BATCH):
             found = collection.get(
                 limit=BATCH, offset=offset, include=["documents", "metadatas", "embeddings"]
             )
             if not found["ids"]:
                 return
-            yield [
-                _record({"id": id_, "content": text or "", "metadata": metadata}, vector)
-                for id_, text, metadata, vector in zip(
-                    found["ids"],
-                    found["documents"],
-                    found["metadatas"],
-                    found["embeddings"],
-                    strict=True,
-                )
-            ]
+            records = []
+            columns = ("ids", "documents", "metadatas", "embeddings")
+            for id_, text, metadata, vector in zip(*(found[c] for c in columns), strict=True):
+                with self._leaving(id_):
+                    record = _record({"id": id_, "content": text or "", "metadata": metadata})
+                    record.embedding = self._vector(id_, vector)
+                    records.append(record)
+            yield records
 
 
-class JsonLinesSource:
-    """A file that :func:`export_json_lines` wrote, or any with a memory record in each line."""
+class JsonLinesSource(Source):
+    """A file that :func:`export_json_lines` wrote, or any with a memory record in each line.
+
+    Whoever names a file can put a line right: none is left out.
+    """
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self._path = path
-        self.duplicates = 0
 
     @property
     def name(self) -> str:
@@ -297,6 +399,10 @@ class JsonLinesSource:
             count = sum(1 for line in lines if line.strip() and not self._is_header(line))
         return count, _batched(self._records())
 
+    def leave(self, id_: str, error: Exception) -> None:
+        """Say that a record cannot be stored."""
+        raise MoveError(f"{self._path}, record {id_!r}: {_reason(error)}") from error
+
     def _records(self) -> Iterator[MemoryRecord]:
         with self._path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
@@ -304,9 +410,11 @@ class JsonLinesSource:
                     continue
                 try:
                     row = json.loads(line)
-                    yield _record(row, row.get("embedding"))
-                except (ValueError, TypeError, KeyError, AttributeError) as error:
-                    raise MoveError(f"{self._path}, line {number}: {error}") from error
+                    record = _record(row)
+                    record.embedding = row.get("embedding")
+                except _UNREADABLE as error:
+                    raise MoveError(f"{self._path}, line {number}: {_reason(error)}") from error
+                yield record
 
     def _is_header(self, line: str) -> bool:
         if not line.startswith('{"format"'):
@@ -320,35 +428,65 @@ class JsonLinesSource:
         return True
 
 
-def _record(row: dict[str, Any], vector: Any) -> MemoryRecord:
+def _record(row: dict[str, Any]) -> MemoryRecord:
+    """The record of a row, without the embedding.
+
+    What the row lacks is what CrewAI takes it for. An importance out of bounds, which CrewAI lets
+    be written and not be read, is the bound.
+    """
     from crewai.memory.types import MemoryRecord
 
     now = datetime.now(UTC)
-    record = MemoryRecord(
+    importance = row.get("importance")
+    return MemoryRecord(
         id=str(row["id"]),
         content=str(row["content"]),
         scope=str(row.get("scope") or "/"),
         categories=row.get("categories") or [],
         metadata=row.get("metadata") or {},
-        importance=float(row.get("importance", 0.5)),
-        created_at=_moment(row.get("created_at"), now),
-        last_accessed=_moment(row.get("last_accessed"), now),
-        source=row.get("source") or None,
+        importance=0.5 if importance is None else min(1.0, max(0.0, float(importance))),
+        created_at=_moment(row, "created_at", now),
+        last_accessed=_moment(row, "last_accessed", now),
+        source=row.get("source"),
         private=bool(row.get("private", False)),
     )
-    record.embedding = vector
-    return record
 
 
-def _or_none(vector: Any) -> Any:
-    """The vector, unless it is the zeros that CrewAI's stores write where there is none."""
-    return vector if vector is not None and any(vector) else None
+def _parsed(row: dict[str, Any], name: str, absent: str) -> Any:
+    try:
+        return json.loads(row.pop(f"{name}_str", None) or absent)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
-def _moment(value: Any, absent: datetime) -> datetime:
+def _numbers(value: Any) -> Any:
+    """An Arrow list as an array; None for none."""
+    values = None if value is None else value.values
+    return None if values is None else values.to_numpy(zero_copy_only=False)
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, in one line."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}, got {detail['input']!r:.100}"
+            for detail in error.errors()
+        )
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return str(error)
+
+
+def _moment(row: dict[str, Any], name: str, absent: datetime) -> datetime:
     """A naive UTC datetime, as CrewAI's code expects it."""
-    moment = datetime.fromisoformat(str(value)) if value is not None else absent
-    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+    value = row.get(name)
+    try:
+        moment = datetime.fromisoformat(str(value)) if value is not None else absent
+        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _shards(directory: Path) -> list[Path]:
@@ -368,26 +506,59 @@ def _batched(records: Iterable[MemoryRecord]) -> Iterator[list[MemoryRecord]]:
 def bring(storage: NativeStorage, source: Source) -> Report:
     """Save the records of another store here, unless their ids are here already.
 
-    Each batch is kept: a second call after an interruption brings what is missing.
+    Each batch is kept: a second call after an interruption brings what is missing. Records of a
+    store that cannot be read stay behind there; the log and the report name them.
 
     Raises:
-        MoveError: The source cannot be read.
-        EmbeddingDimensionMismatchError: This store's embeddings have another length.
+        MoveError: The source cannot be read, or a line of a file; or this store's embeddings have
+            another length.
     """
-    try:
+    imported = 0
+    with _reading(source):
         count, batches = source.open()
+    with progress(f"Importing {source.name}", count) as advance:
+        rest = iter(batches)
+        while True:
+            with _reading(source):
+                batch = next(rest, None)
+            if batch is None:
+                break
+            new = [record for record in batch if storage.get_record(record.id) is None]
+            imported += _save(storage, new, source)
+            advance(len(batch))
+    return Report(source.name, count, imported, source.duplicates, source.left, source.bare)
+
+
+@contextmanager
+def _reading(source: Source) -> Iterator[None]:
+    """Name the source in whatever its library raises."""
+    try:
+        yield
     except MoveError:
         raise
     except Exception as error:
         raise MoveError(f"cannot read {source.name}: {error}") from error
-    imported = 0
-    with progress(f"Importing {source.name}", count) as advance:
-        for batch in batches:
-            new = [record for record in batch if storage.get_record(record.id) is None]
-            storage.save(new)
-            imported += len(new)
-            advance(len(batch))
-    return Report(source.name, count, imported, source.duplicates)
+
+
+def _save(storage: NativeStorage, records: list[MemoryRecord], source: Source) -> int:
+    """Save the records that can be saved; give their number."""
+    from crewai_native_memory.records import EmbeddingDimensionMismatchError
+
+    try:
+        storage.save(records)
+    except EmbeddingDimensionMismatchError as error:
+        raise MoveError(
+            f"cannot bring {source.name} to {storage.path}: {error.new_dim}-dimensional vectors to "
+            f"{error.stored_dim}-dimensional ones; choose another store, or embed one of the two "
+            "anew with `crewai-native memory reembed`"
+        ) from error
+    except ValueError as error:
+        if len(records) == 1:
+            source.leave(records[0].id, error)
+            return 0
+        # Some hold what CrewAI writes and no text can, such as half a surrogate pair.
+        return sum(_save(storage, [record], source) for record in records)
+    return len(records)
 
 
 def import_first(storage: NativeStorage, look: Callable[[], Source | None]) -> NativeStorage:
@@ -414,8 +585,9 @@ def _import_once(path: str, source: Source) -> None:
             if _is_due(storage):
                 _remember(storage, source, "running")
                 report = bring(storage, source)
-                _remember(storage, source, "done")
-                _logger.info("%s, which stays as it is", report)
+                _remember(storage, source, "done", left=len(report.left))
+                level = logging.WARNING if report.left else logging.INFO
+                _logger.log(level, "%s. %s stays as it is", report, source.name)
     _settled.add(path)
 
 
@@ -429,8 +601,9 @@ def _state(storage: NativeStorage) -> str | None:
     return None if text is None else str(json.loads(text)["state"])
 
 
-def _remember(storage: NativeStorage, source: Source, state: str) -> None:
-    storage.set_note("import", json.dumps({"state": state, "source": source.name}))
+def _remember(storage: NativeStorage, source: Source, state: str, left: int = 0) -> None:
+    note = {"state": state, "source": source.name} | ({"left": left} if left else {})
+    storage.set_note("import", json.dumps(note))
 
 
 # --- exporting --------------------------------------------------------------------------------
@@ -443,17 +616,31 @@ def export_json_lines(storage: NativeStorage, path: Path) -> int:
         FileExistsError: There is such a file.
     """
     count = 0
-    with path.open("x", encoding="utf-8") as out, snapshot(storage, path) as (total, batches):
-        out.write(json.dumps({"format": _FORMAT, "version": _VERSION}) + "\n")
-        with progress(f"Exporting to {path}", total) as advance:
-            for batch in batches:
-                for record in batch:
-                    row = record.model_dump(mode="json")
-                    row["embedding"] = record.embedding
-                    out.write(json.dumps(row, ensure_ascii=False) + "\n")
-                count += len(batch)
-                advance(len(batch))
+    path.open("x").close()
+    try:
+        with snapshot(storage, path) as (copy, draft):
+            with (
+                draft.open("w", encoding="utf-8") as out,
+                progress(f"Exporting to {path}", copy.count()) as advance,
+            ):
+                out.write(json.dumps({"format": _FORMAT, "version": _VERSION}) + "\n")
+                for batch in _oldest_first(copy):
+                    out.writelines(map(_line, batch))
+                    count += len(batch)
+                    advance(len(batch))
+            draft.replace(path)
+    except BaseException:
+        path.unlink()
+        raise
     return count
+
+
+def _line(record: MemoryRecord) -> str:
+    # Pydantic would make null of numbers that are not finite.
+    row = record.model_dump(mode="json", exclude={"metadata"})
+    row["metadata"] = record.metadata
+    row["embedding"] = record.embedding
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def export_lance(storage: NativeStorage, directory: Path) -> int:
@@ -461,40 +648,57 @@ def export_lance(storage: NativeStorage, directory: Path) -> int:
 
     Raises:
         MoveError: There is a store: LanceDB would keep old and new rows of one id side by side.
+            Or it is a file, or named like one.
     """
-    if find(directory) is not None:
+    like_a_file = directory.exists() or directory.suffix.lower() in _OTHER_FILES
+    if like_a_file and not directory.is_dir():
+        raise MoveError(
+            f"{directory}: expected a file that ends in .jsonl, or a directory for a LanceDB store"
+        )
+    name = f"{_LANCE_TABLE}.lance"
+    if find(directory) is not None or (directory / name).exists():
         raise MoveError(f"{directory} holds a store already; choose an empty directory")
     from crewai.memory.storage.lancedb_storage import LanceDBStorage
 
-    target = LanceDBStorage(path=directory, compact_every=0)
+    directory.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with (
-        snapshot(storage, directory) as (total, batches),
-        progress(f"Exporting to {directory}", total) as advance,
-    ):
-        for batch in batches:
-            target.save(batch)
-            count += len(batch)
-            advance(len(batch))
+    with snapshot(storage, directory) as (copy, draft):
+        # From the first records CrewAI tells the length of all; those may have no embedding.
+        target = LanceDBStorage(path=draft, vector_dim=copy.stats().dimension, compact_every=0)
+        with progress(f"Exporting to {directory}", copy.count()) as advance:
+            for batch in _oldest_first(copy):
+                target.save([_within_bounds(record) for record in batch])
+                count += len(batch)
+                advance(len(batch))
+        directory.mkdir(exist_ok=True)
+        if count:
+            (draft / name).rename(directory / name)
     return count
 
 
+def _within_bounds(record: MemoryRecord) -> MemoryRecord:
+    """The record as CrewAI can read it: its ``update`` admits an importance that it refuses."""
+    importance = min(1.0, max(0.0, record.importance))
+    if importance == record.importance:
+        return record
+    return record.model_copy(update={"importance": importance})
+
+
 @contextmanager
-def snapshot(
-    storage: NativeStorage, beside: Path
-) -> Iterator[tuple[int, Iterator[list[MemoryRecord]]]]:
-    """The number of a live store's records, and all of them at one moment, oldest first.
+def snapshot(storage: NativeStorage, beside: Path) -> Iterator[tuple[NativeStorage, Path]]:
+    """A copy of a live store, of one moment, and a place for what is made of it.
 
     Args:
         storage: The store.
-        beside: Where there is room for a copy, which goes with the block.
+        beside: What is made in the end: the place is on its file system, and what is left there
+            goes with the block, so that nothing half-done is found at ``beside``.
     """
     with tempfile.TemporaryDirectory(prefix=".crewai-native-", dir=beside.parent) as directory:
         path = Path(directory) / "memory.db"
-        copied = storage.backup(path)
+        storage.backup(path)
         copy = NativeStorage(path)
         try:
-            yield (copy.count() if copied else 0), _oldest_first(copy)
+            yield copy, Path(directory) / "draft"
         finally:
             copy.close()
 
