@@ -174,6 +174,39 @@ def test_import_and_export_both_ways(run, default, tmp_path):
     assert "File exists" in run("export", lines, code=1)
 
 
+def test_a_store_is_no_source_and_how_to_use_it_is_said(run, default, tmp_path):
+    copy = tmp_path / "copy.db"
+    run("backup", copy)
+    told = run("import", copy, code=1)
+    assert f"{copy} is an SQLite file, as a native store and its backup are" in told
+    assert f"--store {copy}" in told
+
+
+def test_a_backup_names_the_directory_that_is_missing(run, default, tmp_path, monkeypatch):
+    missing = tmp_path / "missing"
+    assert f"No such file or directory (os error 2): '{missing}'" in run(
+        "backup", missing / "copy.db", code=1
+    )
+    monkeypatch.chdir(tmp_path)
+    assert "copy.db: 3 records" in run("backup", "copy.db")
+
+
+def test_an_export_is_a_file_of_lines_or_a_directory(run, default, tmp_path):
+    told = run("export", tmp_path / "o.json", code=1)
+    assert "expected a file that ends in .jsonl, or a directory" in told
+    assert not (tmp_path / "o.json").exists()
+
+
+def test_what_an_import_leaves_behind_is_told(run, default, tmp_path):
+    lance = LanceDBStorage(path=tmp_path / "lance", compact_every=0)
+    lance.save([MemoryRecord(id=id_, content=id_) for id_ in ("fine", "half")])
+    lance._table.update(where="id = 'half'", values={"created_at": "yesterday"})
+    told = run("import", tmp_path / "lance")
+    assert "1 cannot be read and stay behind there: 'half' (created_at: Invalid" in told
+    report = json.loads(run("import", tmp_path / "lance", "--json"))
+    assert list(report["left"]) == ["half"]
+
+
 def test_reembed(run, default, monkeypatch):
     module = ModuleType("an_embedder")
     module.backwards = backwards
@@ -183,10 +216,34 @@ def test_reembed(run, default, monkeypatch):
     assert "no_such_module" in run("reembed", "no_such_module:embed", code=1)
 
 
+class OutOfOrderError(Exception):
+    pass
+
+
+def test_an_embedder_that_raises_is_named(run, default, monkeypatch):
+    def broken(texts):
+        raise OutOfOrderError("api key wrong")
+
+    module = ModuleType("an_embedder")
+    module.broken, module.short = broken, lambda texts: []
+    monkeypatch.setitem(sys.modules, "an_embedder", module)
+    told = run("reembed", "an_embedder:broken", code=1)
+    assert "embedder an_embedder:broken: OutOfOrderError: api key wrong; what it has" in told
+    assert told.count("\n") == 1
+    assert "gave 0 vectors for 3 texts" in run("reembed", "an_embedder:short", code=1)
+    assert default.get_record("a").embedding == [1.0, 0.0]
+
+
 def test_health_and_metrics(default):
     (check,) = plugin.crewai_native_health()
     assert "3 records" in check.detail
     assert plugin.crewai_native_metrics()["memory.records"] == 3
+    default.set_note("import", json.dumps({"state": "running", "source": "LanceDB table x"}))
+    _, check = plugin.crewai_native_health()
+    assert check.health == "warning"
+    assert "LanceDB table x over was begun and is not done" in check.detail
+    default.set_note("import", json.dumps({"state": "done", "source": "x", "left": 2}))
+    assert "2 records cannot be read and stayed" in plugin.crewai_native_health()[1].detail
     Path(default.path).write_bytes(b"nothing")
     default.close()
     (check,) = plugin.crewai_native_health()

@@ -141,7 +141,7 @@ def export(
     with _told():
         storage = _open(store)
         _existing(storage)
-        if to.suffix == ".jsonl":
+        if to.suffix.lower() == ".jsonl":
             count = moving.export_json_lines(storage, to)
         else:
             count = moving.export_lance(storage, to)
@@ -169,7 +169,12 @@ def reembed(
     with _told():
         storage = _open(store)
         _existing(storage)
-        count = exchange(storage, load_embedder(embedder))
+        with _naming(embedder):
+            function = load_embedder(embedder)
+        with _naming(
+            embedder, "; what it has embedded is kept, and the same command goes on there"
+        ):
+            count = exchange(storage, function)
         typer.echo(
             f"{storage.path}: {count} records embedded, by {storage.note('embedder')}, "
             f"{storage.stats().dimension} dimensions"
@@ -186,11 +191,33 @@ def _existing(storage: NativeStorage) -> None:
         raise FileNotFoundError(2, "there is no store", storage.path)
 
 
+class _EmbedderError(Exception):
+    """An embedder's own failure; it may raise anything."""
+
+
+@contextmanager
+def _naming(embedder: str, hint: str = "") -> Iterator[None]:
+    """Name the embedder in whatever it raises."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:
+        message = str(error)
+        if isinstance(error, ValueError) and message.startswith(("embedder ", "the embedder ")):
+            raise  # ours, which name it
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # the store's, or a file that is named
+        raise _EmbedderError(
+            f"embedder {embedder}: {type(error).__name__}: {message}{hint}"
+        ) from error
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     """Turn what can go wrong into one line and exit status 1."""
     try:
         yield
-    except (StoreError, OSError, ValueError, moving.MoveError) as error:
+    except (StoreError, OSError, ValueError, moving.MoveError, _EmbedderError) as error:
         _console.complain(str(error))
         raise typer.Exit(1) from error

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use crewai_native_sdk::files;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 use super::engine::Engine;
 use super::error::{Result, StoreError};
@@ -122,6 +122,11 @@ impl Engine {
             )));
         }
         self.read(false, |link| {
+            let directory = match to.parent() {
+                Some(parent) if !parent.as_os_str().is_empty() => parent,
+                _ => Path::new("."),
+            };
+            fs::metadata(directory).map_err(|error| StoreError::io(directory, error))?;
             let draft = sibling(to, "-new");
             let failed = |error| StoreError::io(&draft, error);
             match fs::remove_file(&draft) {
@@ -133,7 +138,13 @@ impl Engine {
             let name = draft.to_str().ok_or_else(|| {
                 StoreError::InvalidArgument(format!("{} is not valid Unicode", draft.display()))
             })?;
-            link.connection.execute("VACUUM INTO ?1", [name])?;
+            link.connection
+                .execute("VACUUM INTO ?1", [name])
+                .map_err(|error| match error.sqlite_error_code() {
+                    // It is the copy that cannot be opened: this store is open.
+                    Some(ErrorCode::CannotOpen) => StoreError::Sqlite(error).at(&draft),
+                    _ => StoreError::Sqlite(error),
+                })?;
             // The copy is made without a log, which is what lets readers and writers coexist.
             let copy = Connection::open(&draft)?;
             copy.pragma_update(None, "journal_mode", "WAL")?;
