@@ -8,6 +8,7 @@ import asyncio
 import copy
 import itertools
 import json
+import math
 import pickle
 import random
 import threading
@@ -150,6 +151,42 @@ def test_metadata_with_nan_is_kept_and_is_no_obstacle(storage, record):
     assert (kept["y"], kept["z"]) == (1, float("-inf"))
     assert storage.delete(metadata_filter={"x": None}) == 0
     assert storage.delete(metadata_filter={"y": True}) == 1
+
+
+def deep(inside, levels=300):
+    for _ in range(levels):
+        inside = [inside]
+    return inside
+
+
+ODD = [
+    *(0, -1, 1.5, True, None, "", "NaN", "text"),
+    *(2**63 - 1, 2**63, 2**64, float(2**64), 2**64 + 1, 2**96 - 1, 2**96, -(2**130), float(2**130)),
+    *(10**400, 10**400 + 1, str(10**400), float("inf"), float("-inf"), "Infinity"),
+    *(deep(1), deep(2), deep([]), "\U0001f600", [2**70, math.inf]),
+    *({"a": {"b": 2**64}}, {"a": {"b": 2**64 + 1}}),
+]
+
+
+def test_metadata_compares_as_in_python_whatever_it_is(storage, record):
+    def found(**wanted):
+        return set(ids(storage.search([1.0, 0.0], limit=99, metadata_filter=wanted)))
+
+    vector = [1.0, 0.0]
+    storage.save([record("nan", embedding=vector, metadata={"k": math.nan})])
+    metadata = {str(at): {"k": value, "n": 1} for at, value in enumerate(ODD)}
+    storage.save([record(name, embedding=vector, metadata=m) for name, m in metadata.items()])
+    for value in ODD:
+        equal = {name for name, m in metadata.items() if m["k"] == value}
+        assert found(k=value) == found(k=value, n=1.0) == equal, repr(value)[:50]
+    assert found(k=math.nan) == set()
+    assert found(n=1) == metadata.keys()
+    for value in ODD:
+        equal = {name for name, m in metadata.items() if m["k"] == value}
+        assert storage.delete(metadata_filter={"k": value}) == len(equal)
+        metadata = {name: m for name, m in metadata.items() if name not in equal}
+    assert ids(storage.list_records()) == ["nan"]
+    assert storage.check() == []
 
 
 def test_keys_of_metadata_become_text_as_in_json(storage, record):

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::json;
 use super::scope::ROOT;
 
 /// Conditions on records; all that are given must hold.
@@ -80,7 +81,7 @@ pub fn has_category(categories: &str, wanted: &[String]) -> serde_json::Result<b
 
 /// Whether `metadata` (a JSON object) has every value of `wanted`.
 pub fn has_metadata(metadata: &str, wanted: &Map<String, Value>) -> serde_json::Result<bool> {
-    let chosen = tolerant(metadata, |text| {
+    let chosen = json::read(metadata, |text| {
         let mut deserializer = serde_json::Deserializer::from_str(text);
         let chosen = deserializer.deserialize_map(Choice(wanted))?;
         deserializer.end()?;
@@ -117,93 +118,12 @@ impl<'de> Visitor<'de> for Choice<'_> {
 pub fn has_values(metadata: &Map<String, Value>, wanted: &Map<String, Value>) -> bool {
     wanted
         .iter()
-        .all(|(key, value)| equal(metadata.get(key).unwrap_or(&Value::Null), value))
+        .all(|(key, value)| json::equal(metadata.get(key).unwrap_or(&Value::Null), value))
 }
 
-/// Parses JSON as Python writes it, that is with bare `NaN` and `Infinity`.
-///
-/// Those become strings that no caller's value equals: NaN equals nothing, and a comparison with
-/// an infinity is not offered.
+/// Parses metadata, or the values wanted of it, as Python writes them.
 pub fn parse(text: &str) -> serde_json::Result<Map<String, Value>> {
-    tolerant(text, |text| serde_json::from_str(text))
-}
-
-/// Has `read` read a text; once more where it holds what only Python writes, with strings instead.
-fn tolerant<T>(text: &str, read: impl Fn(&str) -> serde_json::Result<T>) -> serde_json::Result<T> {
-    match read(text) {
-        Ok(object) => Ok(object),
-        Err(first) if first.is_syntax() => {
-            let mut strict = String::with_capacity(text.len() + 32);
-            let mut in_string = false;
-            let mut rest = text;
-            while let Some(c) = rest.chars().next() {
-                let token = ["-Infinity", "Infinity", "NaN"]
-                    .into_iter()
-                    .find(|token| !in_string && rest.starts_with(token));
-                if let Some(token) = token {
-                    strict.push_str("\"\\u0000not a finite number\"");
-                    rest = &rest[token.len()..];
-                    continue;
-                }
-                let taken = match c {
-                    '\\' if in_string => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
-                    _ => c.len_utf8(),
-                };
-                in_string ^= c == '"';
-                strict.push_str(&rest[..taken]);
-                rest = &rest[taken..];
-            }
-            read(&strict).map_err(|_| first)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Equality as Python sees it: `1 == 1.0 == True`, and the order of keys does not matter.
-pub(super) fn equal(a: &Value, b: &Value) -> bool {
-    match (a, b) {
-        (Value::Array(a), Value::Array(b)) => {
-            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b))
-        }
-        (Value::Object(a), Value::Object(b)) => {
-            a.len() == b.len()
-                && a.iter()
-                    .all(|(key, a)| b.get(key).is_some_and(|b| equal(a, b)))
-        }
-        (Value::Bool(_) | Value::Number(_), Value::Bool(_) | Value::Number(_)) => {
-            number(a) == number(b)
-        }
-        _ => a == b,
-    }
-}
-
-/// A number such that equal ones have one form.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Number {
-    /// Every whole number, however it is written, that fits.
-    Integer(i128),
-    /// All others.
-    Float(f64),
-}
-
-/// The number that a value is to Python, to which a bool is one.
-pub(super) fn number(value: &Value) -> Option<Number> {
-    if let Value::Bool(truth) = value {
-        return Some(Number::Integer(i128::from(*truth)));
-    }
-    if let Some(whole) = value.as_i64() {
-        return Some(Number::Integer(i128::from(whole)));
-    }
-    if let Some(whole) = value.as_u64() {
-        return Some(Number::Integer(i128::from(whole)));
-    }
-    let float = value.as_f64()?;
-    // Below 2^126 the conversion is exact.
-    Some(if float.fract() == 0.0 && float.abs() < 8.5e37 {
-        Number::Integer(float as i128)
-    } else {
-        Number::Float(float)
-    })
+    json::read(text, |text| serde_json::from_str(text))
 }
 
 #[cfg(test)]
@@ -245,6 +165,12 @@ mod tests {
         let metadata = r#"{"a": NaN, "b\"NaN": [-Infinity, "Infinity \\"], "c": 1}"#;
         assert!(matches(metadata, json!({"c": 1})));
         assert!(!matches(metadata, json!({"a": null})));
+        let wanted = parse(r#"{"k": Infinity}"#).unwrap();
+        assert!(has_metadata(r#"{"k": Infinity, "o": NaN}"#, &wanted).unwrap());
+        assert!(!has_metadata(r#"{"k": NaN}"#, &wanted).unwrap());
+        assert!(!has_metadata(r#"{"k": -Infinity}"#, &wanted).unwrap());
+        let wanted = parse(r#"{"k": NaN}"#).unwrap();
+        assert!(!has_metadata(r#"{"k": NaN}"#, &wanted).unwrap());
         assert!(has_metadata("{broken", &Map::new()).is_err());
     }
 

@@ -9,7 +9,7 @@ use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 
 use serde_json::{Map, Value};
 
-use super::filter::{Number, number};
+use super::json::{Number, number};
 
 /// Keys of which columns are kept; the ninth takes the place of all.
 const KEYS: usize = 8;
@@ -98,13 +98,14 @@ impl MetadataColumns {
 
 /// Hashes equal values, as Python sees them, alike.
 fn feed(value: &Value, hasher: &mut impl Hasher) {
+    match number(value) {
+        Some(Number::Integer(whole)) => return (1_u8, whole).hash(hasher),
+        Some(Number::Float(float)) => return (2_u8, float.to_bits()).hash(hasher),
+        Some(Number::Long(digits)) => return (3_u8, digits).hash(hasher),
+        None => {}
+    }
     match value {
-        Value::Null => 0_u8.hash(hasher),
-        Value::Bool(_) | Value::Number(_) => match number(value) {
-            Some(Number::Integer(whole)) => (1_u8, whole).hash(hasher),
-            Some(Number::Float(float)) => (2_u8, float.to_bits()).hash(hasher),
-            None => 3_u8.hash(hasher),
-        },
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0_u8.hash(hasher),
         Value::String(text) => (4_u8, text).hash(hasher),
         Value::Array(items) => {
             (5_u8, items.len()).hash(hasher);
@@ -127,13 +128,15 @@ fn feed(value: &Value, hasher: &mut impl Hasher) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::filter::{equal, parse};
+    use crate::store::filter::parse;
+    use crate::store::json::equal;
     use serde_json::json;
 
     #[test]
     fn what_is_equal_hashes_alike_and_nothing_else_does() {
         let columns = MetadataColumns::default();
         let big = 9_007_199_254_740_993_i64;
+        let odd = |text: &str| parse(&format!("{{\"k\": {text}}}")).unwrap()["k"].clone();
         let values = [
             json!(null),
             json!(false),
@@ -162,7 +165,20 @@ mod tests {
             json!(u64::MAX as f64),
             json!(1e300),
             json!("a"),
-        ];
+        ]
+        .into_iter()
+        .chain(
+            [
+                "Infinity",
+                "-Infinity",
+                "18446744073709551616",
+                "18446744073709551616.0",
+                "1e41",
+            ]
+            .map(odd),
+        )
+        .chain([odd(&"9".repeat(400))])
+        .collect::<Vec<_>>();
         for a in &values {
             for b in &values {
                 assert_eq!(columns.hash(a) == columns.hash(b), equal(a, b), "{a} {b}");

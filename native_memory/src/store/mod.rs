@@ -15,6 +15,7 @@ pub mod engine;
 pub mod error;
 pub mod filter;
 pub mod groups;
+mod json;
 mod log;
 mod metadata;
 pub mod mirror;

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 
 use rusqlite::functions::FunctionFlags;
 use rusqlite::{Connection, OptionalExtension};
+use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 use super::engine::Engine;
 use super::error::Result;
@@ -19,33 +20,39 @@ const MAX_WORDS: usize = 200;
 
 /// The index holds words and where they occur, not the texts again. It comes into being with the
 /// first search, and triggers keep it in step from then on: who never searches by words pays
-/// nothing for it. What it is made of, `spaced`, only this crate's connections know ([`register`]).
+/// nothing for it. What it is made of, `terms`, only this crate's connections know ([`register`]).
 ///
-/// Releases before had an index named `record_text`, of texts as they are.
+/// Releases before had indexes named `record_text`, of texts as they are, and `record_words`, of texts that
+/// were not composed.
 const INDEX: &str = "
 DROP TRIGGER IF EXISTS record_text_insert;
 DROP TRIGGER IF EXISTS record_text_delete;
 DROP TRIGGER IF EXISTS record_text_update;
 DROP TABLE IF EXISTS record_text;
-CREATE VIEW record_spaced AS SELECT record, spaced(content) AS content FROM records;
-CREATE VIRTUAL TABLE record_words USING fts5 (
-    content, content = 'record_spaced', content_rowid = 'record',
+DROP TRIGGER IF EXISTS record_words_insert;
+DROP TRIGGER IF EXISTS record_words_delete;
+DROP TRIGGER IF EXISTS record_words_update;
+DROP TABLE IF EXISTS record_words;
+DROP VIEW IF EXISTS record_spaced;
+CREATE VIEW record_contents AS SELECT record, terms(content) AS content FROM records;
+CREATE VIRTUAL TABLE record_terms USING fts5 (
+    content, content = 'record_contents', content_rowid = 'record',
     tokenize = 'unicode61 remove_diacritics 2'
 );
-CREATE TRIGGER record_words_insert AFTER INSERT ON records BEGIN
-    INSERT INTO record_words (rowid, content) VALUES (new.record, spaced(new.content));
+CREATE TRIGGER record_terms_insert AFTER INSERT ON records BEGIN
+    INSERT INTO record_terms (rowid, content) VALUES (new.record, terms(new.content));
 END;
-CREATE TRIGGER record_words_delete AFTER DELETE ON records BEGIN
-    INSERT INTO record_words (record_words, rowid, content)
-        VALUES ('delete', old.record, spaced(old.content));
+CREATE TRIGGER record_terms_delete AFTER DELETE ON records BEGIN
+    INSERT INTO record_terms (record_terms, rowid, content)
+        VALUES ('delete', old.record, terms(old.content));
 END;
-CREATE TRIGGER record_words_update AFTER UPDATE OF content ON records
+CREATE TRIGGER record_terms_update AFTER UPDATE OF content ON records
 WHEN old.content IS NOT new.content BEGIN
-    INSERT INTO record_words (record_words, rowid, content)
-        VALUES ('delete', old.record, spaced(old.content));
-    INSERT INTO record_words (rowid, content) VALUES (new.record, spaced(new.content));
+    INSERT INTO record_terms (record_terms, rowid, content)
+        VALUES ('delete', old.record, terms(old.content));
+    INSERT INTO record_terms (rowid, content) VALUES (new.record, terms(new.content));
 END;
-INSERT INTO record_words (record_words) VALUES ('rebuild');
+INSERT INTO record_terms (record_terms) VALUES ('rebuild');
 ";
 
 /// Teaches a connection the function that the index is made with.
@@ -53,9 +60,13 @@ pub fn register(connection: &Connection) -> rusqlite::Result<()> {
     let flags = FunctionFlags::SQLITE_UTF8
         | FunctionFlags::SQLITE_DETERMINISTIC
         | FunctionFlags::SQLITE_INNOCUOUS;
-    connection.create_scalar_function("spaced", 1, flags, |context| {
-        Ok(spaced(context.get_raw(0).as_str()?).into_owned())
-    })
+    // An index of before calls it `spaced`, until a search replaces it.
+    for name in ["terms", "spaced"] {
+        connection.create_scalar_function(name, 1, flags, |context| {
+            Ok(terms(context.get_raw(0).as_str()?).into_owned())
+        })?;
+    }
+    Ok(())
 }
 
 /// Whether a letter is of a script that has no spaces between words, or (Hangul) has them between
@@ -75,10 +86,29 @@ fn is_unspaced(c: char) -> bool {
         | '\u{20000}'..='\u{3ffff}') // further ideographs
 }
 
-/// The text with each letter of such a script standing alone, as a word.
-fn spaced(text: &str) -> Cow<'_, str> {
-    if !text.contains(is_unspaced) {
+/// Whether it is a vowel or another point of Hebrew or Arabic, which most texts leave out. The index's
+/// tokenizer would take a word apart there.
+fn is_point(c: char) -> bool {
+    matches!(c, '\u{591}'..='\u{5bd}' | '\u{5bf}'..='\u{5c7}' | '\u{610}'..='\u{61a}' | '\u{640}'
+        | '\u{64b}'..='\u{65f}' | '\u{670}' | '\u{6d6}'..='\u{6dc}' | '\u{6df}'..='\u{6ed}')
+}
+
+/// The text in its composed form (NFC), whichever it is written in, and without points.
+fn composed(text: &str) -> Cow<'_, str> {
+    let is_so = text.is_ascii()
+        || (is_nfc_quick(text.chars()) == IsNormalized::Yes && !text.contains(is_point));
+    if is_so {
         return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.nfc().filter(|&c| !is_point(c)).collect())
+}
+
+/// What the index is made of: the composed text, with each letter of a script without spaces standing
+/// alone, as a word.
+fn terms(text: &str) -> Cow<'_, str> {
+    let text = composed(text);
+    if !text.contains(is_unspaced) {
+        return text;
     }
     let mut out = String::with_capacity(2 * text.len());
     for c in text.chars() {
@@ -120,10 +150,10 @@ impl Engine {
             }
             let mut matches = snapshot.prepare_cached(
                 "SELECT r.record, s.path, c.names, r.metadata, r.created_at, r.source,
-                     r.private, -bm25(record_words) AS score
-                 FROM record_words JOIN records r ON r.record = record_words.rowid
+                     r.private, -bm25(record_terms) AS score
+                 FROM record_terms JOIN records r ON r.record = record_terms.rowid
                  JOIN scopes s ON s.id = r.scope JOIN category_sets c ON c.id = r.categories
-                 WHERE record_words MATCH ?1 ORDER BY score DESC, r.id",
+                 WHERE record_terms MATCH ?1 ORDER BY score DESC, r.id",
             )?;
             let mut rows = matches.query([words])?;
             let mut found = Vec::new();
@@ -141,7 +171,7 @@ impl Engine {
 
 fn is_indexed(connection: &Connection) -> Result<bool> {
     let found = connection
-        .prepare_cached("SELECT 1 FROM sqlite_schema WHERE name = 'record_words'")?
+        .prepare_cached("SELECT 1 FROM sqlite_schema WHERE name = 'record_terms'")?
         .query_row([], |_| Ok(()))
         .optional()?;
     Ok(found.is_some())
@@ -191,8 +221,10 @@ fn admits(filter: &Filter, row: &rusqlite::Row<'_>) -> Result<bool> {
 /// Zhou, "On the use of words and n-grams for Chinese information retrieval", IRAL 2000).
 fn any_of(query: &str) -> Option<String> {
     let mut seen = HashSet::new();
-    let words: Vec<String> = query
-        .split(|c: char| !c.is_alphanumeric())
+    // The index leaves marks out where a letter has no composed form with them.
+    let is_mark = |c| matches!(c, '\u{300}'..='\u{36f}');
+    let words: Vec<String> = composed(query)
+        .split(|c: char| !c.is_alphanumeric() && !is_mark(c))
         .flat_map(words)
         .filter(|word| seen.insert(word.to_lowercase()))
         .take(MAX_WORDS)
@@ -237,7 +269,26 @@ mod tests {
             query,
             expected.map(|word| format!("\"{word}\"")).join(" OR ")
         );
-        assert_eq!(spaced("no, né"), "no, né");
-        assert_eq!(spaced("a東京b"), "a 東  京 b");
+        assert_eq!(terms("no, né"), "no, né");
+        assert_eq!(terms("a東京b"), "a 東  京 b");
+    }
+
+    #[test]
+    fn it_makes_no_difference_in_which_form_a_text_is_written() {
+        for text in [
+            "résumé Besançon",
+            "Việt",
+            "서울에서",
+            "がぎぐ",
+            "x\u{302}y",
+            "שלום",
+            "سلام",
+        ] {
+            let apart: String = text.nfd().collect();
+            assert_eq!(terms(&apart), terms(text));
+            assert_eq!(any_of(&apart), any_of(text));
+        }
+        assert_eq!(any_of("שָׁלוֹם סَلَام"), any_of("שלום סلام"));
+        assert_eq!(any_of("x\u{302}y").as_deref(), Some("\"x\u{302}y\""));
     }
 }
