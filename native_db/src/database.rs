@@ -198,8 +198,10 @@ pub fn load_memories(connection: &Connection, task: &str, limit: usize) -> Resul
 
 /// The memories with any of the words of a text, the best match first.
 pub fn search_memories(connection: &Connection, text: &str, limit: usize) -> Result<Vec<Memory>> {
+    // SQLite ends a query at a NUL.
     let words: Vec<_> = text
-        .split_whitespace()
+        .split(|c: char| c.is_whitespace() || c == '\0')
+        .filter(|word| !word.is_empty())
         .map(|word| format!("\"{}\"", word.replace('"', "\"\"")))
         .collect();
     if words.is_empty() {
@@ -275,7 +277,11 @@ mod tests {
         let found = |text| search_memories(&db, text, 9).unwrap().len();
         assert_eq!(found("RIVER"), 1);
         assert_eq!(found("river\" OR invoice NEAR("), 2);
-        assert_eq!(found("  "), 0);
+        for blank in ["  ", "\0", " \0\0 "] {
+            assert_eq!(found(blank), 0);
+        }
+        assert_eq!(found("a\0b"), 0);
+        assert_eq!(found("\0invoice\0river"), 2);
         db.execute("DELETE FROM crewai_memories", []).unwrap();
         assert_eq!(found("river"), 0);
     }

@@ -340,6 +340,8 @@ class TestMemories:
             "pay the invoice",
         ]
         assert database.search_memories("nobody") == []
+        assert len(database.search_memories("no\0berlin")) == 2
+        assert database.search_memories("\0") == []
         assert len(database.search_memories("berlin", limit=1)) == 1
 
 
