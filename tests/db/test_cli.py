@@ -93,6 +93,73 @@ def test_what_cannot_be_read_is_told_and_fails(saved):
     assert log.health == "ok"
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(
+            (name, option)
+            for name in ("stats", "check", "vacuum")
+            for option in ("--store", "--replay", "--checkpoints")
+        ),
+        ("prune", "--keep", 1, "--store"),
+        ("prune", "--keep-runs", 1, "--replay"),
+        ("prune", "--checkpoints"),
+        ("export", "--store"),
+        ("export", "out", "--checkpoints"),
+    ],
+    ids=lambda command: " ".join(map(str, command)),
+)
+def test_what_is_named_and_not_there_is_an_error_that_names_it(
+    crewai_home, tmp_path, monkeypatch, command
+):
+    monkeypatch.chdir(tmp_path)
+    done = run(*command, "nosuch.db")
+    assert done.exit_code == 1
+    assert "nosuch.db: there is no such" in done.stderr
+    assert not list(tmp_path.glob("nosuch*"))
+    assert not Path("out").exists()
+
+
+def test_what_is_not_there_yet_by_default_is_no_error(crewai_home):
+    for command in (["stats"], ["check"], ["vacuum"], ["export"], ["prune", "--keep", "1"]):
+        assert run(*command).exit_code == 0
+
+
+def test_checkpoints_are_not_looked_for_in_any_file(tmp_path):
+    (tmp_path / "notes").write_text("Dear diary")
+    done = run("check", "--checkpoints", tmp_path / "notes")
+    assert done.exit_code == 1
+    assert "this is neither" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--keep", 0),
+        ("--keep", 2**32),
+        ("--keep-runs", 0),
+        ("--keep-runs", 99999999999),
+        ("--older-than", "inf"),
+        ("--older-than", "nan"),
+        ("--older-than", "1e30"),
+        ("--older-than", -1),
+    ],
+    ids=str,
+)
+def test_a_number_that_cannot_be_computed_with_is_a_wrong_use(saved, option):
+    done = run("prune", *option)
+    assert done.exit_code == 2
+    assert option[0] in done.stderr
+
+
+def test_the_largest_numbers_drop_nothing(saved):
+    done = run(
+        *("prune", "--keep", 2**32 - 1, "--keep-runs", 2**32 - 1, "--older-than", 100_000_000)
+    )
+    assert done.exit_code == 0, done.output
+    assert "0 states dropped" in done.stdout
+
+
 def test_health_and_metrics_of_what_is_there(saved):
     states, _ = plugin.crewai_native_health()
     assert states.health == "ok"

@@ -30,6 +30,16 @@ Checkpoints = Annotated[
     typer.Option("--checkpoints", help="A location of checkpoints, as CheckpointConfig has it."),
 ]
 _DAY = 86_400 * 10**6
+_MOST = 2**32 - 1
+# Days. Times are 64 bits of microseconds.
+_LONGEST = 100_000_000
+
+
+def _age(days: float | None) -> float | None:
+    # Not a number is neither less nor more than anything, so bounds alone let it pass.
+    if days is not None and not 0 <= days <= _LONGEST:
+        raise typer.BadParameter(f"{days} is not in the range 0<=x<={_LONGEST}.")
+    return days
 
 
 @app.command()
@@ -85,14 +95,19 @@ def prune(
     store: States = None,
     replay: Replay = None,
     keep: Annotated[
-        int | None, typer.Option(min=1, help="States of each flow to keep, the newest.")
+        int | None, typer.Option(min=1, max=_MOST, help="States of each flow to keep, the newest.")
     ] = None,
     older_than: Annotated[
         float | None,
-        typer.Option(min=0, metavar="DAYS", help="Drop flows untouched for so many days."),
+        typer.Option(callback=_age, metavar="DAYS", help="Drop flows untouched for so many days."),
     ] = None,
     keep_runs: Annotated[
-        int | None, typer.Option(min=1, help="Runs of each project to keep in the replay log.")
+        int | None,
+        typer.Option(
+            min=1,
+            max=_MOST,
+            help="Runs of each project to keep in the replay log; crewai reset-memories -k drops all.",
+        ),
     ] = None,
     *,
     checkpoints: Annotated[
@@ -116,7 +131,7 @@ def prune(
         if keep_runs is not None:
             _console.stdout().print(f"{files['replay log'].prune(keep_runs)} runs dropped")
         if checkpoints is not None:
-            place = places.of(checkpoints)
+            place = places.of(_location(checkpoints))
             dropped = places.reclaim(place, _native.CheckpointStore(place.store))
             _console.stdout().print(f"data of {dropped} checkpoints dropped")
 
@@ -154,7 +169,7 @@ def export(
         if file is None:
             raise typer.BadParameter("--checkpoints needs a place to write to")
         with _told():
-            count = exports.checkpoints(checkpoints, file)
+            count = exports.checkpoints(_location(checkpoints), file)
         _console.stdout().print(f"{count} checkpoints written to {file}")
         return
     with _told():
@@ -173,20 +188,35 @@ def export(
 
 
 def _states(store: Path | None) -> str | Path:
-    return store if store is not None else plugin.flow_path()
+    return _there(store) if store is not None else plugin.flow_path()
 
 
 def _files(
     store: Path | None, replay: Path | None, checkpoints: Path | None = None
 ) -> dict[str, Any]:
-    log = replay if replay is not None else location.default_path("replay.db")
+    log = _there(replay) if replay is not None else location.default_path("replay.db")
     files: dict[str, Any] = {
         "flow states": _native.FlowStore(_states(store), True),
         "replay log": _native.ReplayStore(log, True),
     }
     if checkpoints is not None:
-        files["checkpoints"] = _native.CheckpointStore(places.of(checkpoints).store)
+        files["checkpoints"] = _native.CheckpointStore(places.of(_location(checkpoints)).store)
     return files
+
+
+def _there(path: Path) -> Path:
+    """What the user names has to be there; a default that nothing was written to yet need not."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file or directory")
+    return path
+
+
+def _location(path: Path) -> Path:
+    if not (_there(path).is_dir() or places.is_table(path)):
+        raise NotADirectoryError(
+            f"{path}: checkpoints are in a directory or in a SQLite file, and this is neither"
+        )
+    return path
 
 
 @contextmanager
