@@ -5,6 +5,9 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from crewai.state.provider.json_provider import JsonProvider
@@ -149,6 +152,44 @@ def ran(code, *args):
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, check=False
     )
+
+
+def test_runs_of_one_place_prune_it_one_after_another(tmp_path):
+    from crewai_native_db.checkpoints import writer
+
+    served, inside, gate = writer.CheckpointWriter(), threading.Lock(), threading.Barrier(6)
+
+    def stock():
+        assert inside.acquire(blocking=False)
+        time.sleep(0.001)
+        inside.release()
+        return 1
+
+    def prune(_):
+        gate.wait()
+        return sum(served.prune(str(tmp_path), 1, "main", stock) for _ in range(5))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(prune, range(6))) == [5] * 6
+    assert served.statistics()["pruned"] == 30
+
+
+def test_pruning_begins_again_where_another_process_was_faster(tmp_path):
+    from crewai_native_db.checkpoints import writer
+
+    served, fails = writer.CheckpointWriter(), 1
+
+    def stock():
+        nonlocal fails
+        fails -= 1
+        if fails >= 0:
+            raise FileNotFoundError("x.json")
+        return 3
+
+    assert served.prune(str(tmp_path), 1, "main", stock) == 3
+    fails = 2
+    with pytest.raises(FileNotFoundError, match=r"x\.json"):
+        served.prune(str(tmp_path), 1, "main", stock)
 
 
 @KINDS

@@ -148,6 +148,7 @@ class CheckpointWriter:
         self._lock = threading.Lock()
         self._runs: dict[int, tuple[weakref.ref[Any], _Run]] = {}
         self._stores: dict[Path, _native.CheckpointStore] = {}
+        self._pruning: dict[Path, threading.Lock] = {}
         # Of checkpoints that were read and of which no state was made yet.
         self._guardrails: dict[str, dict[str, Any]] = {}
         self._counts = dict.fromkeys(
@@ -247,13 +248,21 @@ class CheckpointWriter:
     def prune(self, location: str, _keep: int, branch: str, stock: Callable[[], int]) -> int:
         """Have CrewAI remove a branch's oldest checkpoints, and drop what they alone needed."""
         place = places.of(location)
-        before = place.ids(branch)
-        removed = stock()
-        gone = before - place.ids(branch)
-        if gone:
-            # Else a power cut could bring outlines back, and not their data.
-            place.settle(branch)
-            self._store(place.store).forget(sorted(gone))
+        with self._lock:
+            pruning = self._pruning.setdefault(place.store, threading.Lock())
+        # CrewAI's way looks at each file that it has listed, and another run may remove it meanwhile.
+        with pruning:
+            before = place.ids(branch)
+            try:
+                removed = stock()
+            except FileNotFoundError:
+                # One of another process. It fails before it removes anything.
+                removed = stock()
+            gone = before - place.ids(branch)
+            if gone:
+                # Else a power cut could bring outlines back, and not their data.
+                place.settle(branch)
+                self._store(place.store).forget(sorted(gone))
         self._count("pruned", removed)
         return removed
 
@@ -481,6 +490,7 @@ class CheckpointWriter:
     def _forget_parent(self) -> None:
         # In a forked child: the threads that held locks, and those that store, are not here.
         self._lock = threading.Lock()
+        self._pruning = {}
         self._runs = {}
 
 
