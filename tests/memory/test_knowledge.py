@@ -23,7 +23,7 @@ from crewai.rag.embeddings.providers.custom.embedding_callable import CustomEmbe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crewai_native_memory import DamagedStoreError, embedders, moving
+from crewai_native_memory import DamagedStoreError, NativeStorage, embedders, moving
 from crewai_native_memory.knowledge import NativeKnowledgeStorage, storage_for
 
 DIMENSIONS = 16
@@ -324,6 +324,28 @@ def test_a_collection_of_crewais_own_storage_is_brought_over(chroma, chroma_plac
     missing = moving.ChromaSource(chroma_place, "knowledge_nobody")
     moving.import_first(nobody._storage, lambda: missing)
     assert nobody.search(["ant"]) == []
+
+
+def test_passages_without_a_usable_vector_or_text_do_not_stop_the_others(tmp_path, monkeypatch):
+    class Collection:
+        def count(self):
+            return 4
+
+        def get(self, limit, offset, include):
+            return {
+                "ids": ["a", "b", "c", "d"][offset:],
+                "documents": ["one", "\udfff", None, "four"],
+                "metadatas": [None, None, {"n": 1}, None],
+                "embeddings": np.array([[1, 2], [3, 4], [5, 6], [np.nan, 8]], np.float32),
+            } | ({} if offset == 0 else {"ids": []})
+
+    source = moving.ChromaSource(tmp_path, "c")
+    monkeypatch.setattr(source, "open", lambda: (4, source._batches(Collection())))
+    storage = NativeStorage(tmp_path / "a.db")
+    report = moving.bring(storage, source)
+    found = {record.id: (record.content, record.embedding) for record in storage.list_records()}
+    assert found == {"a": ("one", [1, 2]), "c": ("", [5, 6]), "d": ("four", None)}
+    assert (report.imported, list(report.left), report.bare) == (3, ["b"], 1)
 
 
 def test_it_is_looked_for_where_crewai_keeps_it(crewai_home):
