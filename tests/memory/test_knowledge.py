@@ -23,7 +23,7 @@ from crewai.rag.embeddings.providers.custom.embedding_callable import CustomEmbe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crewai_native_memory import DamagedStoreError, NativeStorage, embedders, moving
+from crewai_native_memory import DamagedStoreError, NativeStorage, embedders, imports, sources
 from crewai_native_memory.knowledge import NativeKnowledgeStorage, storage_for
 
 DIMENSIONS = 16
@@ -312,8 +312,8 @@ def test_a_collection_of_crewais_own_storage_is_brought_over(chroma, chroma_plac
     stock.save(texts)
     embedder = Embedder()
     ours = knowledge(tmp_path, embedder, stock.collection_name)
-    source = moving.ChromaSource(chroma_place, f"knowledge_{stock.collection_name}")
-    moving.import_first(ours._storage, lambda: source)
+    source = sources.ChromaSource(chroma_place, f"knowledge_{stock.collection_name}")
+    imports.import_first(ours._storage, lambda: source)
     query = ["ant", "77"]
     found, expected = (s.search(query, limit=3, score_threshold=0) for s in (ours, stock))
     assert as_data(found) == as_data(expected)
@@ -321,8 +321,8 @@ def test_a_collection_of_crewais_own_storage_is_brought_over(chroma, chroma_plac
     ours.save(texts[:2])  # whose vectors they were is unknown
     assert embedder.embedded == texts[:2]
     nobody = knowledge(tmp_path, Embedder(), "nobody")
-    missing = moving.ChromaSource(chroma_place, "knowledge_nobody")
-    moving.import_first(nobody._storage, lambda: missing)
+    missing = sources.ChromaSource(chroma_place, "knowledge_nobody")
+    imports.import_first(nobody._storage, lambda: missing)
     assert nobody.search(["ant"]) == []
 
 
@@ -339,10 +339,10 @@ def test_passages_without_a_usable_vector_or_text_do_not_stop_the_others(tmp_pat
                 "embeddings": np.array([[1, 2], [3, 4], [5, 6], [np.nan, 8]], np.float32),
             } | ({} if offset == 0 else {"ids": []})
 
-    source = moving.ChromaSource(tmp_path, "c")
+    source = sources.ChromaSource(tmp_path, "c")
     monkeypatch.setattr(source, "open", lambda: (4, source._batches(Collection())))
     storage = NativeStorage(tmp_path / "a.db")
-    report = moving.bring(storage, source)
+    report = imports.bring(storage, source)
     found = {record.id: (record.content, record.embedding) for record in storage.list_records()}
     assert found == {"a": ("one", [1, 2]), "c": ("", [5, 6]), "d": ("four", None)}
     assert (report.imported, list(report.left), report.bare) == (3, ["b"], 1)

@@ -22,7 +22,7 @@ from crewai.memory.types import MemoryRecord
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crewai_native_memory import NativeStorage, moving, plugin
+from crewai_native_memory import NativeStorage, exports, imports, plugin, sources
 
 NOON = dt.datetime(2026, 1, 1, 12)  # noqa: DTZ001 - CrewAI's datetimes are naive UTC
 DIMENSIONS = 4
@@ -124,7 +124,7 @@ def test_every_operation_comes_after_it(lance, native, crewai_home, tmp_path):
         assert NativeStorage(storage.path).get_record("r1") is not None
         storage.close()
         shutil.rmtree(Path(storage.path).parent)
-        moving._settled.clear()
+        imports._settled.clear()
 
 
 def test_a_store_that_is_in_use_already_gets_nothing(lance, native):
@@ -159,7 +159,7 @@ def test_an_import_killed_half_way_is_finished_by_the_next_use(lance, native, sc
     lance.save(records)
     code = """
 import os, signal
-from crewai_native_memory import moving, plugin, storage
+from crewai_native_memory import plugin, storage
 save = storage.NativeStorage.save
 def save_and_die(self, records):
     save(self, records)
@@ -194,7 +194,7 @@ def test_a_store_that_cannot_be_read_is_told(crewai_home, native):
     table = crewai_home / "memory" / "memories.lance" / "data"
     table.mkdir(parents=True)
     (table / "x.lance").write_bytes(b"no table")
-    with pytest.raises(moving.MoveError, match="cannot read LanceDB table"):
+    with pytest.raises(sources.MoveError, match="cannot read LanceDB table"):
         native().count()
     assert native()._first is not None  # and tried again
 
@@ -209,7 +209,7 @@ def test_of_rows_with_one_id_the_newest_is_the_record(lance, native):
     storage = native()
     assert storage.get_record("r1").content == "new"
     assert storage.count() == 2
-    report = moving.bring(storage, moving.open_source(moving.default_directory()))
+    report = imports.bring(storage, sources.open_source(sources.default_directory()))
     assert (report.records, report.imported, report.duplicates) == (2, 0, 2)
 
 
@@ -288,7 +288,7 @@ def table(directory, rows, without=(), **types):
     )
     if "vector" in kept:
         made.alter_columns({"path": "numbers", "rename": "vector"})
-    return moving.LanceSource(directory)
+    return sources.LanceSource(directory)
 
 
 def test_an_importance_that_crewai_takes_and_cannot_read_does_not_stop_the_import(lance, native):
@@ -315,7 +315,7 @@ def test_what_a_row_lacks_is_what_crewai_takes_it_for(tmp_path, column, kind):
     source = table(tmp_path, [row(0) | {column: None}], without)
     storage = NativeStorage(tmp_path / "a.db")
     before = dt.datetime.now(dt.UTC).replace(tzinfo=None)
-    report = moving.bring(storage, source)
+    report = imports.bring(storage, source)
     assert (report.imported, report.left, report.bare) == (1, {}, 0)
     record = as_data(storage.get_record("r0"))
     stands = {"scope": "/", "importance": 0.5, "embedding": None}
@@ -401,15 +401,15 @@ def test_qdrant_points_that_cannot_be_read_stay_behind(crewai_home, native, monk
 
 def test_no_table_of_crewais_is_told(tmp_path):
     source = table(tmp_path, [row(0)], without=["content"])
-    with pytest.raises(moving.MoveError, match="is none of CrewAI's: it has no column 'content'"):
-        moving.bring(NativeStorage(tmp_path / "a.db"), source)
+    with pytest.raises(sources.MoveError, match="is none of CrewAI's: it has no column 'content'"):
+        imports.bring(NativeStorage(tmp_path / "a.db"), source)
 
 
 def test_vectors_of_another_length_than_the_stores_are_told(tmp_path):
     storage = NativeStorage(tmp_path / "a.db")
     storage.save([MemoryRecord(id="mine", content="x", embedding=[1.0, 2.0])])
-    with pytest.raises(moving.MoveError, match="4-dimensional vectors to 2-dimensional ones"):
-        moving.bring(storage, table(tmp_path, [row(0)]))
+    with pytest.raises(sources.MoveError, match="4-dimensional vectors to 2-dimensional ones"):
+        imports.bring(storage, table(tmp_path, [row(0)]))
 
 
 VECTORS = [[1.0, 0, 0, 0], None, [3.0, 0, 0, 0], [0.0, 0, 0, 0], [5.0, 0, 0, 6.0]]
@@ -429,7 +429,7 @@ VECTORS = [[1.0, 0, 0, 0], None, [3.0, 0, 0, 0], [0.0, 0, 0, 0], [5.0, 0, 0, 6.0
 def test_rows_without_a_vector_leave_the_others_theirs(tmp_path, column):
     rows = [row(n, vector=vector) for n, vector in enumerate(VECTORS)]
     storage = NativeStorage(tmp_path / "a.db")
-    moving.bring(storage, table(tmp_path, rows, vector=column))
+    imports.bring(storage, table(tmp_path, rows, vector=column))
     found = [storage.get_record(f"r{n}").embedding for n in range(len(rows))]
     assert found == [vector if vector and any(vector) else None for vector in VECTORS]
 
@@ -438,7 +438,7 @@ def test_vectors_that_are_none_are_left_out_and_counted(tmp_path):
     vectors = [[1.0, 2.0], [math.nan, 1.0], [1e39, 1.0], [1.0], [3.0, 4.0]]
     rows = [row(n, vector=vector) for n, vector in enumerate(vectors)]
     storage = NativeStorage(tmp_path / "a.db")
-    report = moving.bring(storage, table(tmp_path, rows, vector=pa.list_(pa.float64())))
+    report = imports.bring(storage, table(tmp_path, rows, vector=pa.list_(pa.float64())))
     found = [storage.get_record(f"r{n}").embedding for n in range(5)]
     assert found == [[1.0, 2.0], None, None, None, [3.0, 4.0]]
     assert (report.imported, report.bare, report.left) == (5, 3, {})
@@ -446,8 +446,8 @@ def test_vectors_that_are_none_are_left_out_and_counted(tmp_path):
 
 
 def test_a_place_that_holds_nothing_is_told(tmp_path):
-    with pytest.raises(moving.MoveError, match=r"expected a \.jsonl file, a directory"):
-        moving.open_source(tmp_path)
+    with pytest.raises(sources.MoveError, match=r"expected a \.jsonl file, a directory"):
+        sources.open_source(tmp_path)
 
 
 # --- exporting --------------------------------------------------------------------------------
@@ -481,9 +481,9 @@ def test_json_lines_bring_everything_back(tmp_path_factory, records):
     storage = NativeStorage(directory / "a.db")
     storage.save(records)
     path = directory / "records.jsonl"
-    assert moving.export_json_lines(storage, path) == storage.count()
+    assert exports.export_json_lines(storage, path) == storage.count()
     copy = NativeStorage(directory / "b.db")
-    moving.bring(copy, moving.open_source(path))
+    imports.bring(copy, sources.open_source(path))
     ours, theirs = (s.list_records(limit=100) for s in (storage, copy))
     assert [(r.id, r.embedding) for r in ours] == [(r.id, r.embedding) for r in theirs]
     assert ours == theirs
@@ -492,28 +492,28 @@ def test_json_lines_bring_everything_back(tmp_path_factory, records):
 def test_lancedb_gets_everything_back(tmp_path):
     storage = NativeStorage(tmp_path / "a.db")
     storage.save([make(number) for number in range(1200)])
-    assert moving.export_lance(storage, tmp_path / "lance") == 1200
+    assert exports.export_lance(storage, tmp_path / "lance") == 1200
     stock = LanceDBStorage(path=tmp_path / "lance", compact_every=0)
     assert everything(stock) == everything(storage)
-    with pytest.raises(moving.MoveError, match="holds a store already"):
-        moving.export_lance(storage, tmp_path / "lance")
+    with pytest.raises(sources.MoveError, match="holds a store already"):
+        exports.export_lance(storage, tmp_path / "lance")
     assert list(tmp_path.glob(".crewai-native-*")) == []
 
 
 def test_json_lines_are_read_strictly(tmp_path):
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps({"format": "crewai-native-memory", "version": 2}) + "\n")
-    with pytest.raises(moving.MoveError, match="this release reads crewai-native-memory up to 1"):
-        moving.bring(NativeStorage(tmp_path / "a.db"), moving.open_source(path))
+    with pytest.raises(sources.MoveError, match="this release reads crewai-native-memory up to 1"):
+        imports.bring(NativeStorage(tmp_path / "a.db"), sources.open_source(path))
     path.write_text('{"id": "1", "content": "fine"}\n{"id": "2"}\n')
-    with pytest.raises(moving.MoveError, match="line 2: 'content'"):
-        moving.bring(NativeStorage(tmp_path / "a.db"), moving.open_source(path))
+    with pytest.raises(sources.MoveError, match="line 2: 'content'"):
+        imports.bring(NativeStorage(tmp_path / "a.db"), sources.open_source(path))
 
 
 def test_an_export_overwrites_nothing(tmp_path):
     (tmp_path / "records.jsonl").write_text("mine")
     with pytest.raises(FileExistsError):
-        moving.export_json_lines(NativeStorage(tmp_path / "a.db"), tmp_path / "records.jsonl")
+        exports.export_json_lines(NativeStorage(tmp_path / "a.db"), tmp_path / "records.jsonl")
     assert (tmp_path / "records.jsonl").read_text() == "mine"
 
 
@@ -521,9 +521,9 @@ def test_json_lines_keep_numbers_that_are_not_finite(tmp_path):
     numbers = {"x": math.nan, "deep": [{"y": math.inf}, -math.inf]}
     storage = NativeStorage(tmp_path / "a.db")
     storage.save([make(1, metadata=numbers)])
-    moving.export_json_lines(storage, tmp_path / "records.jsonl")
+    exports.export_json_lines(storage, tmp_path / "records.jsonl")
     copy = NativeStorage(tmp_path / "b.db")
-    moving.bring(copy, moving.open_source(tmp_path / "records.jsonl"))
+    imports.bring(copy, sources.open_source(tmp_path / "records.jsonl"))
     # NaN equals nothing; its text does.
     assert repr(copy.get_record("r1").metadata) == repr(numbers)
 
@@ -531,11 +531,11 @@ def test_json_lines_keep_numbers_that_are_not_finite(tmp_path):
 def test_an_importance_out_of_bounds_comes_back_from_either_export(tmp_path):
     storage = NativeStorage(tmp_path / "a.db")
     storage.save([make(1), make(2).model_copy(update={"importance": 5})])
-    moving.export_json_lines(storage, tmp_path / "records.jsonl")
-    moving.export_lance(storage, tmp_path / "lance")
+    exports.export_json_lines(storage, tmp_path / "records.jsonl")
+    exports.export_lance(storage, tmp_path / "lance")
     for number, place in enumerate(("records.jsonl", "lance")):
         copy = NativeStorage(tmp_path / f"{number}.db")
-        moving.bring(copy, moving.open_source(tmp_path / place))
+        imports.bring(copy, sources.open_source(tmp_path / place))
         assert [copy.get_record(f"r{n}").importance for n in (1, 2)] == [0.25, 1.0]
     assert LanceDBStorage(path=tmp_path / "lance", compact_every=0).get_record("r2") is not None
 
@@ -543,14 +543,14 @@ def test_an_importance_out_of_bounds_comes_back_from_either_export(tmp_path):
 def test_a_line_that_cannot_be_stored_is_named(tmp_path):
     path = tmp_path / "records.jsonl"
     path.write_text('{"id": "1", "content": "fine"}\n{"id": "2", "content": "\\ud83d"}\n')
-    with pytest.raises(moving.MoveError, match=r"records\.jsonl, .*2.*: .*surrogate"):
-        moving.bring(NativeStorage(tmp_path / "a.db"), moving.open_source(path))
+    with pytest.raises(sources.MoveError, match=r"records\.jsonl, .*2.*: .*surrogate"):
+        imports.bring(NativeStorage(tmp_path / "a.db"), sources.open_source(path))
 
 
 def test_lancedb_gets_the_stores_dimension_wherever_its_first_vector_is(tmp_path):
     storage = NativeStorage(tmp_path / "a.db")
     storage.save([make(number, embedding=None) for number in range(1001)] + [make(5000)])
-    assert moving.export_lance(storage, tmp_path / "new" / "lance") == 1002
+    assert exports.export_lance(storage, tmp_path / "new" / "lance") == 1002
     stock = LanceDBStorage(path=tmp_path / "new" / "lance", compact_every=0)
     assert stock._vector_dim == DIMENSIONS
     assert [record.id for record, _ in stock.search(make(5000).embedding, limit=1)] == ["r5000"]
@@ -566,22 +566,22 @@ def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(LanceDBStorage, "save", fail)
-        patch.setattr(moving, "_line", fail)
+        patch.setattr(exports, "_line", fail)
         for export, name in (
-            (moving.export_lance, "lance"),
-            (moving.export_json_lines, "records.jsonl"),
+            (exports.export_lance, "lance"),
+            (exports.export_json_lines, "records.jsonl"),
         ):
             with pytest.raises(OSError, match="No space"):
                 export(storage, tmp_path / name)
     assert sorted(tmp_path.iterdir()) == before
-    assert moving.export_lance(storage, tmp_path / "lance") == 3
-    assert moving.export_json_lines(storage, tmp_path / "records.jsonl") == 3
+    assert exports.export_lance(storage, tmp_path / "lance") == 3
+    assert exports.export_json_lines(storage, tmp_path / "records.jsonl") == 3
 
 
 @pytest.mark.parametrize("name", ["o.json", "o.csv", "o.db", "o.SQLITE"])
 def test_a_directory_that_is_named_like_a_file_is_refused(tmp_path, name):
     storage = NativeStorage(tmp_path / "a.db")
-    with pytest.raises(moving.MoveError, match=r"expected a file that ends in \.jsonl, or a dir"):
-        moving.export_lance(storage, tmp_path / name)
+    with pytest.raises(sources.MoveError, match=r"expected a file that ends in \.jsonl, or a dir"):
+        exports.export_lance(storage, tmp_path / name)
     (tmp_path / name).mkdir()
-    assert moving.export_lance(storage, tmp_path / name) == 0  # it is one
+    assert exports.export_lance(storage, tmp_path / name) == 0  # it is one

@@ -12,7 +12,7 @@ import typer
 from rich.filesize import decimal
 
 from crewai_native.cli import _console
-from crewai_native_memory import StoreError, moving, plugin
+from crewai_native_memory import StoreError, exports, imports, plugin, sources
 from crewai_native_memory.storage import NativeStorage
 
 app = typer.Typer(help="Look after memory stores: sizes, checks, copies, moving over.")
@@ -120,9 +120,9 @@ def import_(
     The other store is only read. After an interruption, running it again brings what is missing.
     """
     with _told():
-        found = moving.open_source(moving.default_directory() if source is None else source)
+        found = sources.open_source(sources.default_directory() if source is None else source)
         storage = _open(store)
-        report = moving.bring(storage, found)
+        report = imports.bring(storage, found)
     if as_json:
         _console.write_json({"path": storage.path, **dataclasses.asdict(report)})
         return
@@ -142,9 +142,9 @@ def export(
         storage = _open(store)
         _existing(storage)
         if to.suffix.lower() == ".jsonl":
-            count = moving.export_json_lines(storage, to)
+            count = exports.export_json_lines(storage, to)
         else:
-            count = moving.export_lance(storage, to)
+            count = exports.export_lance(storage, to)
         typer.echo(f"{to}: {count} records")
 
 
@@ -218,6 +218,6 @@ def _told() -> Iterator[None]:
     """Turn what can go wrong into one line and exit status 1."""
     try:
         yield
-    except (StoreError, OSError, ValueError, moving.MoveError, _EmbedderError) as error:
+    except (StoreError, OSError, ValueError, sources.MoveError, _EmbedderError) as error:
         _console.complain(str(error))
         raise typer.Exit(1) from error

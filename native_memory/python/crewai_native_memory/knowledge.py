@@ -15,7 +15,7 @@ from crewai.knowledge.storage.base_knowledge_storage import BaseKnowledgeStorage
 from crewai.memory.types import MemoryRecord
 from pydantic import Field, PrivateAttr
 
-from crewai_native_memory import embedders, location, moving
+from crewai_native_memory import embedders, imports, location, sources
 from crewai_native_memory.storage import NativeStorage, _in_thread
 
 if TYPE_CHECKING:
@@ -250,18 +250,18 @@ def storage_for(
         return None
     storage = NativeKnowledgeStorage(embedder=embedder, collection_name=collection_name)
     if bring:
-        moving.import_first(storage._storage, lambda: _in_chroma(collection_name))  # noqa: SLF001
+        imports.import_first(storage._storage, lambda: _in_chroma(collection_name))  # noqa: SLF001
     return storage
 
 
-def _in_chroma(collection: str | None) -> moving.ChromaSource | None:
+def _in_chroma(collection: str | None) -> sources.ChromaSource | None:
     directory = location.default_path().parents[1]
     if not (directory / "chroma.sqlite3").is_file():
         return None
     from crewai.rag.chromadb.utils import _sanitize_collection_name
 
     name = f"knowledge_{collection}" if collection else "knowledge"
-    return moving.ChromaSource(directory, _sanitize_collection_name(name))
+    return sources.ChromaSource(directory, _sanitize_collection_name(name))
 
 
 def _configured_elsewhere() -> bool:

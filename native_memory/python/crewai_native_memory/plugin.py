@@ -122,10 +122,10 @@ def crewai_native_memory_storage(spec: str) -> NativeStorage | None:
     storage = open_store(place)
     if not _options.get("import", True):
         return storage
-    from crewai_native_memory import moving
+    from crewai_native_memory import imports, sources
 
-    directory = moving.default_directory() if place is None else Path(place).expanduser()
-    return moving.import_first(storage, lambda: moving.find(directory))
+    directory = sources.default_directory() if place is None else Path(place).expanduser()
+    return imports.import_first(storage, lambda: sources.find(directory))
 
 
 def open_store(place: str | None) -> NativeStorage:

@@ -1,13 +1,11 @@
-"""Bringing the records of CrewAI's other stores here, and taking them back.
+"""CrewAI's other stores, and files of records, read record by record.
 
-What is imported is only read: a LanceDB table through its own reader, a Qdrant shard as a copy,
+What is read stays as it is: a LanceDB table through its own reader, a Qdrant shard as a copy,
 because its reader writes. Nothing here imports either library before there is something to read.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import itertools
 import json
 import logging
@@ -21,23 +19,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from crewai_native_memory import location
-from crewai_native_memory.progress import progress
-from crewai_native_memory.storage import NativeStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from crewai.memory.types import MemoryRecord
 
 _logger = logging.getLogger("crewai_native_memory")
 
 BATCH: Final = 1000
-# Stores of this process that need not be asked again whether something has to be imported.
-_settled: set[str] = set()
-_LANCE_TABLE: Final = "memories"
+LANCE_TABLE: Final = "memories"
+# The first line of a JSON Lines file names these.
+FORMAT: Final = "crewai-native-memory"
+VERSION: Final = 1
 _QDRANT_VECTOR: Final = "memory"
-_FORMAT: Final = "crewai-native-memory"
-_VERSION: Final = 1
 # What making a record of a row raises where the row does not hold one.
 _UNREADABLE: Final = (
     ValueError,
@@ -48,12 +43,6 @@ _UNREADABLE: Final = (
     RecursionError,
 )
 _SQLITE_HEADER: Final = b"SQLite format 3\0"
-# Files that somebody asks for by these names are nothing that is written here.
-_OTHER_FILES: Final = {
-    *(".json", ".ndjson", ".csv", ".tsv", ".txt", ".parquet"),
-    *(".db", ".sqlite", ".sqlite3", ".zip", ".gz", ".zst"),
-}
-_NAMED: Final = 10
 
 
 class MoveError(Exception):
@@ -123,41 +112,6 @@ class Source(ABC):
         return None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Report:
-    """What an import did.
-
-    Attributes:
-        source: Where the records came from.
-        records: Records that the source holds.
-        imported: Those that were not here yet.
-        duplicates: Older rows of the source with the id of a newer one, left out.
-        left: Ids of records that cannot be read and stay behind in the source, with the reasons.
-        bare: Records that came without their vector, because it is none.
-    """
-
-    source: str
-    records: int
-    imported: int
-    duplicates: int
-    left: dict[str, str] = dataclasses.field(default_factory=dict)
-    bare: int = 0
-
-    def __str__(self) -> str:
-        """Return it in words."""
-        text = f"imported {self.imported} of {self.records} records from {self.source}"
-        if self.duplicates:
-            text += f", leaving out {self.duplicates} older rows with the id of a newer one"
-        if self.bare:
-            text += f", {self.bare} of them without their vector, which is none"
-        if self.left:
-            named = [f"{id_!r} ({why})" for id_, why in itertools.islice(self.left.items(), _NAMED)]
-            if len(self.left) > _NAMED:
-                named.append(f"and {len(self.left) - _NAMED} more, which the log names")
-            text += f"; {len(self.left)} cannot be read and stay behind there: {', '.join(named)}"
-        return text
-
-
 # --- the places where CrewAI keeps memories ---------------------------------------------------
 
 
@@ -176,7 +130,7 @@ def find(directory: Path) -> Source | None:
 
     Only file names are looked at.
     """
-    if any((directory / f"{_LANCE_TABLE}.lance" / "data").glob("*.lance")):
+    if any((directory / f"{LANCE_TABLE}.lance" / "data").glob("*.lance")):
         return LanceSource(directory)
     for place in (directory, directory / "qdrant-edge"):
         if _shards(place):
@@ -205,7 +159,7 @@ def open_source(place: Path) -> Source:
     if found is None:
         raise MoveError(
             f"{place}: expected a .jsonl file, a directory with a LanceDB table "
-            f"({_LANCE_TABLE}.lance) or a directory of Qdrant-edge shards (central, worker-*)"
+            f"({LANCE_TABLE}.lance) or a directory of Qdrant-edge shards (central, worker-*)"
         )
     return found
 
@@ -227,13 +181,13 @@ class LanceSource(Source):
     @property
     def name(self) -> str:
         """What it is and where, for people."""
-        return f"LanceDB table {self._directory / _LANCE_TABLE}.lance"
+        return f"LanceDB table {self._directory / LANCE_TABLE}.lance"
 
     def open(self) -> tuple[int, Iterator[list[MemoryRecord]]]:
         """Read which rows are current, then let the records be read in batches."""
         import lancedb
 
-        table = lancedb.connect(str(self._directory)).open_table(_LANCE_TABLE)
+        table = lancedb.connect(str(self._directory)).open_table(LANCE_TABLE)
         # This version and no later one, whoever writes meanwhile.
         table.checkout(table.version)
         # CrewAI does without any of the other columns.
@@ -379,7 +333,7 @@ class ChromaSource(Source):
 
 
 class JsonLinesSource(Source):
-    """A file that :func:`export_json_lines` wrote, or any with a memory record in each line.
+    """A file that :func:`~crewai_native_memory.exports.export_json_lines` wrote, or any with a memory record in each line.
 
     Whoever names a file can put a line right: none is left out.
     """
@@ -420,10 +374,10 @@ class JsonLinesSource(Source):
         if not line.startswith('{"format"'):
             return False
         header = json.loads(line)
-        if header["format"] != _FORMAT or header["version"] > _VERSION:
+        if header["format"] != FORMAT or header["version"] > VERSION:
             raise MoveError(
                 f"{self._path}: format {header['format']} {header['version']}; "
-                f"this release reads {_FORMAT} up to {_VERSION}"
+                f"this release reads {FORMAT} up to {VERSION}"
             )
         return True
 
@@ -498,214 +452,3 @@ def _batched(records: Iterable[MemoryRecord]) -> Iterator[list[MemoryRecord]]:
     rest = iter(records)
     while batch := list(itertools.islice(rest, BATCH)):
         yield batch
-
-
-# --- importing --------------------------------------------------------------------------------
-
-
-def bring(storage: NativeStorage, source: Source) -> Report:
-    """Save the records of another store here, unless their ids are here already.
-
-    Each batch is kept: a second call after an interruption brings what is missing. Records of a
-    store that cannot be read stay behind there; the log and the report name them.
-
-    Raises:
-        MoveError: The source cannot be read, or a line of a file; or this store's embeddings have
-            another length.
-    """
-    imported = 0
-    with _reading(source):
-        count, batches = source.open()
-    with progress(f"Importing {source.name}", count) as advance:
-        rest = iter(batches)
-        while True:
-            with _reading(source):
-                batch = next(rest, None)
-            if batch is None:
-                break
-            new = [record for record in batch if storage.get_record(record.id) is None]
-            imported += _save(storage, new, source)
-            advance(len(batch))
-    return Report(source.name, count, imported, source.duplicates, source.left, source.bare)
-
-
-@contextmanager
-def _reading(source: Source) -> Iterator[None]:
-    """Name the source in whatever its library raises."""
-    try:
-        yield
-    except MoveError:
-        raise
-    except Exception as error:
-        raise MoveError(f"cannot read {source.name}: {error}") from error
-
-
-def _save(storage: NativeStorage, records: list[MemoryRecord], source: Source) -> int:
-    """Save the records that can be saved; give their number."""
-    from crewai_native_memory.records import EmbeddingDimensionMismatchError
-
-    try:
-        storage.save(records)
-    except EmbeddingDimensionMismatchError as error:
-        raise MoveError(
-            f"cannot bring {source.name} to {storage.path}: {error.new_dim}-dimensional vectors to "
-            f"{error.stored_dim}-dimensional ones; choose another store, or embed one of the two "
-            "anew with `crewai-native memory reembed`"
-        ) from error
-    except ValueError as error:
-        if len(records) == 1:
-            source.leave(records[0].id, error)
-            return 0
-        # Some hold what CrewAI writes and no text can, such as half a surrogate pair.
-        return sum(_save(storage, [record], source) for record in records)
-    return len(records)
-
-
-def import_first(storage: NativeStorage, look: Callable[[], Source | None]) -> NativeStorage:
-    """Have the records that a look finds elsewhere imported when the storage is first used.
-
-    That happens once for a store, which remembers it, and only to one without records: its users
-    would otherwise find some that they had not put there. Whoever uses the storage meanwhile
-    waits.
-    """
-    if storage.path not in _settled:
-        source = look()
-        if source is not None:
-            storage.do_first(functools.partial(_import_once, storage.path, source))
-    return storage
-
-
-def _import_once(path: str, source: Source) -> None:
-    from crewai_core.lock_store import lock
-
-    storage = NativeStorage(path)
-    if _is_due(storage):
-        # Whoever waits needs the records, however long the import takes.
-        with lock(f"crewai-native-import:{path}", timeout=24 * 3600):
-            if _is_due(storage):
-                _remember(storage, source, "running")
-                report = bring(storage, source)
-                _remember(storage, source, "done", left=len(report.left))
-                level = logging.WARNING if report.left else logging.INFO
-                _logger.log(level, "%s. %s stays as it is", report, source.name)
-    _settled.add(path)
-
-
-def _is_due(storage: NativeStorage) -> bool:
-    state = _state(storage)
-    return state == "running" or (state is None and storage.count() == 0)
-
-
-def _state(storage: NativeStorage) -> str | None:
-    text = storage.note("import")
-    return None if text is None else str(json.loads(text)["state"])
-
-
-def _remember(storage: NativeStorage, source: Source, state: str, left: int = 0) -> None:
-    note = {"state": state, "source": source.name} | ({"left": left} if left else {})
-    storage.set_note("import", json.dumps(note))
-
-
-# --- exporting --------------------------------------------------------------------------------
-
-
-def export_json_lines(storage: NativeStorage, path: Path) -> int:
-    """Write every record as a line of JSON, embeddings included; give the number of records.
-
-    Raises:
-        FileExistsError: There is such a file.
-    """
-    count = 0
-    path.open("x").close()
-    try:
-        with snapshot(storage, path) as (copy, draft):
-            with (
-                draft.open("w", encoding="utf-8") as out,
-                progress(f"Exporting to {path}", copy.count()) as advance,
-            ):
-                out.write(json.dumps({"format": _FORMAT, "version": _VERSION}) + "\n")
-                for batch in _oldest_first(copy):
-                    out.writelines(map(_line, batch))
-                    count += len(batch)
-                    advance(len(batch))
-            draft.replace(path)
-    except BaseException:
-        path.unlink()
-        raise
-    return count
-
-
-def _line(record: MemoryRecord) -> str:
-    # Pydantic would make null of numbers that are not finite.
-    row = record.model_dump(mode="json", exclude={"metadata"})
-    row["metadata"] = record.metadata
-    row["embedding"] = record.embedding
-    return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def export_lance(storage: NativeStorage, directory: Path) -> int:
-    """Write every record into a new LanceDB store of CrewAI's; give the number of records.
-
-    Raises:
-        MoveError: There is a store: LanceDB would keep old and new rows of one id side by side.
-            Or it is a file, or named like one.
-    """
-    like_a_file = directory.exists() or directory.suffix.lower() in _OTHER_FILES
-    if like_a_file and not directory.is_dir():
-        raise MoveError(
-            f"{directory}: expected a file that ends in .jsonl, or a directory for a LanceDB store"
-        )
-    name = f"{_LANCE_TABLE}.lance"
-    if find(directory) is not None or (directory / name).exists():
-        raise MoveError(f"{directory} holds a store already; choose an empty directory")
-    from crewai.memory.storage.lancedb_storage import LanceDBStorage
-
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with snapshot(storage, directory) as (copy, draft):
-        # From the first records CrewAI tells the length of all; those may have no embedding.
-        target = LanceDBStorage(path=draft, vector_dim=copy.stats().dimension, compact_every=0)
-        with progress(f"Exporting to {directory}", copy.count()) as advance:
-            for batch in _oldest_first(copy):
-                target.save([_within_bounds(record) for record in batch])
-                count += len(batch)
-                advance(len(batch))
-        directory.mkdir(exist_ok=True)
-        if count:
-            (draft / name).rename(directory / name)
-    return count
-
-
-def _within_bounds(record: MemoryRecord) -> MemoryRecord:
-    """The record as CrewAI can read it: its ``update`` admits an importance that it refuses."""
-    importance = min(1.0, max(0.0, record.importance))
-    if importance == record.importance:
-        return record
-    return record.model_copy(update={"importance": importance})
-
-
-@contextmanager
-def snapshot(storage: NativeStorage, beside: Path) -> Iterator[tuple[NativeStorage, Path]]:
-    """A copy of a live store, of one moment, and a place for what is made of it.
-
-    Args:
-        storage: The store.
-        beside: What is made in the end: the place is on its file system, and what is left there
-            goes with the block, so that nothing half-done is found at ``beside``.
-    """
-    with tempfile.TemporaryDirectory(prefix=".crewai-native-", dir=beside.parent) as directory:
-        path = Path(directory) / "memory.db"
-        storage.backup(path)
-        copy = NativeStorage(path)
-        try:
-            yield copy, Path(directory) / "draft"
-        finally:
-            copy.close()
-
-
-def _oldest_first(storage: NativeStorage) -> Iterator[list[MemoryRecord]]:
-    end = storage.count()
-    while end > 0:
-        start = max(0, end - BATCH)
-        yield storage.list_records(limit=end - start, offset=start)[::-1]
-        end = start
