@@ -90,6 +90,49 @@ def test_a_fork_before_and_after_first_use_and_in_the_middle_of_a_batch(tmp_path
     assert output == "well\n"
 
 
+def test_a_fork_inside_an_item_runs_nothing_of_its_batch(tmp_path: Path) -> None:
+    """Not where it runs a batch of its own, asks a model, or goes on after the item."""
+    output = run(
+        tmp_path,
+        """
+        import json, re
+        from crewai_native.testing import ScriptedLLM
+
+        here, main = sys.path[0], os.getpid()
+        ran = os.open(os.path.join(here, "ran"), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+
+        def inner():
+            assert map_crew(Doing, [{"n": n} for n in range(4)], concurrency=2).outputs == [0, 1, 2, 3]
+
+        def ask():
+            for _ in range(20):
+                ScriptedLLM("Done.").call("x")
+
+        class Forking(Doing):
+            def kickoff(self, inputs):
+                n = inputs["n"]
+                os.write(ran, f"{n} {os.getpid() == main}\\n".encode())
+                if n < 2:
+                    child([inner, ask][n])
+                if n == 2 and not (pid := os.fork()):
+                    return "the child's"
+                if n == 2:
+                    assert os.waitpid(pid, 0)[1] == 0
+                return n
+
+        numbers = [{"n": n} for n in range(8)]
+        journal = os.path.join(here, "journal")
+        assert map_crew(Forking, numbers, concurrency=1, resume=journal).outputs == list(range(8))
+        lines = sorted(open(os.path.join(here, "ran")).read().splitlines())
+        assert lines == [f"{n} True" for n in range(8)], lines
+        indices = re.findall(rb'"index":(\\d+)', open(journal, "rb").read())
+        assert [int(index) for index in indices] == list(range(8)), indices
+        print("well")
+        """,
+    )
+    assert output == "well\n"
+
+
 def test_the_process_ends_while_a_batch_runs(tmp_path: Path) -> None:
     began = time.monotonic()
     output = run(

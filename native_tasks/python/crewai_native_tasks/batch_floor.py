@@ -50,6 +50,7 @@ class Hall:
 
     def __init__(self, slots: int) -> None:
         self.floor = Floor(slots)
+        self._process = os.getpid()
         self._batches: weakref.WeakValueDictionary[int, Work] = weakref.WeakValueDictionary()
         # What each thread is at.
         self._at: dict[threading.Thread, tuple[int, int]] = {}
@@ -148,12 +149,15 @@ class Hall:
                     work.work(ticket)
                 # Nothing of a batch is kept alive by a thread that waits for another.
                 del work
+                if os.getpid() != self._process:
+                    return  # the item has forked, and its child came back: the rest is the parent's
                 del self._at[me]
                 floor.back()
             if not self._at:
                 self.take_heap_back()
         finally:
-            self._gone(me)
+            if os.getpid() == self._process:
+                self._gone(me)
 
     def _gone(self, thread: threading.Thread) -> None:
         held = self._at.pop(thread, None)

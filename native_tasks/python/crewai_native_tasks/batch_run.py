@@ -104,7 +104,9 @@ class Run:
         self._journal = journal
         self._notify = notify
         self._around = scope_of_run.get()
-        self._within = _item.get()
+        within = _item.get()
+        # The item of a parent process, of which this is a fork, has none of its threads here.
+        self._within = within if within is not None and within[0] is self.hall else None
         self.scope = Scope(self._around)
         # Weakly: what a scope holds is beyond the reach of Python's collector.
         me = weakref.ref(self)
@@ -339,6 +341,8 @@ class Run:
         try:
             with running(job.scope):
                 outcome = self._kickoff(job)
+                if os.getpid() != self._process:
+                    return  # a fork that goes on after the item: the outcome is the parent's to tell
                 if not self._floor.claim(self.number, ticket):
                     return
                 job.claimed = True
@@ -374,6 +378,8 @@ class Run:
         self._tell()
 
     def _observe(self, seconds: float, error: BaseException | None) -> None:
+        if os.getpid() != self._process:
+            return  # a model that a forked child of the item has asked
         from crewai.llms.retry import _ThrottlingErrorClassifier
 
         refused = error is not None and _ThrottlingErrorClassifier.is_throttling_error(error)
