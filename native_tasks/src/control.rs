@@ -136,6 +136,20 @@ impl<H> Scope<H> {
         }
     }
 
+    /// Returns how long it is until the time of this scope is up, or of one around it; `None` where
+    /// neither has a limit.
+    #[must_use]
+    pub fn left(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let mut soonest: Option<Instant> = None;
+        let mut scope = Some(self);
+        while let Some(here) = scope {
+            soonest = soonest.into_iter().chain(here.deadline).min();
+            scope = here.parent.as_deref();
+        }
+        soonest.map(|deadline| deadline.saturating_duration_since(now))
+    }
+
     /// Ends the scope. Returns the hooks to call, of this one and those within; none if it had ended.
     pub fn end(self: &Arc<Self>, why: Ended) -> Vec<H> {
         let flag = match why {
@@ -289,6 +303,16 @@ mod tests {
         let leaf = Plain::new(Some(&root), Some(Duration::from_secs(3600)));
         assert_eq!(leaf.ended(), Some(Ended::Expired));
         assert_eq!(leaf.own_end(), None);
+        assert_eq!(leaf.left(), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn what_is_left_is_what_the_soonest_deadline_leaves() {
+        let root = Plain::new(None, Some(Duration::from_secs(60)));
+        let leaf = Plain::new(Some(&root), Some(Duration::from_secs(3600)));
+        assert!(leaf.left().unwrap() <= Duration::from_secs(60));
+        assert!(leaf.left().unwrap() > Duration::ZERO);
+        assert_eq!(Plain::new(None, None).left(), None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crewai_native.testing.offline import OFFLINE
-from crewai_native_tasks import Plan, PlanError, PlanTask, cancel_scope, plan_cli
+from crewai_native_tasks import Plan, PlanError, PlanTask, cancel_scope, control, plan_cli
 
 MODES = ["sequential", "parallel", "async"]
 
@@ -299,6 +299,68 @@ def test_a_scope_that_is_cancelled_begins_nothing_further(mode):
     assert run.statuses["a"] in {"done", "cancelled"}
     with pytest.raises((RuntimeError, BaseExceptionGroup)):
         run.check()
+
+
+def waits_out(scope):
+    """A task that ends when the time of its scope is up."""
+    while not scope.ended:
+        pass
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_scope_whose_time_is_up_begins_nothing_further(mode):
+    begun = []
+
+    def work(task, done):
+        begun.append(task.name)
+        waits_out(control.scope_of_run.get())
+
+    plan = Plan(PlanTask(str(n), agent="one") for n in range(3))
+    with pytest.raises(TimeoutError, match=r"took longer than 0\.05"), cancel_scope(timeout=0.05):
+        plan.run(mode, do=work)
+    assert len(begun) == 1
+
+
+@pytest.mark.parametrize("mode", ["sequential", "parallel"])
+def test_a_plan_that_is_done_when_its_time_is_up_returns(mode):
+    def work(task, done):
+        waits_out(control.scope_of_run.get())
+
+    with cancel_scope(timeout=0.05):
+        assert Plan([PlanTask("a")]).run(mode, do=work).done
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_plan_that_begins_when_its_time_is_up(mode):
+    plan = Plan([PlanTask("a", lambda _: 1)])
+    with pytest.raises(TimeoutError), cancel_scope(timeout=0), cancel_scope(timeout=60):
+        plan.run(mode)
+
+
+def test_coroutines_on_a_loop_of_the_plans_own_end_when_the_time_is_up():
+    async def never(_):
+        await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError), cancel_scope(timeout=0.05):
+        Plan([PlanTask("a", never)]).run("async")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_function_that_raises_stop_iteration(mode):
+    run = Plan([PlanTask("a", lambda _: next(iter([])))]).run(mode)
+    assert isinstance(run.errors["a"], StopIteration)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_coroutines_where_the_caller_is_one(mode):
+    here = contextvars.ContextVar("here")
+    here.set("caller")
+
+    async def ask(_):
+        await asyncio.sleep(0)
+        return here.get()
+
+    assert Plan([PlanTask("a", ask)]).run(mode).results == {"a": "caller"}
 
 
 async def test_a_plan_that_is_cancelled_twice_leaves_nothing_behind():

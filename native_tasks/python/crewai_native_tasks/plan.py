@@ -141,7 +141,8 @@ class Plan:
 
         A task that fails leaves its error behind, and those that wait for it are skipped; the
         others run. In a :func:`~crewai_native_tasks.cancel_scope` that is cancelled nothing further
-        begins, and this returns when what runs has ended.
+        begins, and this returns when what runs has ended. So it is when its time is up, but that
+        ends the block with ``TimeoutError``.
 
         Args:
             mode: ``sequential`` on this thread, in an order that the dependencies allow;

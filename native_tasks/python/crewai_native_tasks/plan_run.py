@@ -9,17 +9,21 @@ import functools
 import inspect
 import queue
 import threading
-from typing import TYPE_CHECKING, Any, Final, Literal
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from crewai_native_tasks import control
 from crewai_native_tasks._native import Cancelled, Schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from crewai_native_tasks.plan import Plan, PlanTask, Work
 
+    _Outcome = tuple[Any, BaseException | None]
+
 Status = Literal["waiting", "running", "done", "failed", "skipped", "cancelled"]
+_T = TypeVar("_T")
 
 # How long an interrupted run waits for tasks that cannot be stopped, in seconds.
 _PATIENCE: Final = 1.0
@@ -54,6 +58,7 @@ class PlanRun:
         self._do = do
         self._stop = on_error == "stop"
         self._context = contextvars.copy_context()
+        self._scope = control.scope_of_run.get()
         # Queues, which a signal handler can put into: an Event it could find locked.
         self._over: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._woken: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -120,12 +125,14 @@ class PlanRun:
             return self.failed(task, error)
         return True
 
-    def take_note(self, number: int, work: asyncio.Task[Any]) -> None:
-        """Keep what a coroutine came to."""
+    def take_note(self, number: int, work: asyncio.Task[_Outcome]) -> None:
+        """Keep what a task on an event loop came to."""
         task = self.plan.tasks[number]
         error = asyncio.CancelledError() if work.cancelled() else work.exception()
         if error is None:
-            self.results[task.name] = work.result()
+            result, error = work.result()
+        if error is None:
+            self.results[task.name] = result
         else:
             self.failed(task, error)
         self.schedule.finish(number, error is None)
@@ -139,18 +146,34 @@ class PlanRun:
 
     @contextlib.contextmanager
     def watching(self, stop: Callable[[], object]) -> Iterator[None]:
-        """Call ``stop`` when the scope around the run is ended."""
-        scope = control.scope_of_run.get()
+        """Call ``stop`` when somebody ends the scope around the run.
+
+        Nobody does when its time is up: see :meth:`look`.
+
+        Raises:
+            Cancelled: That was before everything had run.
+        """
+        scope = self._scope
         if scope is None:
             yield
             return
         key = scope.on_end(stop)
-        if scope.ended:
-            stop()
         try:
             yield
         finally:
             scope.forget(key)
+        if scope.overdue and "cancelled" in self.statuses.values():
+            scope.check()
+
+    def look(self) -> None:
+        """Begin nothing further if the time of the scope is up."""
+        if self._scope is not None and self._scope.ended:
+            self.cancel()
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the time of the scope is up; None where it has no limit."""
+        return None if self._scope is None else self._scope.left
 
     def run_on_threads(self) -> None:
         """Run everything on threads and wait for them."""
@@ -194,6 +217,7 @@ class PlanRun:
         step, call = self.schedule.step, self.call
         number, well = None, True
         while True:
+            self.look()
             number, wake, add, end = step(number, well)
             if wake or add or end:
                 self._act(wake, add, end)
@@ -205,13 +229,27 @@ class PlanRun:
 
 def _finish(work: Callable[[], Any]) -> Any:
     result = work()
-    return asyncio.run(result) if inspect.iscoroutine(result) else result
+    return _on_new_loop(result) if inspect.iscoroutine(result) else result
+
+
+def _on_new_loop(work: Coroutine[Any, Any, _T]) -> _T:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    # A thread runs one loop at a time, and this one's caller is a coroutine.
+    with ThreadPoolExecutor(1, "crewai-native plan loop") as thread:
+        return thread.submit(contextvars.copy_context().run, asyncio.run, work).result()
 
 
 def in_sequence(run: PlanRun) -> None:
     """Run the tasks on this thread."""
     with run.watching(run.cancel):
-        while (number := run.schedule.take()) is not None:
+        while True:
+            run.look()
+            number = run.schedule.take()
+            if number is None:
+                return
             well = run.call(number)
             run.schedule.finish(number, well)
             if not well:
@@ -229,22 +267,28 @@ def in_parallel(run: PlanRun) -> None:
 
 def on_own_loop(run: PlanRun) -> None:
     """Run the tasks on an event loop of the run's own."""
-    asyncio.run(on_loop(run))
+    _on_new_loop(on_loop(run))
 
 
 async def on_loop(run: PlanRun) -> None:
     """Run the tasks on the running event loop."""
     loop = asyncio.get_running_loop()
-    running: dict[asyncio.Task[Any], int] = {}
+    running: dict[asyncio.Task[_Outcome], int] = {}
     interrupted: asyncio.CancelledError | None = None
+    stopped = False
 
     def stop() -> None:
+        nonlocal stopped
+        if stopped:  # how tasks come to an end is not to be interrupted
+            return
+        stopped = True
         run.cancel()
         for work in running:
             work.cancel()
 
-    with run.watching(lambda: loop.call_soon_threadsafe(stop)):
+    with run.watching(lambda: loop.call_soon_threadsafe(stop)), _called_in(run.left, stop):
         while True:
+            run.look()
             while (number := run.schedule.take()) is not None:
                 running[asyncio.create_task(_await(run.work_of(number)[1]))] = number
             if not running:
@@ -252,18 +296,38 @@ async def on_loop(run: PlanRun) -> None:
             try:
                 ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             except asyncio.CancelledError as error:
-                if interrupted is None:  # once: how they come to an end is not to be interrupted
-                    stop()
+                stop()
                 interrupted, ended = error, set()
             for work in sorted(ended, key=running.__getitem__):
                 run.take_note(running.pop(work), work)
-    if interrupted is not None:
-        raise interrupted
+        if interrupted is not None:
+            raise interrupted
 
 
-async def _await(work: Callable[[], Any]) -> Any:
+@contextlib.contextmanager
+def _called_in(seconds: float | None, function: Callable[[], object]) -> Iterator[None]:
+    """Have the running event loop call a function, unless the block is over by then."""
+    if seconds is None:
+        yield
+        return
+    timer = asyncio.get_running_loop().call_later(seconds, function)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+async def _await(work: Callable[[], Any]) -> _Outcome:
     function = work.func if isinstance(work, functools.partial) else work
     if inspect.iscoroutinefunction(function):
-        return await work()
-    result = await asyncio.to_thread(work)
-    return await result if inspect.isawaitable(result) else result
+        return await work(), None
+    result, error = await asyncio.to_thread(_outcome, work)
+    return (await result if inspect.isawaitable(result) else result), error
+
+
+def _outcome(work: Callable[[], Any]) -> _Outcome:
+    try:
+        return work(), None
+    except Exception as error:  # noqa: BLE001 - kept for whoever asks
+        # A value: no future takes a StopIteration, and whoever waits for one would wait for ever.
+        return None, error

@@ -57,6 +57,18 @@ impl Scope {
         self.0.own_end() == Some(Ended::Expired)
     }
 
+    /// Whether it has ended since its time is up, or that of one around it.
+    #[getter]
+    fn overdue(&self) -> bool {
+        self.0.ended() == Some(Ended::Expired)
+    }
+
+    /// Seconds until its time is up, or that of one around it; None where neither has a limit.
+    #[getter]
+    fn left(&self) -> Option<f64> {
+        self.0.left().map(|left| left.as_secs_f64())
+    }
+
     /// Ends it, and calls the hooks of all within; waits for nothing.
     #[pyo3(signature = (*, expired=false))]
     fn end(&self, py: Python<'_>, expired: bool) {
