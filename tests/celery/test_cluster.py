@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import BaseModel
 
 from crewai_native_celery import KickoffError, WorkerLostError
 from crewai_native_tasks import (
@@ -126,6 +127,25 @@ def test_a_failure_says_what_happened_over_there(cluster: Any, tmp_path: Path) -
     assert isinstance(error, KickoffError)
     assert (error.kind, str(error)) == ("builtins.KeyError", "KeyError: 1")
     assert "raise KeyError(n)" in error.traceback
+
+
+def test_a_model_that_refuses_what_a_worker_has_made_is_a_failure(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shop
+
+    class Stricter(BaseModel):
+        name: str
+        weight: float
+
+    (item,) = mapped({}, target="shop:fishing")
+    assert item.output.pydantic == shop.Fish(name="pike")
+    monkeypatch.setattr(shop, "Fish", Stricter)
+    (item,) = mapped({}, target="shop:fishing", on_error="collect")
+    assert item.state is ItemState.FAILED
+    assert "the output of item 0 is a shop.Fish that does not come back: 1 validation" in str(
+        item.error
+    )
 
 
 def test_retries_wait_and_then_succeed(cluster: Any, tmp_path: Path) -> None:

@@ -121,3 +121,19 @@ def test_signs_of_life_go_on_after_one_that_failed(
     run(ledger, lambda: again.wait(FOREVER), limit=FOREVER)
     assert again.is_set()
     assert not killed.is_set()
+
+
+def test_an_error_without_a_text_is_a_failure_like_others(run: Callable[..., None]) -> None:
+    class MuteError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    def fail() -> None:
+        raise MuteError
+
+    ledger = Ledger()
+    run(ledger, fail, limit=FOREVER)
+    (outcome,) = ledger.outcomes
+    assert (outcome["state"], outcome["message"]) == ("failed", "<exception str() failed>")
+    assert outcome["kind"].endswith("MuteError")
+    assert "raise MuteError" in outcome["traceback"]

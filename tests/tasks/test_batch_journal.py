@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -21,7 +22,15 @@ with warnings.catch_warnings():
     # What CrewAI's dependencies say while they are imported is not what is tested here.
     warnings.simplefilter("ignore")
     from crewai import Agent, Crew, Task
-from pydantic import BaseModel
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    computed_field,
+    field_validator,
+)
 
 from crewai_native_tasks import ItemState, JournalError, imap_crew, map_crew
 from crewai_native_tasks.journal import Journal
@@ -31,6 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FOREVER = 60.0
+T = TypeVar("T")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,6 +68,48 @@ class Doing:
 class Answer(BaseModel):
     topic: str
     length: int
+
+
+class Renamed(BaseModel):
+    length: int = Field(default=0, alias="lengthInMetres")
+    width: int = Field(validation_alias=AliasChoices("w", "breadth"), serialization_alias="W")
+
+
+class Computed(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    length: int
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def doubled(self) -> int:
+        return 2 * self.length
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+    when: dt.datetime
+    tags: set[str]
+    part: Renamed
+    ratio: float
+    _seen: int = PrivateAttr(default=0)
+
+
+class Box(BaseModel, Generic[T]):
+    content: T
+
+
+BOX = Box[int]
+
+
+class Growing(BaseModel):
+    """Does not come back as it was."""
+
+    text: str
+
+    @field_validator("text")
+    @classmethod
+    def grow(cls, text: str) -> str:
+        return f"{text}!"
 
 
 def numbers(count: int) -> list[dict[str, Any]]:
@@ -122,6 +174,42 @@ class TestResuming:
         batch = Doing(lambda n: answer)
         assert map_crew(batch, numbers(1), resume=tmp_path / "j").outputs == [answer]
         assert map_crew(batch, numbers(1), resume=tmp_path / "j").outputs == [answer]
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            Renamed(lengthInMetres=3, breadth=4),
+            Computed(length=3),
+            Strict(
+                when=dt.datetime(2026, 1, 2, tzinfo=dt.UTC),
+                tags={"a"},
+                part=Renamed(w=1),
+                ratio=float("inf"),
+            ),
+            BOX(content=1),
+        ],
+        ids=lambda answer: type(answer).__name__,
+    )
+    def test_whatever_their_fields_are_called_and_made_of(
+        self, tmp_path: Path, answer: BaseModel
+    ) -> None:
+        batch = Doing(lambda n: answer)
+        for attempts in (1, 0):
+            (item,) = map_crew(batch, numbers(1), resume=tmp_path / "j")
+            assert (item.output, item.attempts) == (answer, attempts)
+
+    def test_one_that_would_not_come_back_is_not_done(self, tmp_path: Path) -> None:
+        class Local(BaseModel):
+            n: int
+
+        answers = [Growing(text="a"), Local(n=1), 5]
+        batch = Doing(lambda n: answers[n])
+        for attempts in (1, 0):
+            result = map_crew(batch, numbers(3), resume=tmp_path / "j", on_error="collect")
+            grown, local, five = result
+            assert "would come back as another" in str(grown.error)
+            assert "no model that this program has imported" in str(local.error)
+            assert (five.output, five.attempts) == (5, attempts)
 
 
 class TestRefusing:
@@ -188,6 +276,8 @@ class TestRefusing:
         assert b"Answex" in gone
         with pytest.raises(JournalError, match=r"no model that this program has imported"):
             journal._output({"model": "os:system", "fields": {}})
+        with pytest.raises(JournalError, match=r"a .*Answer that does not come back: 2 validation"):
+            journal._output({"model": f"{__name__}:Answer", "fields": {}})
 
 
 @settings(max_examples=60, deadline=None)

@@ -181,7 +181,7 @@ class Journal:
         content = {
             "index": index,
             "inputs": digest(inputs),
-            "output": outputs.plain(output),
+            "output": outputs.plain(output, self._models),
             "usage": None if usage is None else usage.model_dump(mode="json"),
         }
         self._append(_framed(content))
@@ -210,7 +210,7 @@ class Journal:
     def _output(self, content: dict[str, Any]) -> Any:
         try:
             return outputs.restored(content, self._models)
-        except outputs.UnknownModelError as error:
+        except outputs.UnreadableError as error:
             raise JournalError(f"journal {self._path} has {error}") from error
 
 

@@ -323,8 +323,8 @@ class Run:
         more = {"seconds": seconds, "usage": outputs.usage(outcome["usage"])}
         try:
             output = outputs.restored(outcome["output"], {})
-        except outputs.UnknownModelError as error:
-            message = f"the output of item {job.index} is {error}; import its module before"
+        except outputs.UnreadableError as error:  # a worker may have another version of its model
+            message = f"the output of item {job.index} is {error}"
             self._conclude(job, ItemState.FAILED, error=TypeError(message), **more)
         else:
             self._conclude(job, ItemState.DONE, output, **more)

@@ -66,7 +66,7 @@ def _outcome(target: dict[str, Any], inputs: Mapping[str, Any], watch: _Watch) -
     try:
         with watch.scope:
             output, usage = targets.target_of(target).kickoff(inputs)
-        plain = outputs.plain(output)
+        plain = outputs.plain(output, {})
         outcome = {
             "state": DONE,
             "output": plain,
@@ -76,11 +76,12 @@ def _outcome(target: dict[str, Any], inputs: Mapping[str, Any], watch: _Watch) -
         outcome = {"state": "cancelled"}
     except BaseException as error:  # noqa: BLE001 - it is the item's, whatever it is
         kind = type(error)
+        said = traceback.TracebackException.from_exception(error)  # also where its `__str__` fails
         outcome = {
             "state": "failed",
             "kind": f"{kind.__module__}.{kind.__qualname__}",
-            "message": str(error),
-            "traceback": "".join(traceback.format_exception(error)),
+            "message": str(said),
+            "traceback": "".join(said.format()),
         }
     return outcome | {"seconds": time.perf_counter() - began}
 
