@@ -65,8 +65,15 @@ def test_a_project_s_yaml_is_a_crew(tmp_path: Path) -> None:
     (tmp_path / "tasks.yaml").write_text((LAKES / "tasks.yaml").read_text() + "  tools: [search]\n")
     with pytest.raises(PlanError, match="tools of 'paint' names code; name the class of the crew"):
         targets.named(str(tmp_path))
+    merging = (
+        "base: &base {expected_output: e, agent: painter}\nsign:\n  <<: *base\n  description: d\n"
+    )
+    (tmp_path / "tasks.yaml").write_text(merging)
+    assert targets.named(tmp_path)["project"]["tasks"] == {
+        "sign": {"expected_output": "e", "agent": "painter", "description": "d"}
+    }
     (tmp_path / "agents.yaml").write_text("{}")
-    with pytest.raises(PlanError, match="agent of task 'sketch' is 'painter'"):
+    with pytest.raises(PlanError, match="agent of task 'sign' is 'painter'"):
         targets.named(tmp_path)
 
 

@@ -11,6 +11,7 @@ import textwrap
 import threading
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -138,6 +139,83 @@ alone:
         f"{tasks}:15: tasks wait for each other: first -> second -> first",
         f"{tasks}:25: context of task 'alone' is 'alone'; it accepts a list of tasks",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "line", "says"),
+    [
+        ("!env X", 4, "could not determine a constructor for the tag '!env'"),
+        ("\n    - !env X", 5, "could not determine a constructor for the tag '!env'"),
+        ("2024-13-45", 4, "month must be in 1..12"),
+        ("!!int abc", 4, "invalid literal for int() with base 10: 'abc'"),
+        ("!!bool abc", 4, "'abc'"),
+        ("{[a]: b}", 4, "found unhashable key"),
+    ],
+)
+def test_values_that_yaml_has_no_meaning_for(project, value, line, says):
+    text = "a:\n  expected_output: e\n  agent: writer\n  description: {}\n"
+    agents, tasks = project(tasks=text.format(value))
+    found = problems_of(lambda: Plan.from_yaml(agents, tasks))
+    assert found[0] == f"{tasks}:{line}: description of 'a' cannot be read: {says}"
+
+
+def test_keys_that_are_no_texts(project):
+    agents, tasks = project(tasks=TASKS + "? [a, b]\n: {}\n")
+    assert problems_of(lambda: Plan.from_yaml(agents, tasks)) == [f"{tasks}:19: name is no text"]
+
+
+def test_merge_keys_give_way_to_what_is_written_beside_them(project):
+    agents, tasks = project(
+        agents="""\
+defaults: &defaults
+  goal: g
+  backstory: b
+  verbose: true
+writer: &writer
+  <<: *defaults
+  role: Writer
+  goal: writes
+again: *writer
+""",
+        tasks="""\
+base: &base
+  description: d
+  expected_output: e
+  agent: writer
+other: &other {expected_output: other, markdown: true}
+both:
+  <<: [*other, *base]
+  description: both
+""",
+    )
+    plan = Plan.from_yaml(agents, tasks)
+    assert [task.name for task in plan.tasks] == ["base", "both"]
+    assert dict(plan.tasks[1].fields) == yaml.safe_load(tasks.read_text())["both"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("a: &a {role: r, goal: g, backstory: b}\nb:\n  <<: 1", 3, "expected a mapping or list"),
+        ("a: &a {role: r, role: s}\nb: {<<: *a, role: t}", 1, "field of 'a' 'role' is there twice"),
+    ],
+)
+def test_merges_that_are_wrong(project, text, line, says):
+    agents, tasks = project(agents=text)
+    found = problems_of(lambda: Plan.from_yaml(agents, tasks))
+    assert [each for each in found if each.startswith(f"{agents}:{line}: {says}")]
+
+
+def test_a_context_ahead_is_refused_as_by_crewai(project):
+    text = """\
+first: {description: d, expected_output: e, agent: writer, context: [second]}
+second: {description: d, expected_output: e, agent: writer, context: []}
+"""
+    agents, tasks = project(tasks=text)
+    (found,) = problems_of(lambda: Plan.from_yaml(agents, tasks))
+    assert found.startswith(
+        f"{tasks}:1: context of task 'first' has 'second', which is written after"
+    )
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ PROCESSES: Final = get_args(Process)
 CONCURRENCY: Final = 16
 """Tasks that run at a time, unless told otherwise."""
 
-_OF_AGENTS: Final = ("role", "goal", "backstory")
-_OF_TASKS: Final = ("description", "expected_output")
+OF_AGENTS: Final = ("role", "goal", "backstory")
+OF_TASKS: Final = ("description", "expected_output")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,22 +109,23 @@ class Plan:
     ) -> Plan:
         """Read CrewAI's ``agents.yaml`` and ``tasks.yaml``.
 
-        A task with a ``context`` waits for those tasks; one without keeps its place, after all that
-        are written before it, as in a crew.
+        A task with a ``context`` waits for those tasks, which a crew must have before it; one
+        without keeps its place, after all that are written before it, as in a crew.
 
         Raises:
             PlanError: Something is wrong with them; the error names everything, with its line.
         """
         problems = list(_unknown_process(process))
-        team = {entry.name: entry for entry in read(agents, problems)}
-        written = read(tasks, problems)
+        team = {entry.name: entry for entry in read(agents, OF_AGENTS, problems)}
+        needs = (*OF_TASKS, "agent") if process == "sequential" else OF_TASKS
+        written = read(tasks, needs, problems)
         for entry in team.values():
-            problems += _empty(entry, "agent", _OF_AGENTS)
+            problems += _empty(entry, "agent", OF_AGENTS)
         for entry in written:
-            problems += _empty(entry, "task", _OF_TASKS)
+            problems += _empty(entry, "task", OF_TASKS)
             problems += _agent_of(entry, team, process)
         found = _tasks_of(written, problems)
-        _order(found, problems)
+        problems += _ahead(found, _order(found, problems))
         if problems:
             raise PlanError(problems)
         return cls(found, process=process)
@@ -265,6 +266,19 @@ def _context(entry: Entry, problems: list[Problem]) -> list[str] | None:
     message = f"context of task {entry.name!r} is {field.value!r}; it accepts a list of tasks"
     problems.append(Problem(entry.file, field.line, message))
     return []
+
+
+def _ahead(tasks: Sequence[PlanTask], order: Sequence[Sequence[int]]) -> Iterator[Problem]:
+    """Yield what CrewAI refuses when it makes the crew."""
+    for number, own in enumerate(order):
+        task = tasks[number]
+        for other in own:
+            if other > number:
+                message = (
+                    f"context of task {task.name!r} has {tasks[other].name!r}, which is written "
+                    "after it; it accepts tasks that are written before"
+                )
+                yield Problem(task.file, task.line, message)
 
 
 def _order(tasks: Sequence[PlanTask], problems: list[Problem]) -> list[list[int]]:

@@ -90,7 +90,7 @@ def _found(module: Any, name: str) -> Any:
 def _project(folder: Path) -> dict[str, Any]:
     """Return what the files of a project say, so that workers need not have them."""
     from crewai_native_tasks import plan_yaml
-    from crewai_native_tasks.plan import Plan, PlanError
+    from crewai_native_tasks.plan import OF_AGENTS, OF_TASKS, Plan, PlanError
 
     agents, tasks = folder / "agents.yaml", folder / "tasks.yaml"
     if not tasks.is_file():
@@ -98,8 +98,11 @@ def _project(folder: Path) -> dict[str, Any]:
     Plan.from_yaml(agents, tasks)
     problems: list[plan_yaml.Problem] = []
     found: dict[str, Any] = {}
-    for what, file in (("agents", agents), ("tasks", tasks)):
-        entries = plan_yaml.read(file, problems)
+    for what, file, needs in (
+        ("agents", agents, OF_AGENTS),
+        ("tasks", tasks, (*OF_TASKS, "agent")),
+    ):
+        entries = plan_yaml.read(file, needs, problems)
         found[what] = {e.name: {key: f.value for key, f in e.fields.items()} for e in entries}
         problems += [
             plan_yaml.Problem(
