@@ -138,8 +138,8 @@ def test_a_model_that_refuses_what_a_worker_has_made_is_a_failure(
         name: str
         weight: float
 
-    (item,) = mapped({}, target="shop:fishing")
-    assert item.output.pydantic == shop.Fish(name="pike")
+    for item in mapped({}, None, target="shop:fishing"):
+        assert item.output.pydantic == shop.Fish(name="pike")
     monkeypatch.setattr(shop, "Fish", Stricter)
     (item,) = mapped({}, target="shop:fishing", on_error="collect")
     assert item.state is ItemState.FAILED

@@ -50,6 +50,12 @@ def test_what_workers_cannot_import_is_refused_here(idle: Any) -> None:
     assert map_crew(shop.doing, [], engine="celery").outputs == []
 
 
+def test_inputs_that_are_none_are_refused_here(idle: Any) -> None:
+    for inputs, says in (("abc", "must be a dict or Mapping, got str"), ({"n": {1}}, "are JSON")):
+        with pytest.raises(TypeError, match=says):
+            map_crew("shop:doing", [inputs], engine="celery")
+
+
 def test_a_project_s_yaml_is_a_crew(tmp_path: Path) -> None:
     named = targets.named(LAKES)
     assert json.loads(json.dumps(named)) == named

@@ -213,6 +213,17 @@ class TestItems:
         assert [item.state for item in result] == [DONE, DONE, DONE, FAILED]
         assert [item.attempts for item in result] == [1, 2, 3, 3]
 
+    def test_and_gets_the_inputs_as_they_were(self) -> None:
+        lock, seen = threading.Lock(), []
+
+        def do(items: list[int], guard: Any) -> None:
+            items.append(1)
+            seen.append((list(items), guard is lock))
+            raise ValueError
+
+        map_crew(Doing(do), [{"items": [], "guard": lock}], retries=2, on_error="collect")
+        assert seen == [([1], True)] * 3
+
     @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
     def test_whatever_is_raised_is_the_items(self, error: BaseException) -> None:
         def do(n: int) -> int:
@@ -254,6 +265,18 @@ class TestItems:
 
 
 class TestInputs:
+    def test_none_is_one_like_others(self) -> None:
+        crew = crew_about("Done.")
+        crew.tasks[0].description = "task about nothing "
+        result = map_crew(crew, [None, {}, None])
+        assert [output.raw for output in result.outputs] == ["Done."] * 3
+
+    def test_what_is_none_is_crewais_to_refuse(self) -> None:
+        result = map_crew(crew_about(), [{"topic": "t0"}, "abc", 5], on_error="collect")
+        assert [item.state for item in result] == [DONE, FAILED, FAILED]
+        assert str(result[1].error) == "inputs must be a dict or Mapping, got str"
+        assert str(result[2].error) == "inputs must be a dict or Mapping, got int"
+
     def test_they_are_taken_as_there_is_room(self) -> None:
         taken = []
 
@@ -803,6 +826,9 @@ class TestContexts:
             assert sorted(numbered) == sorted(set(numbered))
 
 
+METHODS = ["kickoff_for_each", "kickoff_for_each_async", "akickoff_for_each"]
+
+
 class TestForEach:
     @pytest.fixture(autouse=True)
     def taking_over(self) -> Iterator[None]:
@@ -828,6 +854,23 @@ class TestForEach:
         ):
             assert [output.raw for output in answer] == [f"t{n}" for n in range(6)]
             assert crew.usage_metrics.successful_requests == 6
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_whatever_the_inputs_are(self, method: str) -> None:
+        crew = crew_about("Done.")
+
+        def run(inputs: Any) -> list[str]:
+            called = getattr(crew, method)(inputs)
+            outputs = called if method == "kickoff_for_each" else asyncio.run(called)
+            assert crew.usage_metrics.successful_requests == len(outputs)
+            return [output.raw for output in outputs]
+
+        assert run([]) == []
+        assert run({"topic": n} for n in range(3)) == ["Done."] * 3
+        with pytest.raises(TypeError, match="inputs must be a dict or Mapping, got str"):
+            run([{"topic": 1}, "abc"])
+        crew.tasks[0].description = "task about nothing "
+        assert run([None, None]) == ["Done."] * 2
 
     def test_their_errors_are_as_they_were(self) -> None:
         def say(turn: Any) -> str:

@@ -169,6 +169,34 @@ class TestResuming:
         assert result[0].state is ItemState.FAILED
         assert isinstance(result[0].error, TypeError)
 
+    def test_nor_is_an_item_whose_inputs_have_none(self, tmp_path: Path) -> None:
+        inputs: list[Any] = [{"n": 1}, {"n": {1}}]
+        result = map_crew(
+            Doing(lambda n: 1), inputs, resume=tmp_path / "j", retries=1, on_error="collect"
+        )
+        assert [item.state for item in result] == [ItemState.DONE, ItemState.FAILED]
+        assert "inputs of a batch with a journal are JSON; they hold {1}" in str(result[1].error)
+
+    def test_what_kickoffs_make_of_their_inputs_is_no_other_input(self, tmp_path: Path) -> None:
+        inputs = [{"n": {"seen": []}}, None]
+
+        def do(n: Any = None) -> int:
+            if n is not None:
+                n["seen"].append(1)
+            return 1
+
+        class Kicked(Doing):
+            def kickoff(self, inputs: Any) -> Any:
+                return self.do(**(inputs or {}))
+
+            def __call__(self) -> Kicked:
+                return self
+
+        for attempts in (1, 0):
+            result = map_crew(Kicked(do), inputs, resume=tmp_path / "j")
+            assert [item.attempts for item in result] == [attempts] * 2
+        assert inputs == [{"n": {"seen": []}}, None]
+
     def test_models_of_imported_modules_come_back(self, tmp_path: Path) -> None:
         answer = Answer(topic="x", length=1)
         batch = Doing(lambda n: answer)
@@ -289,7 +317,7 @@ def test_a_journal_that_was_cut_anywhere_has_what_lies_before(
     journal = Journal(path, "key")
     ends = [path.stat().st_size]
     for n in range(6):
-        journal.write(n, {"n": n}, {"text": "x" * n}, None)
+        journal.write(n, Journal.key_of({"n": n}), {"text": "x" * n}, None)
         ends.append(path.stat().st_size)
     journal.close()
     cut %= ends[-1] + 1
@@ -300,9 +328,9 @@ def test_a_journal_that_was_cut_anywhere_has_what_lies_before(
     whole = max(0, sum(end <= cut for end in ends) - 1)
     assert len(journal) == whole
     for n in range(6):
-        known = journal.find(n, {"n": n})
+        known = journal.find(n, Journal.key_of({"n": n}))
         assert (known.output if known else None) == ({"text": "x" * n} if n < whole else None)
-    journal.write(9, {}, "after", None)
+    journal.write(9, "key", "after", None)
     journal.close()
     journal = Journal(path, "key")
     assert len(journal) == whole + 1

@@ -215,8 +215,10 @@ def _each(call: ForEach, concurrency: int | None, notify: Callable[[], None] | N
 
 
 def _finished(call: ForEach, batch: Iterable[BatchItem]) -> list[Any]:
+    from crewai.types.usage_metrics import UsageMetrics
+
     result = _gathered(batch, call.inputs)
-    call.crew.usage_metrics = result.usage
+    call.crew.usage_metrics = result.usage or UsageMetrics()
     call.crew._task_output_handler.reset()  # noqa: SLF001 - as CrewAI's own code does
     return result.outputs
 
@@ -225,9 +227,10 @@ async def _awaited(call: ForEach, concurrency: int) -> list[Any]:
     """Await kickoffs on the caller's event loop, so many at a time; an error ends them all."""
     from crewai.types.usage_metrics import UsageMetrics
 
-    outputs: list[Any] = [None] * len(call.inputs)
+    all_inputs = list(call.inputs)
+    outputs: list[Any] = [None] * len(all_inputs)
     usage = UsageMetrics()
-    left = iter(enumerate(call.inputs))
+    left = iter(enumerate(all_inputs))
 
     async def work() -> None:
         # One after the other from what is left: a crew is copied when its turn has come.
@@ -236,7 +239,7 @@ async def _awaited(call: ForEach, concurrency: int) -> list[Any]:
             outputs[index] = await crew.akickoff(inputs=inputs, input_files=call.input_files)
             usage.add_usage_metrics(crew.usage_metrics)
 
-    tasks = [asyncio.create_task(work()) for _ in range(min(concurrency, len(call.inputs)))]
+    tasks = [asyncio.create_task(work()) for _ in range(min(concurrency, len(all_inputs)))]
     try:
         await asyncio.gather(*tasks)
     finally:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from crewai_native.slots.tasks_batch import BatchItem, ItemState
 from crewai_native_tasks import batch_floor, limits
 from crewai_native_tasks._native import Cancelled, Scope
+from crewai_native_tasks.batch_target import copied
 from crewai_native_tasks.control import LeftBehind, cancel, observer, running, scope_of_run
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ _item: Final[contextvars.ContextVar[tuple[Hall, int, int] | None]] = contextvars
 )
 # Seconds between looks at whether threads have died.
 _LOOK: Final = 1.0
+# What an iterator gives that has nothing more; None is an input.
+_END: Final[Any] = object()
 # Inputs are taken this many times ahead of what may run, so that threads need not wait for them.
 _AHEAD: Final = 2
 _CLOSING: Final = 5.0
@@ -52,8 +55,9 @@ class _Job:
     """An attempt at an item."""
 
     index: int
-    inputs: Mapping[str, Any]
+    inputs: Mapping[str, Any] | None
     scope: Scope
+    key: str | Exception = ""  # of the inputs, for the journal; or why they have none
     attempt: int = 1
     began: float = 0.0
     claimed: bool = False
@@ -87,7 +91,7 @@ class Run:
     def __init__(
         self,
         target: Target,
-        inputs: Iterable[Mapping[str, Any]],
+        inputs: Iterable[Mapping[str, Any] | None],
         options: BatchOptions,
         *,
         bounds: tuple[int, int],
@@ -99,8 +103,10 @@ class Run:
         self._floor = self.hall.floor
         self._process = os.getpid()
         self._target = target
-        self._inputs: Iterator[Mapping[str, Any]] | None = iter(inputs)
+        self._inputs: Iterator[Mapping[str, Any] | None] | None = iter(inputs)
         self._options = options
+        # Where what a kickoff makes of its inputs would be seen by another attempt, or resumption.
+        self._copies = journal is not None or options.retries > 0
         self._journal = journal
         self._notify = notify
         self._around = scope_of_run.get()
@@ -198,7 +204,7 @@ class Run:
         if ready + at_work + ended >= _AHEAD * window:
             return False
         try:
-            inputs = next(self._inputs, None)
+            inputs = next(self._inputs, _END)
         except BaseException as error:
             self._inputs = None
             if not isinstance(error, Exception):
@@ -207,18 +213,30 @@ class Run:
             error.add_note(f"raised by the inputs of a batch, after {self._index} of them")
             self._input_error = error
             return True
-        if inputs is None:
+        if inputs is _END:
             self._inputs = None
             return True
         index, self._index = self._index, self._index + 1
-        known = self._journal.find(index, inputs) if self._journal is not None else None
+        # Before a kickoff can change them.
+        key = self._key(inputs)
+        known = None
+        if self._journal is not None and isinstance(key, str):
+            known = self._journal.find(index, key)
         if known is not None:
             self._out.append(
                 BatchItem(index, ItemState.DONE, known.output, attempts=0, usage=known.usage)
             )
         else:
-            self._submit(_Job(index, inputs, Scope(self.scope)))
+            self._submit(_Job(index, inputs, Scope(self.scope), key))
         return True
+
+    def _key(self, inputs: Mapping[str, Any] | None) -> str | Exception:
+        if self._journal is None:
+            return ""
+        try:
+            return self._journal.key_of(inputs)
+        except Exception as error:  # noqa: BLE001 - it is the item's
+            return error
 
     def _submit(self, job: _Job) -> None:
         self._tickets += 1
@@ -234,7 +252,8 @@ class Run:
         good = outcome.state is ItemState.DONE
         stopped = self.scope.ended or outcome.state is ItemState.CANCELLED
         if not good and not stopped and job.attempt <= self._options.retries:
-            self._submit(_Job(job.index, job.inputs, Scope(self.scope), job.attempt + 1))
+            again = _Job(job.index, job.inputs, Scope(self.scope), job.key, job.attempt + 1)
+            self._submit(again)
             return None
         item = BatchItem(
             job.index,
@@ -356,7 +375,7 @@ class Run:
         error: BaseException | None = None
         try:
             job.scope.check()
-            output, usage = self._target.kickoff(job.inputs)
+            output, usage = self._target.kickoff(self._given(job))
             state = ItemState.DONE
         except Cancelled as raised:
             state, error = ItemState.CANCELLED, raised
@@ -364,11 +383,20 @@ class Run:
             state, error = ItemState.FAILED, raised
         return _Outcome(state, output, error, usage, time.perf_counter() - job.began)
 
+    def _given(self, job: _Job) -> Mapping[str, Any] | None:
+        if isinstance(job.key, Exception):
+            raise job.key
+        return copied(job.inputs) if self._copies else job.inputs
+
     def _written(self, job: _Job, outcome: _Outcome) -> _Outcome:
-        if self._journal is None or outcome.state is not ItemState.DONE:
+        if (
+            self._journal is None
+            or outcome.state is not ItemState.DONE
+            or not isinstance(job.key, str)
+        ):
             return outcome
         try:
-            self._journal.write(job.index, job.inputs, outcome.output, outcome.usage)
+            self._journal.write(job.index, job.key, outcome.output, outcome.usage)
         except Exception as error:  # noqa: BLE001 - what is not in the journal is not done
             return dataclasses.replace(outcome, state=ItemState.FAILED, error=error)
         return outcome

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from crewai_native_tasks.control import scope_of_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 ACCEPTED: Final = (
     "a Crew, a Flow or its class, or a function without arguments that returns a new one of either"
@@ -19,7 +21,7 @@ ACCEPTED: Final = (
 class Target(Protocol):
     """Kicks off."""
 
-    def kickoff(self, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+    def kickoff(self, inputs: Mapping[str, Any] | None) -> tuple[Any, Any]:
         """Return the output, and the usage of tokens or None."""
 
     def key(self) -> str:
@@ -79,20 +81,36 @@ def count_anew(crew: Any) -> None:
             model._token_usage = dict.fromkeys(model._token_usage, 0)  # noqa: SLF001 - no other way
 
 
+def copied(inputs: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return a copy of inputs in depth, but for what cannot be copied, such as a lock."""
+    if not isinstance(inputs, Mapping):
+        return inputs
+    return {key: _copied(value) for key, value in inputs.items()}
+
+
+def _copied(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 - whatever its own methods raise
+        return value
+
+
 class _Fresh:
     def __init__(self, make: Callable[[], Any], name: str, kickoff: Mapping[str, Any]) -> None:
         self._make = make
         self._name = name
         self._kickoff = kickoff
 
-    def kickoff(self, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+    def kickoff(self, inputs: Mapping[str, Any] | None) -> tuple[Any, Any]:
         made = self._make()
         if not hasattr(made, "kickoff"):
             raise TypeError(f"a batch runs {ACCEPTED}; {self._name} returned {made!r}")
         # Making one takes a while, in which the batch may have been cancelled.
         if (scope := scope_of_run.get()) is not None:
             scope.check()
-        output = made.kickoff(inputs=dict(inputs), **self._kickoff)
+        # None, and what CrewAI refuses, is for CrewAI to say.
+        given = dict(inputs) if isinstance(inputs, Mapping) else inputs
+        output = made.kickoff(inputs=given, **self._kickoff)
         return output, made.usage_metrics
 
     def key(self) -> str:

@@ -55,7 +55,7 @@ class Known:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Place:
-    digest: str
+    key: str
     at: int
     length: int
 
@@ -153,8 +153,22 @@ class Journal:
         """Return how many items are finished."""
         return len(self._places)
 
-    def find(self, index: int, inputs: Mapping[str, Any]) -> Known | None:
+    @staticmethod
+    def key_of(inputs: Mapping[str, Any] | None) -> str:
+        """Return what tells inputs from others.
+
+        Raises:
+            TypeError: They hold something that has no JSON.
+        """
+        text = json.dumps(inputs, sort_keys=True, ensure_ascii=True, default=_plain)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def find(self, index: int, key: str) -> Known | None:
         """Return a finished item.
+
+        Args:
+            index: Its number.
+            key: That of its inputs.
 
         Raises:
             JournalError: The item of this number had other inputs.
@@ -162,7 +176,7 @@ class Journal:
         place = self._places.get(index)
         if place is None:
             return None
-        if place.digest != digest(inputs):
+        if place.key != key:
             raise JournalError(
                 f"journal {self._path} is of a batch whose item {index} has other inputs; name "
                 "another file"
@@ -172,15 +186,15 @@ class Journal:
         content = self._parse(record, place.at)
         return Known(self._output(content["output"]), outputs.usage(content["usage"]))
 
-    def write(self, index: int, inputs: Mapping[str, Any], output: Any, usage: Any) -> None:
-        """Add a finished item; it is on the disk when this returns.
+    def write(self, index: int, key: str, output: Any, usage: Any) -> None:
+        """Add a finished item, by the key of its inputs; it is on the disk when this returns.
 
         Raises:
-            TypeError: The output, or an input, is nothing that a journal keeps.
+            TypeError: The output is nothing that a journal keeps.
         """
         content = {
             "index": index,
-            "inputs": digest(inputs),
+            "inputs": key,
             "output": outputs.plain(output, self._models),
             "usage": None if usage is None else usage.model_dump(mode="json"),
         }
@@ -212,16 +226,6 @@ class Journal:
             return outputs.restored(content, self._models)
         except outputs.UnreadableError as error:
             raise JournalError(f"journal {self._path} has {error}") from error
-
-
-def digest(inputs: Mapping[str, Any]) -> str:
-    """Return what tells inputs from others.
-
-    Raises:
-        TypeError: They hold something that has no JSON.
-    """
-    text = json.dumps(inputs, sort_keys=True, ensure_ascii=True, default=_plain)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ import logging
 import os
 import time
 import uuid
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from crewai_native.slots.tasks_batch import BatchItem, ItemState
@@ -22,7 +23,7 @@ from crewai_native_tasks import LeftBehind, outputs
 from crewai_native_tasks.control import scope_of_run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
     from crewai_native.slots.tasks_batch import BatchOptions
@@ -74,7 +75,7 @@ class _Job:
 
     index: int
     key: str
-    inputs: dict[str, Any]
+    inputs: dict[str, Any] | None
     token: str = ""
     attempts: int = 0
     lost: int = 0
@@ -98,7 +99,7 @@ class Run:
     def __init__(
         self,
         target: Any,
-        inputs: Iterable[Mapping[str, Any]],
+        inputs: Iterable[Mapping[str, Any] | None],
         options: BatchOptions,
         settings: Options,
     ) -> None:
@@ -115,7 +116,7 @@ class Run:
         if options.resume is not None:
             # Whoever names the same batch finds what is finished of it.
             self._batch = _digest([options.resume, self._target])
-        self._inputs: Iterator[Mapping[str, Any]] | None = iter(inputs)
+        self._inputs: Iterator[Mapping[str, Any] | None] | None = iter(inputs)
         self._input_error: BaseException | None = None
         self._index = 0
         self._jobs: dict[int, _Job] = {}
@@ -183,13 +184,13 @@ class Run:
         fresh: list[_Job] = []
         while self._inputs is not None and len(self._jobs) < self._window:
             try:
-                inputs = next(self._inputs, None)
-                plain = None if inputs is None else _plain(inputs)
+                inputs = next(self._inputs, _OVER)
+                plain = None if inputs is _OVER else _plain(inputs)
             except Exception as error:  # noqa: BLE001 - raised when what has begun has ended
                 error.add_note(f"raised by the inputs of a batch, after {self._index} of them")
                 self._input_error = error
-                inputs = None
-            if inputs is None or plain is None:
+                inputs = _OVER
+            if inputs is _OVER:
                 self._inputs = None
                 break
             index, self._index = self._index, self._index + 1
@@ -527,21 +528,26 @@ def _polled(run: Run) -> BatchItem | None:
         return _OVER
 
 
-def _plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(inputs: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Return inputs as workers will have them.
 
     Raises:
         TypeError: They are no JSON.
     """
+    if inputs is None:
+        return None
+    if not isinstance(inputs, Mapping):
+        raise TypeError(f"inputs must be a dict or Mapping, got {type(inputs).__name__}")
     try:
         text = json.dumps(dict(inputs), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"inputs of engine celery are JSON; these hold another thing: {error}"
         ) from error
-    if json.loads(text) != inputs:
+    plain: dict[str, Any] = json.loads(text)
+    if plain != inputs:
         raise TypeError(f"inputs of engine celery are JSON; {inputs!r} would arrive as {text}")
-    return dict(inputs)
+    return plain
 
 
 def _digest(value: Any) -> str:

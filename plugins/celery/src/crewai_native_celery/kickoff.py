@@ -32,7 +32,7 @@ def run(
     token: str,
     limit: float,
     target: dict[str, Any],
-    inputs: Mapping[str, Any],
+    inputs: Mapping[str, Any] | None,
 ) -> None:
     """Kick off, unless this attempt was begun before; write what becomes of it into the ledger.
 
@@ -58,7 +58,7 @@ def run(
     ledger.finish(key, token, outcome)
 
 
-def _outcome(target: dict[str, Any], inputs: Mapping[str, Any], watch: _Watch) -> Outcome:
+def _outcome(target: dict[str, Any], inputs: Mapping[str, Any] | None, watch: _Watch) -> Outcome:
     from crewai_native_tasks import Cancelled, outputs
 
     began = time.perf_counter()
