@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -567,12 +568,31 @@ def test_a_graph_is_drawn(project):
     agents, tasks = project()
     files = ["--agents", agents, "--tasks", tasks]
     drawn = command("show", *files).output
-    assert "└── check (researcher)" in drawn
-    assert "report (writer) also after" in drawn
+    assert (
+        drawn
+        == f"""\
+{tasks} (sequential)
+1  search (researcher)
+   interview (writer)
+2  report (writer), after search, interview
+   check (researcher), after search
+"""
+    )
     assert "t0 --> t2" in command("show", *files, "--format", "mermaid").output
     assert "t0 -> t3;" in command("show", *files, "--format", "dot").output
     graph = json.loads(command("show", *files, "--format", "json").output)
     assert graph["tasks"][3] == {"name": "check", "agent": "researcher", "after": ["search"]}
+
+
+@pytest.mark.parametrize("context", ["", "  context: []\n"])
+def test_no_task_is_lost_from_a_narrow_drawing(project, context):
+    task = "task_{0:02}[x]:\n  description: d\n  expected_output: e\n  agent: writer\n"
+    tasks = "".join(task.format(number) + context for number in range(40))
+    plan = Plan.from_yaml(*project(tasks=tasks + task.format(40)))
+    lines = plan_cli.steps(plan, 40).splitlines()
+    assert max(map(len, lines)) <= 40
+    drawn = [found.group() for line in lines if (found := re.search(r"task_\S+ \(writer\)", line))]
+    assert drawn == [f"task_{number:02}[x] (writer)" for number in range(41)]
 
 
 def test_a_folder_without_a_project_says_so(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -16,8 +17,6 @@ from crewai_native_tasks.plan import Plan, PlanError, PlanTask
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.tree import Tree
-
 app = typer.Typer(help="Check agents.yaml and tasks.yaml, and draw the graph of tasks.")
 
 # Where `crewai create` and its examples put them, seen from a project's folder.
@@ -27,7 +26,7 @@ _PLACES: Final = ("config", "src/*/config", "src/*/crews/*/config", "crews/*/con
 class Form(enum.StrEnum):
     """How a graph is drawn."""
 
-    TREE = "tree"
+    STEPS = "steps"
     MERMAID = "mermaid"
     DOT = "dot"
     JSON = "json"
@@ -61,36 +60,41 @@ def show(
     agents: Agents = None,
     tasks: Tasks = None,
     process: Process = "sequential",
-    form: Annotated[Form, typer.Option("--format", help="How to draw it.")] = Form.TREE,
+    form: Annotated[Form, typer.Option("--format", help="How to draw it.")] = Form.STEPS,
 ) -> None:
     """Draw which task waits for which."""
     draw = {Form.MERMAID: mermaid, Form.DOT: dot, Form.JSON: as_json}
     for plan, place in _plans(folder, agents, tasks, process):
-        if form is Form.TREE:
-            _console.stdout().print(tree(plan, f"{place} ({plan.process})"))
+        if form is Form.STEPS:
+            typer.echo(f"{place} ({plan.process})")
+            typer.echo(steps(plan, _console.stdout().width))
         else:
             typer.echo(draw[form](plan))
 
 
-def tree(plan: Plan, title: str) -> Tree:
-    """Return the graph as a tree: each task below the one that it waits for longest."""
-    from rich.tree import Tree
+def steps(plan: Plan, width: int) -> str:
+    """Return the tasks by the earliest step that each could run in, with what it waits for.
 
-    root = Tree(title)
-    depths: dict[str, int] = {}
-    branches: dict[str, Tree] = {}
+    A line for each task: a tree of a crew that runs in sequence is as deep as the crew is long.
+    """
+    step_of: dict[str, int] = {}
     for task in in_order(plan):
-        depths[task.name] = 1 + max((depths[name] for name in task.after), default=0)
-        last = max(task.after, key=depths.__getitem__, default=None)
-        others = [name for name in task.after if name != last]
-        words = [
-            task.name,
-            f"({task.agent})" if task.agent else "",
-            f"also after {', '.join(others)}" if others else "",
-        ]
-        parent = root if last is None else branches[last]
-        branches[task.name] = parent.add(" ".join(filter(None, words)))
-    return root
+        step_of[task.name] = 1 + max((step_of[name] for name in task.after), default=0)
+    margin = len(str(max(step_of.values(), default=0)))
+    lines, last = [], 0
+    for task in sorted(plan.tasks, key=lambda task: step_of[task.name]):
+        step = step_of[task.name]
+        agent = f" ({task.agent})" if task.agent else ""
+        after = f", after {', '.join(task.after)}" if task.after else ""
+        lines += textwrap.wrap(
+            f"{task.name}{agent}{after}",
+            width,
+            initial_indent=f"{step if step != last else '':>{margin}}  ",
+            subsequent_indent=" " * (margin + 6),
+            break_on_hyphens=False,
+        )
+        last = step
+    return "\n".join(lines)
 
 
 def mermaid(plan: Plan) -> str:
