@@ -12,15 +12,21 @@ it, and warn in every session that this one was imported too early for that.
 # fifth of what this one costs. What an annotation would have to import stands in quotes.
 import os
 import sys
+from _thread import get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
+    from typing import Any
 
 _waiting: "dict[str, list[Callable[[], None]]]" = {}
 """What to call once a module has been imported, by the module's name."""
+
+
+_asking: "set[tuple[int, str]]" = set()
+"""Which thread asks the other finders for which module."""
 
 
 class _Finder:
@@ -30,37 +36,69 @@ class _Finder:
     def find_spec(
         name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        if name not in _waiting:
+        asking = get_ident(), name
+        # Other finders ask all others as well, this one included.
+        if name not in _waiting or asking in _asking:
             return None
-        # Ask the other finders, in their order. Somebody may only be looking whether there is
-        # such a module, so we go on waiting until it really executes.
-        for finder in list(sys.meta_path):
-            if finder is _Finder or not hasattr(finder, "find_spec"):
-                continue
+        _asking.add(asking)
+        try:
+            spec = _ask_those_behind(name, path, target)
+        finally:
+            _asking.discard(asking)
+        # Somebody may only be looking whether there is such a module, so we go on waiting until it
+        # really executes.
+        if spec is not None and hasattr(spec.loader, "exec_module"):
+            spec.loader = _Loader(spec)
+        return spec
+
+
+def _ask_those_behind(
+    name: str, path: "Sequence[str] | None", target: "ModuleType | None"
+) -> "ModuleSpec | None":
+    finders = list(sys.meta_path)
+    # Those in front have been asked, or ask us themselves.
+    start = finders.index(_Finder) + 1 if _Finder in finders else 0
+    for finder in finders[start:]:
+        if hasattr(finder, "find_spec"):
             spec = finder.find_spec(name, path, target)
             if spec is not None:
-                break
-        else:
-            return None
-        execute = getattr(spec.loader, "exec_module", None)
-        if execute is None:
-            return spec
+                return spec
+    return None
 
-        def exec_and_tell(module: "ModuleType") -> None:
-            execute(module)
-            if module.__name__ != name:
-                return  # a loader that serves several modules, as a zip file's does
-            vars(spec.loader).pop("exec_module", None)
-            # If one of them raises, the import has failed, and they wait for the next attempt: a
-            # program that tries again must not run without what it asked for.
-            for callback in list(_waiting.get(name, ())):
-                callback()
-            for callback in list(_waiting.get(name, ())):
-                forget(name, callback)
 
-        # On this one loader instance: its class serves every other module too.
-        spec.loader.exec_module = exec_and_tell
-        return spec
+class _Loader:
+    """The loader of one module, and what is to be called once it has executed it.
+
+    It stands in for the loader only until then, and is otherwise like it: somebody may only want to
+    know of the module where its code is.
+    """
+
+    def __init__(self, spec: "ModuleSpec") -> None:
+        self._spec = spec
+        self._loader = spec.loader
+
+    def __getattr__(self, name: str) -> "Any":
+        if name == "_loader":  # not there yet, as in a copy that is being made
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: "ModuleType") -> None:
+        if self._spec.loader is self:
+            self._spec.loader = self._loader
+        if getattr(module, "__loader__", None) is self:
+            module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        name = module.__name__
+        # If one of them raises, the import has failed, and they wait for the next attempt: a
+        # program that tries again must not run without what it asked for.
+        called = list(_waiting.get(name, ()))
+        for callback in called:
+            callback()
+        for callback in called:
+            forget(name, callback)
 
 
 def when_imported(name: str, callback: "Callable[[], None]") -> None:

@@ -65,9 +65,11 @@ def test_looking_for_crewai_does_not_use_up_the_hook(watched):
     answer([spec.name, before, crewai_native.status().active,
             [f for f in sys.meta_path if f.__class__.__module__ == "_crewai_native_hook"
              or getattr(f, "__module__", "") == "_crewai_native_hook"],
-            "exec_module" in vars(crewai.__loader__)])
+            spec.loader.get_filename() == crewai.__file__ == crewai.__loader__.get_filename(),
+            type(crewai.__loader__).__name__, type(crewai.__spec__.loader).__name__])
     """
-    assert watched(code, prelude="") == ["crewai", False, True, [], False]
+    loader = "SourceFileLoader"
+    assert watched(code, prelude="") == ["crewai", False, True, [], True, loader, loader]
 
 
 def test_other_import_hooks_still_see_crewai(watched):
@@ -93,6 +95,49 @@ def test_other_import_hooks_still_see_crewai(watched):
     answer([seen, crewai.READY, crewai_native.status().active])
     """
     assert watched(code, prelude="") == [["before", "after"], True, True]
+
+
+@pytest.mark.parametrize("position", ["0", "len(sys.meta_path) - 1"])
+def test_a_finder_that_asks_all_others_as_well_finds_crewai(watched, position):
+    code = f"""
+    import importlib.util, sys
+    class Lazily:
+        @classmethod
+        def find_spec(cls, name, path=None, target=None):
+            if name != "crewai": return None
+            others = [finder for finder in sys.meta_path if finder is not cls]
+            specs = (finder.find_spec(name, path, target) for finder in others)
+            spec = next(filter(None, specs))
+            spec.loader = importlib.util.LazyLoader(spec.loader)
+            return spec
+    sys.meta_path.insert({position}, Lazily)
+    import crewai, crewai_native
+    answer([crewai.READY, crewai_native.status().active])
+    """
+    assert watched(code, prelude="") == [True, True]
+
+
+def test_a_loader_takes_no_attributes(watched):
+    code = """
+    import importlib.machinery, sys
+    class Loader:
+        __slots__ = ("inner",)
+        def __init__(self, inner): self.inner = inner
+        def create_module(self, spec): return self.inner.create_module(spec)
+        def exec_module(self, module): self.inner.exec_module(module)
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name != "crewai": return None
+            spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+            spec.loader = Loader(spec.loader)
+            return spec
+    sys.meta_path.insert(-1, Finder)
+    import crewai, crewai_native
+    answer([type(crewai.__loader__).__name__, type(crewai.__spec__.loader).__name__,
+            crewai_native.status().active])
+    """
+    assert watched(code, prelude="") == ["Loader", "Loader", True]
 
 
 def test_reloading_crewai_changes_nothing(watched):
@@ -198,6 +243,22 @@ def test_a_factory_that_the_application_set_keeps_its_say(watched):
     assert "after the application's own factory" in reason
     assert restored
     assert after == ["mine", "stock"]
+
+
+def test_a_wrapper_over_ours_is_told_and_nothing_else_changes(watched):
+    code = """
+    import functools
+    ours = factory._factory
+    @functools.wraps(ours)
+    def counted(spec):
+        return ours(spec)
+    factory.set_memory_storage_factory(counted)
+    slot = crewai_native.status()["memory.storage"]
+    answer([slot.state, slot.provider, slot.reason.rpartition("; ")[2], who()])
+    """
+    state, provider, note, served = watched(code)
+    assert (state, provider, served) == ("bound", "acme-a", "acme-a")
+    assert note.startswith("under counted in ")
 
 
 def test_what_others_put_over_ours_stays_and_is_told(watched):
