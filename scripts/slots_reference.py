@@ -32,7 +32,8 @@ A slot is one place in CrewAI that can be served by an accelerator. A plug-in na
 it serves in its entry points and implements each one's hook; [Publish an accelerator](publish-an-accelerator.md)
 shows how. *Official* targets are CrewAI's own extension points: there name and parameters must be
 as they were. *Wrapped* targets are methods that the slot stands in for: there the code itself must
-be one that the tests have run against, else the slot stays stock and says `target-changed`.
+be one that the tests have run against, else the slot stays stock and says `target-changed`. So it does
+where other code has wrapped the method already, unless what the slot puts there calls the wrapper.
 """
 
 _ROLE: Final = re.compile(r":\w+:`~?(?:[\w.]+\.)?([\w.]+)`")

@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 import types
+import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import _crewai_native_hook
@@ -29,10 +30,15 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("crewai_native")
 _ABSENT: Final = object()
+_METHODS: Final = (types.MethodType, staticmethod, classmethod)
+
+# What stood where a function stands that was put there, by that function.
+_stood: Final[weakref.WeakKeyDictionary[Any, Any]] = weakref.WeakKeyDictionary()
 
 # A factory meters what a provider hands out, on whichever thread CrewAI calls it. One lock for all
-# bindings: changes are rare. A fork waits for it, so that no child inherits it locked by a thread
-# that it does not have.
+# bindings: changes are rare. Nothing is imported under it: a thread that imports a module which
+# somebody waits for holds that module's lock, and wants this one. A fork waits for it, so that no
+# child inherits it locked by a thread that it does not have.
 _lock: Final = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
@@ -48,6 +54,18 @@ class _Change(NamedTuple):
 
     def in_force(self) -> bool:
         return vars(self.owner).get(self.name) is self.after
+
+    def wrappers(self) -> list[Any] | None:
+        """Return what wraps it since, outermost first, or None where something else stands there."""
+        ours = _function(self.after)
+        found = []
+        here = _function(vars(self.owner).get(self.name))
+        while here is not ours:
+            if here is None:
+                return None
+            found.append(here)
+            here = _function(getattr(here, "__wrapped__", None))
+        return found
 
     def undo(self) -> None:
         if not self.in_force():
@@ -98,6 +116,8 @@ class Binding:
             original = getattr(owner, name)
             setattr(owner, name, value)
             change = _Change(owner, name, before, vars(owner)[name])
+            if isinstance(function := _function(value), types.FunctionType):
+                _stood[function] = original
             self._changes.append(change)
             self._undo.append(change.undo)
             return original
@@ -178,11 +198,13 @@ class Binding:
             # Whoever looks for the source of what is here finds CrewAI's.
             function.__wrapped__ = original
             function.__code__ = other
+            _stood[function] = original
 
             def restore() -> None:
                 if function.__code__ is other:
                     function.__code__ = body
                     del function.__wrapped__
+                    del _stood[function]
                 else:
                     _logger.warning(
                         "the body of %s was replaced by other code after crewai-native had set it; "
@@ -224,15 +246,14 @@ class Binding:
                 if wait not in self._waiting or not self.watch.serving:
                     return
                 missing = next((name for name in wanted if name not in sys.modules), None)
-                if missing is None:
-                    self._waiting.remove(wait)
-                    action()
-                else:
+                if missing is not None:
                     _crewai_native_hook.when_imported(missing, step)
                     self.on_undo(lambda: _crewai_native_hook.forget(missing, step))
+                    return
+                self._waiting.remove(wait)
+            action()
 
         def wait() -> None:
-            # Not under the lock: another thread that is importing one of them will want it.
             for name in wanted:
                 with contextlib.suppress(Exception):  # the action finds out what is not there
                     importlib.import_module(name)
@@ -252,22 +273,42 @@ class Binding:
         self._undo.append(callback)
 
     def in_force(self) -> bool:
-        """Return whether everything that was set still stands."""
+        """Return whether everything that was set still stands, and nothing wraps it."""
+        return self.wrappers() == []
+
+    def wrappers(self) -> list[str] | None:
+        """Return what other code has put over what was set, by name, or None where that is gone."""
         # Of several changes in one place, each made on top of the one before, the last counts.
         last = {(id(change.owner), change.name): change for change in self._changes}
-        return all(change.in_force() for change in last.values())
+        names: list[str] = []
+        for change in last.values():
+            found = change.wrappers()
+            if found is None:
+                return None
+            names += [name_of(layer) for layer in found if beneath(layer) is layer]
+        return list(dict.fromkeys(names))
 
-    def attempt(self, action: Callable[[], None]) -> Exception | None:
-        """Make some changes, or none: where that fails, they are undone and the error returned."""
+    def attempt(self, action: Callable[[Binding], None]) -> Exception | None:
+        """Make some changes, or none: where that fails, they are undone and the error returned.
+
+        Args:
+            action: Makes them, through the binding that it is given.
+        """
+        part = Binding(self.watch)
+        part.notes, part.served = self.notes, self.served
+        part._metered, part._waiting = self._metered, self._waiting
+        try:
+            action(part)
+        except Exception as error:  # noqa: BLE001 - returned
+            part._take_back()
+            return error
         with _lock:
-            steps, changes = len(self._undo), len(self._changes)
-            try:
-                action()
-            except Exception as error:  # noqa: BLE001 - returned
-                while len(self._undo) > steps:
-                    self._undo.pop()()
-                del self._changes[changes:]
-                return error
+            if self.watch.serving:
+                self._changes += part._changes
+                self._undo += part._undo
+                return None
+        # It was unbound meanwhile.
+        part._take_back()
         return None
 
     def undo(self) -> None:
@@ -278,13 +319,17 @@ class Binding:
         Raises:
             ExceptionGroup: Callbacks failed; every other change was still undone.
         """
-        errors = []
         self.watch.close()
+        with _lock:
+            self._metered.clear()
+            self._waiting.clear()
+        self._take_back()
+
+    def _take_back(self) -> None:
+        errors = []
         with _lock:
             undo, self._undo = self._undo, []
             self._changes.clear()
-            self._metered.clear()
-            self._waiting.clear()
         for callback in reversed(undo):
             try:
                 callback()
@@ -292,6 +337,29 @@ class Binding:
                 errors.append(error)
         if errors:
             raise ExceptionGroup("undoing a binding", errors)
+
+
+def beneath(function: Any) -> Any:
+    """Return what stood where a function stands before any binding put something there."""
+    function = _function(function)
+    # A proxy is equal to what it wraps, and says that it is of its class.
+    while type(function) is types.FunctionType and function in _stood:
+        function = _function(_stood[function])
+    return function
+
+
+def name_of(wrapper: Any) -> str:
+    """Return what to call a function that other code has put over one, and where it is from."""
+    code = getattr(wrapper, "__code__", None)
+    if type(wrapper) is not types.FunctionType or code is None:
+        # A class of wrappers, which may say that it is what it wraps.
+        return f"{type(wrapper).__module__}.{type(wrapper).__qualname__}"
+    return f"{code.co_qualname} in {code.co_filename}"
+
+
+def _function(value: Any) -> Any:
+    """Return the function of a method, bound or not."""
+    return value.__func__ if type(value) in _METHODS else value
 
 
 def _names_of(functions: Collection[Any], package: str) -> Iterator[_Place]:

@@ -373,7 +373,7 @@ class Host:
         def bind() -> None:
             if problems := _targets.problems(repair.targets, fingerprints):
                 binding.notes.append(f"without repair {repair.name} ({'; '.join(problems)})")
-            elif error := binding.attempt(lambda: repair.bind(binding, provider)):
+            elif error := binding.attempt(lambda part: repair.bind(part, provider)):
                 _logger.error("repair %s could not be bound", repair.name, exc_info=error)
                 binding.notes.append(f"without repair {repair.name} ({_one_line(error)})")
 
@@ -467,7 +467,7 @@ class Host:
         mine = next(c for c in candidates if c.distribution == bound.offer.candidate.distribution)
         if bound.binding.watch.reverted is not None:
             mine.state, mine.reason = State.BROKEN, f"reverted: {bound.binding.watch.reverted}"
-        elif not bound.binding.in_force():
+        elif (wrappers := bound.binding.wrappers()) is None:
             mine.state, mine.reason = State.SHADOWED, "by other code, which replaced it since"
         else:
             status.state, status.provider = State.BOUND, mine.distribution
@@ -477,7 +477,8 @@ class Host:
                 for candidate in candidates
                 if candidate.state in _PASSED_OVER
             ]
-            mine.reason = "; ".join([bound.reason, *bound.binding.notes])
+            notes = [*bound.binding.notes, *(f"under {wrapper}" for wrapper in wrappers)]
+            mine.reason = "; ".join([bound.reason, *notes])
             status.reason = "; ".join([mine.reason, *passed_over])
             return status
         status.reason = mine.reason

@@ -11,6 +11,7 @@ the fingerprints of files that have not changed since are remembered, see :class
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -18,13 +19,13 @@ import json
 import linecache
 import os
 import sys
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from crewai_native import _cache
+from crewai_native import _bind, _cache
 
 if TYPE_CHECKING:
-    import types
     from collections.abc import Iterable
 
     from crewai_native.slots._base import Slot, Target
@@ -70,8 +71,8 @@ class Fingerprints:
 
     def of(self, function: Any) -> str | None:
         """Return the fingerprint of a function's source, or None where there is no source."""
-        # A wrapper that another library put over the function keeps the original in __wrapped__,
-        # and the original is what must be known: ours will then call theirs.
+        # A wrapper, CrewAI's own or another library's, keeps the original in __wrapped__, and that
+        # is what must be known.
         original = inspect.unwrap(function) if hasattr(function, "__wrapped__") else function
         code = getattr(original, "__code__", None)
         if code is None:
@@ -158,6 +159,10 @@ def probe(target: Target, fingerprints: Fingerprints | None = None) -> Report:
         return Report(target.path, f"the source of {target.path} is not available")
     known = tuple(_known().get(target.path, {}).get(fingerprint, ()))
     problem = None if known else f"{target.path} is not code that was tested ({fingerprint})"
+    wrapper = None if target.passes_on else _wrapper_of(found)
+    if problem is None and wrapper is not None:
+        # Ours would not call it, and what it does would silently not be done any more.
+        problem = f"{target.path} is wrapped by other code ({wrapper})"
     return Report(target.path, problem, fingerprint, known)
 
 
@@ -194,6 +199,31 @@ def refresh(targets: Iterable[Target], crewai: str) -> list[Report]:
     FINGERPRINTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
     _known.cache_clear()
     return [probe(target) for target in wrapped]
+
+
+def _wrapper_of(function: Any) -> str | None:
+    """Return what other code has put over a function of CrewAI's, by name, or None."""
+    layer = _bind.beneath(function)
+    while (inner := getattr(layer, "__wrapped__", None)) is not None:
+        if not _is_crewais(layer):
+            return _bind.name_of(layer)
+        layer = _bind.beneath(inner)
+    return None
+
+
+def _is_crewais(wrapper: Any) -> bool:
+    """Whether CrewAI itself made a wrapper, by a decorator of its own or of the standard library."""
+    if type(wrapper) is not types.FunctionType:
+        return type(wrapper).__module__.partition(".")[0] in {"crewai", "functools"}
+    file = wrapper.__code__.co_filename
+    return file == contextlib.__file__ or file.startswith(_crewais_directory())
+
+
+@functools.cache
+def _crewais_directory() -> str:
+    import crewai
+
+    return str(Path(crewai.__file__).parent) + os.sep
 
 
 @functools.cache

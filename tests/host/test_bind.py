@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import threading
 import types
 
 import pytest
@@ -96,8 +97,8 @@ class TestUndo:
     def test_an_attempt_that_fails_leaves_nothing(self, binding):
         binding.replace(Target, "value", 2)
 
-        def attempt():
-            binding.replace(Target, "value", 3)
+        def attempt(part):
+            part.replace(Target, "value", 3)
             raise KeyError("half way")
 
         assert isinstance(binding.attempt(attempt), KeyError)
@@ -135,6 +136,39 @@ def test_what_somebody_else_put_there_since_stays(binding, caplog):
     binding.undo()
     assert Mine.value == 3
     assert "Mine.value was replaced by other code" in caplog.text
+
+
+def test_what_somebody_else_has_put_over_it_is_told(binding):
+    class Mine:
+        def method(self):
+            return "stock"
+
+        @classmethod
+        def of_class(cls):
+            return "stock"
+
+    binding.stand_in(Mine, "method", lambda original: lambda self: "ours")
+    binding.replace(Mine, "of_class", classmethod(lambda cls: "ours"))
+    assert binding.wrappers() == []
+    ours = Mine.method, vars(Mine)["of_class"]
+
+    @functools.wraps(ours[0])
+    def audited(self):
+        return ours[0](self)
+
+    @functools.wraps(ours[1].__func__)
+    def counted(cls):
+        return ours[1].__func__(cls)
+
+    Mine.method, Mine.of_class = audited, classmethod(counted)
+    assert not binding.in_force()
+    over = binding.wrappers()
+    assert [name.partition(".<locals>.")[2] for name in over] == [
+        f"audited in {__file__}",
+        f"counted in {__file__}",
+    ]
+    Mine.of_class = classmethod(lambda cls: "theirs")
+    assert binding.wrappers() is None
 
 
 def test_an_object_without_a_name_can_be_changed_too(binding, caplog):
@@ -322,7 +356,45 @@ class TestLater:
         assert done == []
         __import__(names.early)
         assert done == [1]
-        assert vars(sys.modules[names.early].__loader__).get("exec_module") is None
+
+    def test_imports_of_other_threads_are_not_in_one_anothers_way(self, binding, names, tmp_path):
+        code = "import acme_gate\nacme_gate.begun.set()\nacme_gate.go_on.wait(20)\n"
+        (tmp_path / f"{names.early}.py").write_text(code)
+        gate = types.SimpleNamespace(begun=threading.Event(), go_on=threading.Event())
+        sys.modules["acme_gate"] = gate
+        done = []
+        try:
+            binding.when_imported([names.early], functools.partial(done.append, 1))
+            importing = threading.Thread(target=__import__, args=(names.early,), daemon=True)
+            importing.start()
+            assert gate.begun.wait(20)
+
+            def action():
+                gate.go_on.set()
+                # Not before the other thread, which has something to change when it is there.
+                __import__(names.early)
+                done.append(2)
+
+            waiting = threading.Thread(
+                target=binding.when_imported, args=([names.early], action), daemon=True
+            )
+            waiting.start()
+            importing.join(20)
+            waiting.join(20)
+            assert sorted(done) == [1, 2]
+        finally:
+            del sys.modules["acme_gate"]
+
+    def test_what_is_changed_while_it_is_unbound_is_taken_back(self, binding):
+        class Mine:
+            value = 1
+
+        def action(part):
+            part.replace(Mine, "value", 2)
+            binding.undo()
+
+        assert binding.attempt(action) is None
+        assert Mine.value == 1
 
     def test_settling_imports_what_is_missing(self, binding, names):
         done = []

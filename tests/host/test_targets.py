@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from crewai_native import _targets
+from crewai_native._bind import Binding
+from crewai_native._watch import Watch
 from crewai_native.slots._base import Target
 
 
@@ -96,17 +98,83 @@ def test_wrapped_code_must_be_known_word_for_word(module, known, tmp_path):
     assert _targets.probe(target).known == ("1.0",)
 
 
-def test_a_wrapper_of_another_library_is_looked_through(module, known, tmp_path):
-    target = Target("acme_code:function", wrapped=True)
-    made = module("def function(a):\n    return a + 1\n", tmp_path)
-    _targets.refresh([target], "1.0")
+class TestOtherCodesWrapper:
+    """A wrapper that other code has put over a target."""
 
-    @functools.wraps(made.function)
-    def traced(*args):
-        return traced.__wrapped__(*args)
+    TARGET = Target("acme_code:function", wrapped=True)
 
-    made.function = traced
-    assert _targets.probe(target).problem is None
+    @pytest.fixture
+    def made(self, module, known, tmp_path):
+        made = module("def function(a):\n    return a + 1\n", tmp_path)
+        _targets.refresh([self.TARGET], "1.0")
+        return made
+
+    @pytest.fixture
+    def binding(self):
+        binding = Binding(Watch("memory.storage"))
+        yield binding
+        binding.undo()
+
+    @staticmethod
+    def traced(function):
+        @functools.wraps(function)
+        def traced(*args):
+            return function(*args)
+
+        return traced
+
+    def test_would_be_left_out(self, made):
+        made.function = self.traced(made.function)
+        problem = _targets.probe(self.TARGET).problem
+        assert "acme_code:function is wrapped by other code (" in problem
+        assert f"traced in {__file__})" in problem
+
+    def test_does_no_harm_where_ours_calls_it(self, made):
+        made.function = self.traced(made.function)
+        assert _targets.probe(self.TARGET._replace(passes_on=True)).problem is None
+
+    def test_that_is_a_proxy_is_seen_for_what_it_is(self, made, binding):
+        class Proxy:
+            def __init__(self, wrapped):
+                self.__wrapped__ = wrapped
+
+            __class__ = property(lambda self: type(self.__wrapped__))
+
+            def __getattr__(self, name):
+                return getattr(self.__wrapped__, name)
+
+            def __hash__(self):
+                return hash(self.__wrapped__)
+
+            def __eq__(self, other):
+                return self.__wrapped__ == other
+
+        binding.stand_in(made, "function", lambda stock: stock)
+        made.function = Proxy(made.function)
+        assert "wrapped by other code (" in _targets.probe(self.TARGET).problem
+        assert binding.wrappers() == [f"{__name__}.{Proxy.__qualname__}"]
+
+    def test_may_be_under_ours_and_over_it(self, made, binding):
+        made.function = self.traced(made.function)
+        binding.stand_in(made, "function", lambda stock: stock)
+        assert "traced in" in _targets.probe(self.TARGET).problem
+
+    def test_is_not_what_ours_are(self, made, binding):
+        binding.stand_in(made, "function", lambda stock: stock)
+        binding.wrap(made, "function", binding.watch.meter)
+        assert _targets.probe(self.TARGET).problem is None
+        binding.undo()
+        binding.replace_body(made.function, lambda a: a + 2)
+        assert _targets.probe(self.TARGET).problem is None
+
+    @pytest.mark.parametrize("decorator", ["functools.cache", "contextlib.contextmanager"])
+    def test_is_not_what_the_code_itself_is_decorated_with(
+        self, module, known, tmp_path, decorator
+    ):
+        library = decorator.partition(".")[0]
+        module(f"import {library}\n@{decorator}\ndef function(a):\n    yield a\n", tmp_path)
+        _targets.refresh([self.TARGET], "1.0")
+        assert _targets.probe(self.TARGET).problem is None
 
 
 def test_code_without_source_is_told(known):

@@ -22,11 +22,14 @@ class Target(NamedTuple):
             stable, so name and signature are what is checked.
         wrapped: Whether the slot stands in for this code. Then its source must be one that the
             slot was tested with, which the fingerprints record.
+        passes_on: Whether what the slot puts there calls what stood there, at each call and as
+            CrewAI does. If not, it cannot be put over other code's wrapper, which would be left out.
     """
 
     path: str
     parameters: tuple[str, ...] | None = None
     wrapped: bool = False
+    passes_on: bool = False
 
     @property
     def module(self) -> str:

@@ -325,8 +325,8 @@ def _within(scope: str, root: str) -> bool:
     return outer in ("/", inner) or inner.startswith(f"{outer}/")
 
 
-def _code(*paths: str) -> tuple[Target, ...]:
-    return tuple(Target(path, wrapped=True) for path in paths)
+def _code(*paths: str, passes_on: bool = True) -> tuple[Target, ...]:
+    return tuple(Target(path, wrapped=True, passes_on=passes_on) for path in paths)
 
 
 REPAIRS: Final = (
@@ -402,7 +402,7 @@ REPAIRS: Final = (
     Repair(
         name="async-off-loop",
         summary="arecall(), aremember() and their like block the event loop",
-        targets=_code(*(f"{_MEMORY}.a{name}" for name in _ASYNC_TWINS)),
+        targets=_code(*(f"{_MEMORY}.a{name}" for name in _ASYNC_TWINS), passes_on=False),
         feature="isolated",
         bind=_async_leaves_the_loop,
     ),

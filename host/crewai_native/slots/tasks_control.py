@@ -120,18 +120,20 @@ class TasksControl(Slot):
     targets: ClassVar = (
         Target("crewai.agent.core:Agent._execute_with_timeout", wrapped=True),
         Target("crewai.agent.core:Agent._aexecute_with_timeout", wrapped=True),
-        Target("crewai.task:Task._execute_core", wrapped=True),
-        Target("crewai.task:Task._aexecute_core", wrapped=True),
-        Target("crewai.task:Task._execute_task_async", wrapped=True),
-        Target("crewai.flow.runtime:Flow._execute_method", wrapped=True),
+        Target("crewai.task:Task._execute_core", wrapped=True, passes_on=True),
+        Target("crewai.task:Task._aexecute_core", wrapped=True, passes_on=True),
+        Target("crewai.task:Task._execute_task_async", wrapped=True, passes_on=True),
+        Target("crewai.flow.runtime:Flow._execute_method", wrapped=True, passes_on=True),
         # Every `call` and `acall` of a BaseLLM subclass is wrapped by CrewAI and runs through
         # these, looked up in this module.
-        Target("crewai.llms.base_llm:run_with_rate_limit_retry", wrapped=True),
-        Target("crewai.llms.base_llm:arun_with_rate_limit_retry", wrapped=True),
-        Target("crewai.llms.base_llm:BaseLLM._track_token_usage_internal", wrapped=True),
+        Target("crewai.llms.base_llm:run_with_rate_limit_retry", wrapped=True, passes_on=True),
+        Target("crewai.llms.base_llm:arun_with_rate_limit_retry", wrapped=True, passes_on=True),
+        Target(
+            "crewai.llms.base_llm:BaseLLM._track_token_usage_internal", wrapped=True, passes_on=True
+        ),
         Target("crewai.hooks.tool_hooks:run_before_tool_call_hooks", wrapped=True),
         Target("crewai.hooks.tool_hooks:run_after_tool_call_hooks", wrapped=True),
-        Target("crewai.memory.unified_memory:Memory._submit_save", wrapped=True),
+        Target("crewai.memory.unified_memory:Memory._submit_save", wrapped=True, passes_on=True),
     )
 
     def bind(self, binding: Binding, provider: Provider) -> None:

@@ -286,14 +286,20 @@ class ToolsGuard(Slot):
     summary: ClassVar = "execution of tools"
     how: ClassVar = "CrewStructuredTool.invoke, BaseTool.run, Tool.run and their async twins"
     targets: ClassVar = (
-        Target("crewai.tools.structured_tool:CrewStructuredTool.invoke", wrapped=True),
-        Target("crewai.tools.structured_tool:CrewStructuredTool.ainvoke", wrapped=True),
-        Target("crewai.tools.base_tool:BaseTool.run", wrapped=True),
-        Target("crewai.tools.base_tool:BaseTool.arun", wrapped=True),
-        Target("crewai.tools.base_tool:Tool.run", wrapped=True),
-        Target("crewai.tools.base_tool:Tool.arun", wrapped=True),
-        Target("crewai.tools.base_tool:BaseTool.__init_subclass__", wrapped=True),
-        Target("crewai.hooks.tool_hooks:ToolCallHookContext.__init__", wrapped=True),
+        Target(
+            "crewai.tools.structured_tool:CrewStructuredTool.invoke", wrapped=True, passes_on=True
+        ),
+        Target(
+            "crewai.tools.structured_tool:CrewStructuredTool.ainvoke", wrapped=True, passes_on=True
+        ),
+        Target("crewai.tools.base_tool:BaseTool.run", wrapped=True, passes_on=True),
+        Target("crewai.tools.base_tool:BaseTool.arun", wrapped=True, passes_on=True),
+        Target("crewai.tools.base_tool:Tool.run", wrapped=True, passes_on=True),
+        Target("crewai.tools.base_tool:Tool.arun", wrapped=True, passes_on=True),
+        Target("crewai.tools.base_tool:BaseTool.__init_subclass__", wrapped=True, passes_on=True),
+        Target(
+            "crewai.hooks.tool_hooks:ToolCallHookContext.__init__", wrapped=True, passes_on=True
+        ),
     )
     repairs: ClassVar = (
         Repair(
@@ -305,7 +311,7 @@ class ToolsGuard(Slot):
                     "crewai.tools.structured_tool:CrewStructuredTool._increment_usage_count",
                     wrapped=True,
                 ),
-                Target("crewai.tools.tool_usage:ToolUsage._use", wrapped=True),
+                Target("crewai.tools.tool_usage:ToolUsage._use", wrapped=True, passes_on=True),
             ),
             EXACT_COUNT,
             _bind_exact_count,

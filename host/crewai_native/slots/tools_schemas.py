@@ -130,9 +130,15 @@ class ToolsSchemas(Slot):
             summary="each call of a tool by a text-based agent generates the tool's JSON schema to "
             "learn the names of its arguments",
             targets=(
-                Target("crewai.tools.tool_usage:ToolUsage._use", wrapped=True),
-                Target("crewai.tools.tool_usage:ToolUsage.on_tool_use_finished", wrapped=True),
-                Target("crewai.tools.tool_usage:ToolUsage.on_tool_error", wrapped=True),
+                Target("crewai.tools.tool_usage:ToolUsage._use", wrapped=True, passes_on=True),
+                Target(
+                    "crewai.tools.tool_usage:ToolUsage.on_tool_use_finished",
+                    wrapped=True,
+                    passes_on=True,
+                ),
+                Target(
+                    "crewai.tools.tool_usage:ToolUsage.on_tool_error", wrapped=True, passes_on=True
+                ),
             ),
             feature="arguments",
             bind=_names_without_schemas,
