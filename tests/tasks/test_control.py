@@ -292,8 +292,9 @@ class TestTimeLimits:
         crew = crew_of([foreign], "second")
         crew.agents[0].max_execution_time = 1
         began = time.monotonic()
-        with pytest.raises(TimeoutError, match="timed out after 1 seconds"):
+        with pytest.raises(TimeoutError, match="timed out after 1 seconds") as late:
             crew.kickoff()
+        assert isinstance(late.value.__cause__, TimeoutError)  # as CrewAI's own
         # Twenty times what the limit may be missed by: other processes run here.
         assert 1 <= time.monotonic() - began < 3
         crew.agents[0].llm._script = {"": ["again"]}
@@ -305,8 +306,9 @@ class TestTimeLimits:
             crew = crew_of([foreign], "second")
             crew.agents[0].max_execution_time = 1
             began = time.monotonic()
-            with pytest.raises(TimeoutError, match="timed out after 1 seconds"):
+            with pytest.raises(TimeoutError, match="timed out after 1 seconds") as late:
                 await crew.akickoff()
+            assert isinstance(late.value.__cause__, TimeoutError)
             assert 1 <= time.monotonic() - began < 3
             crew.agents[0].llm._script = {"": ["again"]}
             again = await crew.akickoff()

@@ -310,7 +310,7 @@ class NativeControl:
         if not outcome:
             if (around := scope_of_run.get()) is not None:
                 around.check()
-            raise TimeoutError(_too_long(run))
+            raise _too_long(run)
         value, error = outcome[0]
         if error is not None:
             raise _as_crewai_says(error)
@@ -337,7 +337,7 @@ class NativeControl:
         task.cancel()
         # Whatever it ends with, nobody waits for it.
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        raise TimeoutError(_too_long(run))
+        raise _too_long(run)
 
     def check(self, point: Point, subject: Any) -> None:
         """Return if the run may go on."""
@@ -479,11 +479,14 @@ def _leave_behind(scope: Scope, run: LimitedRun) -> None:
     run.agent.agent_executor = None
 
 
-def _too_long(run: LimitedRun) -> str:
-    return (
+def _too_long(run: LimitedRun) -> TimeoutError:
+    error = TimeoutError(
         f"Task '{run.task.description}' execution timed out after {run.timeout} seconds. Consider "
         "increasing max_execution_time or optimizing the task."
     )
+    # CrewAI's comes from that of the wait, which programs may look for.
+    error.__cause__ = TimeoutError()
+    return error
 
 
 def _as_crewai_says(error: BaseException) -> BaseException:
