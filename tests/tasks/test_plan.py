@@ -266,6 +266,11 @@ def test_plans_in_code_are_checked_as_well():
     ]
 
 
+def test_one_name_is_not_read_letter_by_letter():
+    with pytest.raises(TypeError, match=r"after of task 'b' is the text 'load'; .* \('load',\)"):
+        PlanTask("b", after="load")
+
+
 # --- running ----------------------------------------------------------------------------------
 
 

@@ -61,6 +61,18 @@ class PlanTask:
     file: str = ""
     line: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse one name as ``after``, which would be read letter by letter.
+
+        Raises:
+            TypeError: It is a text.
+        """
+        if isinstance(self.after, str):
+            raise TypeError(
+                f"after of task {self.name!r} is the text {self.after!r}; it accepts a tuple of "
+                f"names, such as ({self.after!r},)"
+            )
+
 
 class PlanError(ValueError):
     """A plan cannot be: everything that is wrong with it.
