@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -30,6 +30,7 @@ with warnings.catch_warnings():
     from crewai.events.types.crew_events import CrewKickoffCompletedEvent, CrewKickoffStartedEvent
     from crewai.events.types.llm_events import LLMCallCompletedEvent
     from crewai.flow.flow import Flow, start
+    from crewai.project import CrewBase, agent, crew, task
     from crewai.tools import tool
 
 import crewai_native_tasks
@@ -125,6 +126,27 @@ def crew_about(script: Any = None, tools: Any = (), tasks: int = 1, **options: A
     return Crew(agents=[agent], tasks=work, **options)
 
 
+@CrewBase
+class Painters:
+    agents_config: ClassVar[dict[str, Any]] = {}
+    tasks_config: ClassVar[dict[str, Any]] = {}
+    model = ScriptedLLM([topic], latency=0.01)
+
+    @agent
+    def painter(self) -> Agent:
+        return Agent(role="painter of {topic}", goal="paint", backstory="paints", llm=self.model)
+
+    @task
+    def paint(self) -> Task:
+        return Task(
+            description="paint, about {topic} ", expected_output="a picture", agent=self.painter()
+        )
+
+    @crew
+    def crew(self) -> Crew:
+        return Crew(agents=self.agents, tasks=self.tasks)
+
+
 def refuse_t1(output: Any) -> None:
     if output.raw == "t1":
         raise RuntimeError("callback")
@@ -152,6 +174,44 @@ class TestItems:
         assert result.usage.total_tokens == sum(item.usage.total_tokens for item in result) > 0
         assert crew.tasks[0].output is None
         assert inputs == [{"topic": f"t{n}"} for n in range(5)]
+
+    # As `kickoff_for_each` warns of such a crew's own callbacks.
+    @pytest.mark.filterwarnings("ignore:function callbacks cannot be serialized")
+    @pytest.mark.parametrize(
+        "target", [Painters, Painters(), Painters().crew, Painters().crew()], ids=repr
+    )
+    def test_kickoffs_of_a_crews_class_share_nothing(self, target: Any) -> None:
+        inputs = [{"topic": f"t{n}"} for n in range(24)]
+        result = map_crew(target, inputs, concurrency=6)
+        assert [output.raw for output in result.outputs] == [f"t{n}" for n in range(24)]
+        assert [item.usage.successful_requests for item in result] == [1] * 24
+
+    def test_an_earlier_kickoff_of_a_crew_leaves_no_trace(self) -> None:
+        crew = crew_about()
+        crew.agents[0].role = "worker on {topic}"
+        assert crew.kickoff({"topic": "old"}).raw == "old"
+        assert [item.output.raw for item in map_crew(crew, [{"topic": "new"}])] == ["new"]
+
+    def test_a_function_whose_crews_share_agents_is_named(self) -> None:
+        others = threading.Semaphore(0)
+
+        def wait(turn: Any) -> str:
+            assert others.acquire(timeout=FOREVER)
+            return topic(turn)
+
+        crew = crew_about([wait])
+        inputs = [{"topic": f"t{n}"} for n in range(3)]
+
+        def made() -> Crew:
+            return Crew(agents=crew.agents, tasks=crew.tasks)
+
+        batch = imap_crew(made, inputs, concurrency=3, on_error="collect")
+        for _ in range(2):
+            assert "made returned a crew that shares" in str(next(batch).error)
+        others.release(4)
+        assert next(batch).state is DONE
+        result = map_crew(made, inputs, concurrency=1)
+        assert [output.raw for output in result.outputs] == ["t0", "t1", "t2"]
 
     def test_an_error_in_the_middle_of_a_thousand_costs_one(self) -> None:
         def do(n: int) -> int:

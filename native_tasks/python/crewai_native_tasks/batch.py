@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, overload
 from crewai_native.slots.tasks_batch import BatchItem, BatchOptions, ItemState, engines
 from crewai_native_tasks import limits
 from crewai_native_tasks.batch_run import AsyncBatchRun, BatchRun, Run
-from crewai_native_tasks.batch_target import copy_of, target_of
+from crewai_native_tasks.batch_target import copy_of, crew_of, target_of
 from crewai_native_tasks.engine import LocalEngine
 from crewai_native_tasks.progress import Progress, Silent
 
@@ -88,8 +88,8 @@ def map_crew(
     """Run a crew or flow over inputs and return the items in the order of the inputs.
 
     Args:
-        target: A crew, of which each kickoff gets a copy; a flow or its class; or a function that
-            returns a new crew or flow.
+        target: A crew, or a class of one (CrewBase), of which each kickoff gets a copy; a flow or its
+            class; or a function that returns a new crew or flow.
         inputs: The inputs of each kickoff. An iterator is consumed as there is room.
         concurrency: Kickoffs at a time, or bounds between which it adapts to how fast and how
             willingly models answer; 4 to 64 by default.
@@ -260,6 +260,7 @@ def _run(
     **kickoff: Any,
 ) -> Run:
     bounds = _checked(options)
+    target = crew_of(target)
     runs = target_of(target, **kickoff)
     # CrewAI grants `max_rpm` to each copy of a crew; the user meant the crew.
     most = getattr(target, "max_rpm", None)
