@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 import crewai_native
 from crewai_native.testing import ScriptedLLM, ToolCall
@@ -322,6 +323,65 @@ class TestItems:
 
         for target in (Double, Double(), functools.partial(Double)):
             assert map_crew(target, numbers(3)).outputs == [0, 2, 4]
+
+    def test_those_like_a_flow_have_its_state(self) -> None:
+        class Count(Flow):
+            def __init__(self, **fields: Any) -> None:
+                super().__init__(**fields)
+                self.lock, self.seen, self.made = threading.Lock(), [], time.perf_counter()
+
+            @start()
+            def count(self) -> Any:
+                self.seen.append(self.state["n"])
+                self.state["known"].append(self.state["n"])
+                return self.state["known"], self.seen
+
+        flow = Count()
+        flow.state["known"] = [9]
+        result = map_crew(flow, numbers(3))
+        assert result.outputs == [([9, n], [n]) for n in range(3)]
+        assert flow.state["known"] == [9]
+
+        class Known(BaseModel):
+            n: int = 0
+            known: int = 0
+
+        class Typed(Flow[Known]):
+            @start()
+            def add(self) -> Any:
+                return self.state.n + self.state.known, self.flow_id
+
+        typed = Typed()
+        typed.state.known = 5
+        outputs = map_crew(typed, numbers(3)).outputs
+        assert [total for total, _ in outputs] == [5, 6, 7]
+        assert len({typed.flow_id, *(flow_id for _, flow_id in outputs)}) == 4
+
+    def test_or_are_refused_where_they_would_lack_something(self) -> None:
+        class Given(Flow):
+            def __init__(self, client: Any = None, **fields: Any) -> None:
+                super().__init__(**fields)
+                self.client = client
+
+            @start()
+            def ask(self) -> Any:
+                return self.client
+
+        class Needing(Flow):
+            def __init__(self, client: Any) -> None:
+                super().__init__()
+                self.client = client
+
+            @start()
+            def ask(self) -> Any:
+                return self.client
+
+        with pytest.raises(TypeError, match=r"Given has another client than .* a function"):
+            map_crew(Given("one"), numbers(1))
+        with pytest.raises(TypeError, match=r"Needing cannot be made like another .* a function"):
+            map_crew(Needing("one"), numbers(1))
+        assert map_crew(lambda: Needing("one"), numbers(2)).outputs == ["one"] * 2
+        assert map_crew(Given(), numbers(2)).outputs == [None] * 2
 
 
 class TestInputs:

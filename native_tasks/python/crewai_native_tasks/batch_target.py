@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from crewai_native_tasks.batch_flow import Flows
 from crewai_native_tasks.control import scope_of_run
 
 if TYPE_CHECKING:
@@ -49,9 +50,7 @@ def target_of(target: Any, **kickoff: Any) -> Target:
     if is_a(target, "crewai.crew", "Crew"):
         return _Fresh(lambda: copy_of(target), f"crew {target.key}", kickoff)
     if is_a(target, "crewai.flow.runtime", "Flow"):
-        kind = type(target)
-        fields = {name: getattr(target, name) for name in target.model_fields_set}
-        return _Fresh(lambda: kind(**fields), _name_of(kind), kickoff)
+        return _Fresh(Flows(target), _name_of(type(target)), kickoff)
     if callable(target):
         return _Fresh(target, _name_of(target), kickoff)
     raise TypeError(f"a batch runs {ACCEPTED}; this is a {type(target).__name__}")
