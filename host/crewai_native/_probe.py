@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,29 +29,50 @@ if TYPE_CHECKING:
     from crewai_native._discovery import Offer
     from crewai_native._settings import Settings
 
-# Reads one plug-in's name after the other and answers each with a line once it has been imported.
-# The answers go to a duplicate of standard output, so that what a plug-in prints cannot be taken
-# for one. An ordinary exception is no problem of this kind: the host meets it again, in its own
-# process, where it is harmless, and tells it from there, for as long as it lasts.
+# Says that it has begun, and answers for one plug-in after the other once it has been imported. The
+# answers go to a duplicate of standard output and are marked: neither what a plug-in prints nor what
+# the start of the interpreter does, as a sitecustomize may, is taken for one. An ordinary exception
+# is no problem of this kind: the host meets it again, in its own process, where it is harmless, and
+# tells it from there, for as long as it lasts.
 _CHILD: Final = """
 import importlib, json, os, sys
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
-sys.path[:] = json.loads(sys.stdin.readline())
-for line in sys.stdin:
-    module, _, attribute = line.strip().partition(":")
+mark, sys.path[:], values = json.load(sys.stdin.buffer)
+def answer(*words):
+    answers.write("\\n" + mark + json.dumps(words) + "\\n")
+    answers.flush()
+answer()
+for value in values:
     problem = None
     try:
-        importlib.import_module(module)
+        importlib.import_module(value.partition(":")[0])
     except Exception:
         pass  # harmless, and the same in the parent, which reports it when it imports the module
     except BaseException as error:
         problem = f"its import raised {type(error).__name__}: {error}"
-    answers.write(json.dumps([line.strip(), problem]) + "\\n")
-    answers.flush()
+    answer(value, problem)
 # Exit handlers of what was imported are the plug-in's business in a real run, not in a trial.
 os._exit(0)
 """
+_MARK: Final = "crewai-native answers: "
+
+# What of this interpreter's flags decides on what the child's finds and leaves.
+_FLAGS: Final = {
+    "isolated": "-I",
+    "ignore_environment": "-E",
+    "no_user_site": "-s",
+    "no_site": "-S",
+    "dont_write_bytecode": "-B",
+}
+# Such as python, python3.13t, pythonw.exe, python3-dbg, pypy3.11.
+_INTERPRETER: Final = re.compile(
+    r"\.?(python|pypy|graalpy)w?[\d.]*(t|d|td|_d)?(-(dbg|intel64|wrapped))?(\.exe)?", re.IGNORECASE
+)
+
+
+class _NoTrialError(Exception):
+    """A child cannot try anything here; the message says why."""
 
 
 class Verdict(NamedTuple):
@@ -90,9 +112,12 @@ def verdicts(
         else:
             unseen.append(value)
     if unseen:
-        tried = _try_all(unseen, settings.probe_timeout)
-        found.update({value: Verdict(problem, fresh=True) for value, problem in tried.items()})
-        _cache.write(path, remembered | {keys[value]: problem for value, problem in tried.items()})
+        tried, obstacle = _try_all(unseen, settings.probe_timeout)
+        if tried:
+            fresh = {keys[value]: problem for value, problem in tried.items()}
+            _cache.write(path, remembered | fresh)
+        # Where there is an obstacle it says nothing of the plug-in, and may be gone the next time.
+        found |= {value: Verdict(tried.get(value, obstacle), fresh=True) for value in unseen}
     return found
 
 
@@ -101,40 +126,71 @@ def cache_file(settings: Settings) -> Path:
     return _cache.file(settings, "first-imports.json")
 
 
-def _try_all(values: list[str], limit: float) -> dict[str, str | None]:
-    """Import plug-ins in as few children as possible: one more for each that ends its child."""
-    if not sys.executable:
-        return dict.fromkeys(values, "it cannot be tried in a child: sys.executable is unknown")
+def _try_all(values: list[str], limit: float) -> tuple[dict[str, str | None], str | None]:
+    """Import plug-ins in as few children as possible: one more for each that ends its child.
+
+    Returns:
+        What became of them; and why those that are missing there could not be tried.
+    """
     found: dict[str, str | None] = {}
-    while len(found) < len(values):
-        left = [value for value in values if value not in found]
-        answered, ending = _try(left, limit)
-        found.update(answered)
-        culprit = next((value for value in left if value not in answered), None)
-        if culprit is not None:
-            found[culprit] = ending
-    return found
+    try:
+        executable = _interpreter()
+        while len(found) < len(values):
+            left = [value for value in values if value not in found]
+            answered, ending = _try(executable, left, limit)
+            found.update(answered)
+            culprit = next((value for value in left if value not in answered), None)
+            if culprit is not None:
+                found[culprit] = f"its import {ending}"
+    except (OSError, _NoTrialError) as error:
+        return found, f"it cannot be tried in a child process: {error}"
+    return found, None
 
 
-def _try(values: list[str], limit: float) -> tuple[dict[str, str | None], str]:
+def _interpreter() -> str:
+    """Return the path of this process's interpreter.
+
+    Raises:
+        _NoTrialError: It is not known. A program that brings an interpreter along often calls itself
+            that, and what was started then would be the program once more.
+    """
+    if getattr(sys, "frozen", False):
+        raise _NoTrialError("the program is frozen, and has no interpreter of its own to start")
+    if not sys.executable:
+        raise _NoTrialError("sys.executable is unknown")
+    names = {Path(sys.executable).name, Path(os.path.realpath(sys.executable)).name}
+    if not any(_INTERPRETER.fullmatch(name) for name in names):
+        raise _NoTrialError(
+            f"sys.executable is {sys.executable}, which is not named like a Python interpreter"
+        )
+    return sys.executable
+
+
+def _try(executable: str, values: list[str], limit: float) -> tuple[dict[str, str | None], str]:
     """Import plug-ins in one child.
 
     Args:
+        executable: The interpreter.
         values: Their entry-point values.
         limit: Seconds in which at least one import has to end.
 
     Returns:
         What it answered, and how it ended: the fate of the first one it did not answer for.
+
+    Raises:
+        OSError: It cannot be started.
+        _NoTrialError: It did not get as far as the first import.
     """
     from crewai_native import _children
 
-    lines = "\n".join([json.dumps(sys.path), *values]) + "\n"
+    # What else there may be on the path is none of Python's business, either.
+    path = [entry for entry in sys.path if isinstance(entry, str)]
     # Files, not pipes: nothing that a plug-in starts and leaves behind can keep us waiting.
     with tempfile.TemporaryFile() as questions, tempfile.TemporaryFile() as answers:
-        questions.write(lines.encode())
+        questions.write(json.dumps([_MARK, path, values]).encode())
         questions.seek(0)
         child = subprocess.Popen(  # noqa: S603 - this interpreter, running the text above
-            [sys.executable, "-c", _CHILD],
+            [executable, *_flags(), "-c", _CHILD],
             stdin=questions,
             stdout=answers,
             stderr=subprocess.DEVNULL,
@@ -147,7 +203,24 @@ def _try(values: list[str], limit: float) -> tuple[dict[str, str | None], str]:
         finally:
             _children.kill(child)
         answers.seek(0)
-        return dict(json.loads(line) for line in answers if line.endswith(b"\n")), ending
+        mark = _MARK.encode()
+        found = [
+            json.loads(line.removeprefix(mark))
+            for line in answers
+            if line.startswith(mark) and line.endswith(b"\n")
+        ]
+    if not found:
+        raise _NoTrialError(f"before the first import, {executable} {ending}")
+    return dict(found[1:]), ending
+
+
+def _flags() -> list[str]:
+    """Return with which flags the child is started.
+
+    With ``-P`` whatever happens: what lies in the working directory is no part of a program whose
+    path does not say so, and the program's path is handed over.
+    """
+    return ["-P", *(flag for name, flag in _FLAGS.items() if getattr(sys.flags, name))]
 
 
 def _wait(child: subprocess.Popen[bytes], answers: IO[bytes], limit: float) -> str:
@@ -161,8 +234,8 @@ def _wait(child: subprocess.Popen[bytes], answers: IO[bytes], limit: float) -> s
             code = child.wait(limit)
         except subprocess.TimeoutExpired:
             continue
-        return f"its import ended the process with {_children.ending(code)}"
-    return f"its import did not end within {limit:g} s"
+        return f"ended the process with {_children.ending(code)}"
+    return f"did not end within {limit:g} s"
 
 
 def _key(offer: Offer) -> str:
@@ -178,4 +251,4 @@ def _machine() -> tuple[str, ...]:
             flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
         flags = platform.processor()  # no such file outside Linux
-    return (sys.executable, sys.version, platform.machine(), flags)
+    return (str(sys.executable), sys.version, platform.machine(), flags)

@@ -92,9 +92,9 @@ class Miniature:
         installed = {offer.name for slot in slots for offer in self._installed[slot]}
         return {name for name in installed if name.replace("-", "_") not in here}
 
-    def status(self, **variables: str) -> Status:
-        """Import CrewAI in a program and return the host's status there."""
-        return Status(self.run(STATUS, **variables))
+    def status(self, first: str = "", **variables: str) -> Status:
+        """Import CrewAI in a program, after some code, and return the host's status there."""
+        return Status(self.run(f"{first}\n{STATUS}", **variables))
 
 
 STATUS = "import crewai, crewai_native; answer(crewai_native.status().as_json())"

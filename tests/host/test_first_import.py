@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,100 @@ def test_what_a_plugin_prints_is_taken_for_no_answer(miniature):
     lie = 'print(\'["acme_counting", "I am broken"]\', flush=True)\n'
     miniature.site.add("acme-counting", lie + COUNTING)
     assert miniature.status().candidate("acme-counting")["state"] == "bound"
+
+
+def test_a_module_in_the_working_directory_is_no_part_of_the_trial(miniature, tmp_path):
+    """Nor of the program, which is a file somewhere else."""
+    miniature.site.add("acme-counting", COUNTING)
+    for module in ("json", "importlib", "encodings"):
+        (tmp_path / f"{module}.py").write_text("open('executed', 'w'); raise SystemExit(3)")
+    program = tmp_path / "elsewhere" / "program.py"
+    program.parent.mkdir()
+    program.write_text("import crewai, crewai_native; print(crewai_native.status().as_json())")
+    done = miniature.run(
+        f"""
+        import sys
+        sys.path.remove("")
+        import os
+        os.execv(sys.executable, [sys.executable, {str(program)!r}])
+        """
+    )
+    assert "tried now" in done.stdout
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("ending", ["raise SystemExit(3)", "import os; os.abort()"])
+def test_a_child_that_does_not_begin_says_nothing_of_the_plugins(ending, miniature):
+    miniature.site.add("acme-counting", COUNTING)
+    customize = miniature.site.folder / "sitecustomize.py"
+    customize.write_text(f"import os\nif os.environ.get('CREWAI_NATIVE') == '0': {ending}\n")
+    candidate = miniature.status().candidate("acme-counting")
+    assert candidate["state"] == "broken"
+    assert candidate["reason"].startswith("it cannot be tried in a child process: before the first")
+    customize.unlink()
+    assert step(miniature.status()) == "tried now"
+
+
+def test_what_is_printed_at_the_start_is_taken_for_no_answer(miniature):
+    miniature.site.add("acme-counting", COUNTING)
+    print_it = "print('hello', end='', flush=True)\nprint('[1]', flush=True)\n"
+    (miniature.site.folder / "sitecustomize.py").write_text(print_it)
+    assert step(miniature.status()) == "tried now"
+    assert step(miniature.status()) == "remembered as sound"
+
+
+def test_what_python_ignores_on_the_path_does_no_harm(miniature):
+    miniature.site.add("acme-counting", COUNTING)
+    entries = '[pathlib.Path("somewhere"), "not-\\udcffunicode"]'
+    first = f"import pathlib, sys; sys.path[:0] = {entries}"
+    assert step(miniature.status(first)) == "tried now"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("sys.executable = None", "sys.executable is unknown"),
+        ("sys.executable = ''", "sys.executable is unknown"),
+        ("sys.executable = '/nowhere/python3'", "No such file"),
+        ("sys.executable = '/etc/passwd'", "not named like a Python interpreter"),
+        ("sys.frozen = True", "frozen"),
+    ],
+)
+def test_without_an_interpreter_nothing_is_started_nor_remembered(code, words, miniature):
+    miniature.site.add("acme-counting", COUNTING)
+    status = miniature.status(f"import sys; {code}")
+    assert status["active"]
+    assert words in status.candidate("acme-counting")["reason"]
+    assert step(miniature.status()) == "tried now"
+
+
+def test_a_program_that_is_its_own_interpreter_is_not_started_again(miniature, tmp_path):
+    miniature.site.add("acme-counting", COUNTING)
+    application = tmp_path / "application"
+    application.write_text("#!/bin/sh\necho started >> starts\n")
+    application.chmod(0o755)
+    status = miniature.status(f"import sys; sys.executable = {str(application)!r}")
+    assert status.candidate("acme-counting")["state"] == "broken"
+    assert not (tmp_path / "starts").exists()
+    (tmp_path / "interpreter").symlink_to(sys.executable)
+    linked = f"import sys; sys.executable = {str(tmp_path / 'interpreter')!r}"
+    assert step(miniature.status(linked)) == "tried now"
+
+
+@pytest.mark.parametrize("flags", [["-I"], ["-E", "-s", "-P"], ["-S", "-B", "-P"]])
+def test_the_child_has_the_flags_of_the_program(flags, site, tmp_path):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    source = f"import sys; open({str(theirs)!r}, 'w').write(str(sys.flags))"
+    site.add("acme-flags", source)
+    program = f"""
+import sys
+sys.path[:] = {sys.path}
+from crewai_native import _probe
+assert _probe._try_all(["acme_flags"], 20) == ({{"acme_flags": None}}, None)
+open({str(ours)!r}, "w").write(str(sys.flags))
+"""
+    subprocess.run([sys.executable, *flags, "-c", program], check=True)
+    assert theirs.read_text() == ours.read_text()
 
 
 def test_children_of_a_hanging_plugin_are_ended_with_it(miniature, tmp_path):
