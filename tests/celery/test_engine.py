@@ -32,7 +32,10 @@ def test_options_that_it_cannot_honour_are_named(idle: Any) -> None:
     refused(
         ValueError, "timeout is 1000; it accepts .* up to tasks.celery_time_limit", timeout=1000
     )
+    refused(ValueError, "concurrency is '4'; it accepts", concurrency="4")
+    refused(ValueError, "timeout is '5'; it accepts", timeout="5")
     refused(ValueError, "on_error is 'ignore'; it accepts", on_error="ignore")
+    refused(ValueError, "resume is empty; it accepts", resume="")
     refused(ValueError, "retries is -1; it accepts", retries=-1)
     with pytest.raises(ValueError, match="it accepts celery, local"):
         map_crew("shop:doing", [], engine="clery")
@@ -81,6 +84,13 @@ def test_a_project_s_yaml_is_a_crew(tmp_path: Path) -> None:
     (tmp_path / "agents.yaml").write_text("{}")
     with pytest.raises(PlanError, match="agent of task 'sign' is 'painter'"):
         targets.named(tmp_path)
+
+
+def test_a_project_with_a_date_has_a_name_to_go_on_by(idle: Any, tmp_path: Path) -> None:
+    (tmp_path / "agents.yaml").write_text((LAKES / "agents.yaml").read_text())
+    more = "  config: {since: 2024-01-01}\n"
+    (tmp_path / "tasks.yaml").write_text((LAKES / "tasks.yaml").read_text() + more)
+    assert map_crew(tmp_path, [], engine="celery", resume="lakes").outputs == []
 
 
 def test_it_does_not_take_over_crews_that_are_here(idle: Any) -> None:

@@ -456,7 +456,17 @@ class TestInputs:
             ({"concurrency": (5, 2)}, r"concurrency is \(5, 2\)"),
             ({"on_error": "shrug"}, "on_error is 'shrug'; it accepts raise, collect or stop"),
             ({"timeout": 0}, "timeout is 0"),
+            ({"concurrency": (1, 2, 3)}, r"concurrency is \(1, 2, 3\)"),
+            ({"concurrency": "4"}, "concurrency is '4'"),
+            ({"timeout": "5"}, "timeout is '5'; it accepts seconds above 0"),
+            ({"timeout": True}, "timeout is True"),
+            ({"timeout": float("inf")}, "timeout is inf"),
+            ({"priority": "x"}, "priority is 'x'"),
+            ({"priority": 2**70}, "priority is 1180591620717411303424"),
             ({"retries": -1}, "retries is -1"),
+            ({"retries": None}, "retries is None; it accepts a number from 0"),
+            ({"retries": 1.5}, "retries is 1.5"),
+            ({"resume": ""}, "resume is empty"),
             ({"engine": "cluster"}, "engine is 'cluster'; it accepts .*local"),
         ):
             with pytest.raises(ValueError, match=message):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from crewai_native.slots.tasks_batch import BatchItem, BatchOptions, ItemState, engines
 from crewai_native_tasks import limits
+from crewai_native_tasks.batch_options import check, is_whole
 from crewai_native_tasks.batch_run import AsyncBatchRun, BatchRun, Run
 from crewai_native_tasks.batch_target import copy_of, crew_of, target_of
 from crewai_native_tasks.engine import LocalEngine
@@ -305,18 +306,11 @@ def _checked(options: BatchOptions) -> tuple[int, int]:
     bounds: Any = options.engine.get("bounds")
     if bounds is None:
         bounds = BOUNDS if options.concurrency is None else (options.concurrency,) * 2
-    fewest, most = bounds
-    if not all(isinstance(n, int) and not isinstance(n, bool) for n in bounds) or not (
-        1 <= fewest <= most
-    ):
-        raise ValueError(
-            f"concurrency is {bounds if options.concurrency is None else options.concurrency!r}; it "
-            "accepts a number from 1, or two such as (4, 64)"
-        )
-    if options.on_error not in {"raise", "collect", "stop"}:
-        raise ValueError(f"on_error is {options.on_error!r}; it accepts raise, collect or stop")
-    if options.timeout is not None and not options.timeout > 0:
-        raise ValueError(f"timeout is {options.timeout!r}; it accepts seconds above 0")
-    if options.retries < 0:
-        raise ValueError(f"retries is {options.retries!r}; it accepts a number from 0")
-    return fewest, most
+    check(options)
+    match bounds:
+        case (fewest, most) if is_whole(fewest, 1) and is_whole(most, fewest):
+            return fewest, most
+    raise ValueError(
+        f"concurrency is {bounds if options.concurrency is None else options.concurrency!r}; it "
+        "accepts a number from 1, or two such as (4, 64)"
+    )

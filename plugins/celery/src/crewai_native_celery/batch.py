@@ -551,4 +551,6 @@ def _plain(inputs: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+    # The YAML of a project may have dates in it.
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -59,6 +59,8 @@ class CeleryEngine:
             ValueError: One means nothing, or cannot be honoured here.
             ConfigurationError: It is not said where the cluster is.
         """
+        from crewai_native_tasks import batch_options
+
         if options.engine:
             names = ", ".join(sorted(options.engine))
             raise ValueError(
@@ -71,14 +73,11 @@ class CeleryEngine:
                 "a queue and workers of its own"
             )
         number = options.concurrency
-        if number is not None and (isinstance(number, bool) or number < 1):
+        if number is not None and not batch_options.is_whole(number, 1):
             raise ValueError(f"concurrency is {number!r}; it accepts a number from 1")
-        if options.on_error not in {"raise", "collect", "stop"}:
-            raise ValueError(f"on_error is {options.on_error!r}; it accepts raise, collect or stop")
-        if options.retries < 0:
-            raise ValueError(f"retries is {options.retries!r}; it accepts a number from 0")
+        batch_options.check(options)
         longest = self._settings.celery_time_limit
-        if options.timeout is not None and not 0 < options.timeout <= longest:
+        if options.timeout is not None and options.timeout > longest:
             raise ValueError(
                 f"timeout is {options.timeout!r}; it accepts seconds above 0, up to "
                 f"tasks.celery_time_limit, {longest:g}, which brokers redeliver by"
