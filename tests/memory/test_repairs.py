@@ -9,8 +9,13 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 
 import pytest
+from crewai.events.event_bus import crewai_event_bus
+from crewai.events.types.memory_events import MemorySaveFailedEvent, MemorySaveStartedEvent
 from crewai.memory.analyze import ConsolidationAction, ConsolidationPlan, QueryAnalysis
 from crewai.memory.types import MemoryRecord
 from crewai.memory.unified_memory import Memory
@@ -18,6 +23,7 @@ from crewai.memory.unified_memory import Memory
 from crewai_native import _targets
 from crewai_native._bind import Binding
 from crewai_native._watch import Watch
+from crewai_native.slots import memory_repairs
 from crewai_native.slots._base import Provider
 from crewai_native.slots.memory_repairs import REPAIRS
 from crewai_native_memory import NativeStorage
@@ -81,6 +87,17 @@ def storage(request, tmp_path):
         binding.undo()
 
 
+@pytest.fixture
+def mended(tmp_path):
+    """The native store and the repairs bound, for what stock does right."""
+    binding = Binding(Watch("memory.storage"))
+    bind(binding)
+    try:
+        yield NativeStorage(tmp_path / "memory.db")
+    finally:
+        binding.undo()
+
+
 def memory(storage, *answers, root=None, **options):
     options.setdefault("embedder", Embedder())
     return Memory(storage=storage, llm=Model(*answers), root_scope=root, **options)
@@ -90,6 +107,13 @@ def record(storage, content, scope="/", **fields):
     made = MemoryRecord(content=content, scope=scope, embedding=Embedder()([content])[0], **fields)
     storage.save([made])
     return made
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
 
 
 def remember(memory, content, **fields):
@@ -128,6 +152,94 @@ def test_forget_waits_for_pending_saves(storage):
     own.drain_writes()
     assert not ended_early
     assert own.list_records() == []
+
+
+def test_forget_gives_its_own_error_and_tells_of_no_failed_save(mended):
+    embedder, failed = Embedder(), []
+    own = memory(mended, embedder=embedder)
+    embedder.gate.clear()
+    with crewai_event_bus.scoped_handlers(), ThreadPoolExecutor() as pool:
+        crewai_event_bus.on(MemorySaveFailedEvent)(lambda _source, event: failed.append(event))
+        own.remember_many(["a"], scope="/", categories=[], importance=0.5)
+        forgetting = pool.submit(own.forget, older_than="yesterday")
+        own_turn = wait_until(lambda: len(own._pending_saves) == 2)
+        embedder.gate.set()
+        with pytest.raises(ValueError, match="older_than"):
+            forgetting.result(30)
+        own.drain_writes()
+        crewai_event_bus.flush()
+    assert own_turn
+    assert not failed
+
+
+def test_forget_inside_a_save_does_not_wait_for_it(mended):
+    plain = Embedder()
+    forgotten = []
+
+    def embedder(texts):
+        if texts == ["new"]:
+            forgotten.append(own.forget(scope="/old"))
+        return plain(texts)
+
+    own = memory(mended, embedder=embedder)
+    remember(own, "old", scope="/old")
+    saving = threading.Thread(target=remember, args=(own, "new"), daemon=True)
+    saving.start()
+    saving.join(20)
+    assert not saving.is_alive()
+    assert forgotten == [1]
+    assert [r.content for r in own.list_records()] == ["new"]
+    # A thread that the save left behind is no part of it any more.
+    context = []
+    own = memory(mended, embedder=lambda t: [context.append(copy_context()), plain(t)][1])
+    remember(own, "another")
+    assert not context[0].run(memory_repairs._waited_for)
+
+
+@pytest.mark.parametrize("how", ["remember", "remember_many"])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_forget_in_a_handler_of_events_does_not_hold_a_save_up(mended, how, is_async):
+    own = memory(mended)
+    remember(own, "old", scope="/old")
+    forgotten = []
+
+    def handle(_source, _event):
+        forgotten.append(own.forget(scope="/old"))
+
+    async def handle_async(_source, _event):
+        handle(None, None)
+
+    begun = time.monotonic()
+    with crewai_event_bus.scoped_handlers():
+        crewai_event_bus.on(MemorySaveStartedEvent)(handle_async if is_async else handle)
+        if how == "remember":
+            remember(own, "new")
+        else:
+            own.remember_many(["new"], scope="/", categories=[], importance=0.5)
+        own.drain_writes()
+        crewai_event_bus.flush()
+    # At the end of a flow, such as a save is, CrewAI waits for handlers, 30 seconds at most.
+    assert time.monotonic() - begun < 20
+    assert forgotten == [1]
+    assert [r.content for r in own.list_records()] == ["new"]
+
+
+def test_saves_can_be_submitted_while_forget_waits(mended):
+    embedder = Embedder()
+    own = memory(mended, embedder=embedder)
+    embedder.gate.clear()
+    own.remember_many(["before"], scope="/", categories=[], importance=0.5)
+    with ThreadPoolExecutor() as pool:
+        forgetting = pool.submit(own.forget)
+        assert wait_until(lambda: len(own._pending_saves) == 2)
+        submitted = pool.submit(
+            own.remember_many, ["after"], scope="/", categories=[], importance=0.5
+        )
+        submitted.result(20)
+        embedder.gate.set()
+        assert forgetting.result(30) == 1
+    own.drain_writes()
+    assert [r.content for r in own.list_records()] == ["after"]
 
 
 def test_update_puts_a_record_under_the_root(storage):

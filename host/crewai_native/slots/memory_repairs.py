@@ -9,12 +9,13 @@ whole components, and its ``delete`` is the conjunction of what it is given, so 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
+import contextvars
 import datetime as dt
 import functools
 import inspect
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from crewai_native import _targets
@@ -36,24 +37,86 @@ _ASYNC_TWINS: Final = ("extract_memories", "remember", "remember_many", "recall"
 # --- Memory -----------------------------------------------------------------------------------
 
 
+class _Turn:
+    """One save, or one forgetting that takes its turn among them, while it runs."""
+
+    over = False
+
+
+_turn: Final[contextvars.ContextVar[_Turn | None]] = contextvars.ContextVar(
+    "crewai_native_memory_turn", default=None
+)
+
+
 def _forget_waits(binding: Binding, _provider: Provider) -> None:
     from crewai.memory.unified_memory import Memory
 
-    def make(forget: Callable[..., int]) -> Callable[..., int]:
+    def make_submit(submit: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(submit)
+        def submit_known(self: Any, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            return submit(self, _in_turn, fn, *args, **kwargs)
+
+        return submit_known
+
+    def make_forget(forget: Callable[..., int]) -> Callable[..., int]:
         @functools.wraps(forget)
         def forget_after_saving(self: Any, *args: Any, **kwargs: Any) -> int:
-            # As reset() does. The lock, where this CrewAI has it, holds back saves that are
-            # submitted meanwhile. Not drain_writes(): in old releases it raises the error of a
-            # save that failed, and forgetting must not depend on that.
+            if _waited_for():
+                return forget(self, *args, **kwargs)
+            # The lock, where this CrewAI has it, holds back saves that are submitted meanwhile. It
+            # is not held while waiting: what is waited for may need it.
             with getattr(self, "_reset_lock", contextlib.nullcontext()):
                 with self._pending_lock:
-                    pending = list(self._pending_saves)
-                concurrent.futures.wait(pending)
-                return forget(self, *args, **kwargs)
+                    saving = bool(self._pending_saves)
+                if not saving:
+                    return forget(self, *args, **kwargs)
+                call = functools.partial(forget, self, *args, **kwargs)
+                turn = self._submit_save(_attempt, call)
+            deleted, error = turn.result()
+            if error is not None:
+                raise error
+            return deleted
 
         return forget_after_saving
 
-    binding.stand_in(Memory, "forget", make)
+    binding.stand_in(Memory, "_submit_save", make_submit)
+    binding.stand_in(Memory, "forget", make_forget)
+
+
+def _in_turn(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    turn = _Turn()
+    token = _turn.set(turn)
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        # What the save has started, such as a thread, may live on with a copy of its context.
+        turn.over = True
+        _turn.reset(token)
+
+
+def _waited_for() -> bool:
+    """Return whether a save may be waiting for the caller, who must not wait for saves then.
+
+    A save waits for the embedder and the model that it calls, and for every handler of events
+    that is running when it ends.
+    """
+    turn = _turn.get()
+    if turn is not None and not turn.over:
+        return True
+    from crewai.events.event_bus import crewai_event_bus as bus
+
+    thread = threading.current_thread()
+    # CrewAI makes both with the first event.
+    handlers = getattr(getattr(bus, "_sync_executor", None), "_threads", ())
+    return thread is getattr(bus, "_loop_thread", None) or thread in handlers
+
+
+def _attempt(call: Callable[[], int]) -> tuple[int, Exception | None]:
+    # An error of the task itself would be told of as a save that failed.
+    try:
+        return call(), None
+    except Exception as error:  # noqa: BLE001 - raised by whoever called
+        return 0, error
 
 
 def _update_stays_inside(binding: Binding, _provider: Provider) -> None:
