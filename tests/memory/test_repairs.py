@@ -249,6 +249,22 @@ def test_update_puts_a_record_under_the_root(storage):
     assert [r.id for r in own.list_records("/notes")] == [mine.id]
 
 
+def test_update_takes_a_scope_that_a_record_has_as_well(mended):
+    own = memory(mended, root="/user/1")
+    mine = remember(own, "mine", scope="/notes")
+    for given in (mine.scope, "user/1//notes/", "/notes", "notes"):
+        assert own.update(mine.id, scope=given)
+        assert mended.get_record(mine.id).scope == "/user/1/notes"
+    for other in ("/user/10/notes", "/user", "/user/1x"):
+        own.update(mine.id, scope=other)
+        assert mended.get_record(mine.id).scope == f"/user/1{other}"
+    own.update(mine.id, scope="/user/1")
+    assert mended.get_record(mine.id).scope == "/user/1"
+    own.update(mine.id, scope="/user/1/notes/../../2")
+    assert memory(mended, root="/user/2").list_records() == []
+    assert [r.id for r in own.list_records()] == [mine.id]
+
+
 def test_update_does_not_reach_records_of_other_roots(storage):
     other = record(storage, "another tenant's", scope="/user/10")
     with pytest.raises(ValueError, match=f"Record not found: {other.id}"):

@@ -139,7 +139,9 @@ def _update_stays_inside(binding: Binding, _provider: Provider) -> None:
                     # The same words as for a record that does not exist: another tenant's id
                     # must not be told from an invented one.
                     raise ValueError(f"Record not found: {record_id}")
-                if scope is not None:
+                # A scope below the root is one that a record has, which programs hand back; any
+                # other is meant to begin at the root, as it is where a record is saved.
+                if scope is not None and not _within(scope, self.root_scope):
                     scope = join_scope_paths(self.root_scope, scope)
             return update(self, record_id, content, scope, *args, **kwargs)
 
