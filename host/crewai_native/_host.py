@@ -59,6 +59,10 @@ _PASSED_OVER: Final = frozenset(
 )
 
 
+class _NoCrewAIError(ConfigurationError):
+    """There is no distribution of CrewAI here."""
+
+
 class _Bound(NamedTuple):
     """A slot that is served: by whom, and how to take it back."""
 
@@ -141,8 +145,18 @@ class Host:
         """
         if self.active or getattr(self._thread, "activating", False):
             return
+        strict = False
         try:
-            self.activate(_settings.load(), "CrewAI was imported")
+            settings = _settings.load()
+            strict = settings.strict
+            self.activate(settings, "CrewAI was imported")
+        except _NoCrewAIError:
+            if strict:
+                raise
+            # The program's own package of that name, or a CrewAI that was copied without metadata.
+            with self.lock:
+                self._reason = "a package crewai was imported, but no CrewAI is installed"
+            _logger.info("not activated: %s", self._reason)
         except CrewAINativeError:
             raise
         except Exception:
@@ -189,7 +203,7 @@ class Host:
     def _import_crewai(self) -> None:
         self._crewai = _discovery.crewai_version()
         if not self._crewai:
-            raise ConfigurationError("CrewAI is not installed; pip install crewai")
+            raise _NoCrewAIError("CrewAI is not installed; pip install crewai")
         self._thread.activating = True  # the import hook need not
         try:
             importlib.import_module("crewai")

@@ -353,21 +353,36 @@ def test_an_import_that_aborts_costs_the_parent_nothing(miniature):
     assert done.stderr == ""
 
 
+NO_CREWAI = """
+import importlib.metadata
+real = importlib.metadata.distributions
+def missing(**fields):
+    return () if fields.get("name") == "crewai" else real(**fields)
+importlib.metadata.distributions = missing
+"""
+
+
 def test_without_crewai_activation_says_so(site, run):
     code = """
-    import sys
-    import importlib.metadata
-    real = importlib.metadata.distributions
-    def missing(**fields):
-        return () if fields.get("name") == "crewai" else real(**fields)
-    importlib.metadata.distributions = missing
-    import crewai_native
-    try:
-        crewai_native.activate()
-    except ValueError as error:
-        answer(str(error))
-    """
-    assert run(code) == "CrewAI is not installed; pip install crewai"
+import crewai_native
+try:
+    crewai_native.activate()
+except ValueError as error:
+    answer(str(error))
+"""
+    assert run(NO_CREWAI + code) == "CrewAI is not installed; pip install crewai"
+
+
+def test_a_package_of_crewais_name_is_left_alone(miniature):
+    status = miniature.status(NO_CREWAI)
+    assert not status["active"]
+    assert status["reason"] == "a package crewai was imported, but no CrewAI is installed"
+    assert {slot["state"] for slot in status["slots"]} == {"stock"}
+
+
+def test_strict_is_not_content_with_a_package_of_crewais_name(miniature):
+    done = miniature.run(f"{NO_CREWAI}\nimport crewai", check=False, CREWAI_NATIVE_STRICT="1")
+    assert "CrewAI is not installed" in done.stderr
 
 
 def test_a_folder_that_pip_left_behind_is_not_crewai(site, run):
