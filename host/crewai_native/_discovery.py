@@ -73,15 +73,15 @@ def offers() -> tuple[dict[str, list[Offer]], list[Candidate]]:
             headers = _headers(distribution)
             name, version = headers["name"][0], headers["version"][0]
             accelerates = _accelerates(headers)
+            if normalise(name) not in first:
+                used, its_version = _used(name)
+                first[normalise(name)] = str(used.locate_file("")), its_version
         except Exception as error:  # noqa: BLE001 - differs between releases of importlib.metadata
             # A damaged folder, such as an interrupted pip leaves behind.
             candidate = Candidate("?", location, "?", "?", location)
             candidate.failed("discover", State.BROKEN, f"its metadata cannot be read: {error!r}")
             strangers.append(candidate)
             continue
-        if normalise(name) not in first:
-            used, its_version = _used(name)
-            first[normalise(name)] = str(used.locate_file("")), its_version
         place = first[normalise(name)]
         for major, entry in entries:
             candidate = Candidate(entry.name, name, version, entry.value, location)
@@ -135,18 +135,21 @@ def _entry_points(distribution: Distribution) -> bytes | None:
     """
     folder = getattr(distribution, "_path", None)
     if not isinstance(folder, Path):  # one in a zip file, or of somebody else's finder
-        text = distribution.read_text("entry_points.txt")
+        try:
+            text = distribution.read_text("entry_points.txt")
+        except UnicodeDecodeError:
+            return None
         return None if text is None else text.encode()
     try:
         file = os.open(
             f"{folder}{os.sep}entry_points.txt", os.O_RDONLY | getattr(os, "O_BINARY", 0)
         )
+        try:
+            return os.read(file, os.fstat(file).st_size)
+        finally:
+            os.close(file)
     except OSError:
         return None
-    try:
-        return os.read(file, os.fstat(file).st_size)
-    finally:
-        os.close(file)
 
 
 def crewai_version() -> str:
@@ -160,15 +163,18 @@ def crewai_version() -> str:
 def _used(name: str) -> tuple[Distribution, str]:
     """Return the distribution of a name that is used, the first on the path, and its version.
 
-    A folder that an interrupted pip has left without metadata is not it, though
-    ``importlib.metadata.distribution`` would return it.
+    A folder that an interrupted pip has left without metadata, or whose metadata name no version or
+    are damaged, is not it, though ``importlib.metadata.distribution`` would return it.
 
     Raises:
         importlib.metadata.PackageNotFoundError: There is none.
     """
     for distribution in importlib.metadata.distributions(name=name):
-        headers = _headers(distribution)
-        if headers:
+        try:
+            headers = _headers(distribution)
+        except UnicodeDecodeError:
+            continue
+        if "version" in headers:
             return distribution, headers["version"][0]
     raise importlib.metadata.PackageNotFoundError(name)
 
@@ -228,18 +234,27 @@ def content_hash(offer: Offer) -> str:
     A wheel's RECORD holds a hash of every file. That of an editable install does not, and some
     installers write none: there the sizes and times of the package's files stand in.
     """
-    record = offer.distribution.read_text("RECORD")
+    try:
+        record = offer.distribution.read_text("RECORD")
+    except UnicodeDecodeError:
+        record = None
     digest = hashlib.sha256((record or "").encode())
     if record is None or _editable(offer.distribution):
         for path in _package_files(offer):
-            stat = path.stat()
-            digest.update(f"{path}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
+            try:
+                stat = path.stat()
+            except OSError:
+                continue  # an editor's lock, which is a link to nowhere; or removed just now
+            digest.update(os.fsencode(f"{path}:{stat.st_size}:{stat.st_mtime_ns}\n"))
     return digest.hexdigest()
 
 
 def _editable(distribution: Distribution) -> bool:
-    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
-    return bool(origin.get("dir_info", {}).get("editable"))
+    try:
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+        return bool(origin.get("dir_info", {}).get("editable"))
+    except (ValueError, AttributeError):
+        return True  # nobody can tell, and to look at the files as well does no harm
 
 
 def _package_files(offer: Offer) -> list[Path]:

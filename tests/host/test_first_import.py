@@ -65,6 +65,17 @@ def test_an_editable_install_is_tried_again_when_its_sources_change(miniature):
     assert step(miniature.status()) == "tried now"
 
 
+def test_a_link_to_nowhere_among_the_files_does_no_harm(miniature):
+    """Such as an editor makes while it has a file open."""
+    dist = miniature.site.add("acme-counting", COUNTING)
+    (dist.info / "RECORD").unlink()
+    package = miniature.site.folder / "acme_counting"
+    package.mkdir()
+    package.with_suffix(".py").rename(package / "__init__.py")
+    (package / ".#plugin.py").symlink_to("user@host.1")
+    assert step(miniature.status()) == "tried now"
+
+
 def test_without_a_record_the_files_themselves_count(miniature):
     dist = miniature.site.add("acme-counting", COUNTING)
     (dist.info / "RECORD").unlink()

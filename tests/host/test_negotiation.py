@@ -120,6 +120,47 @@ def test_a_damaged_distribution_is_told_and_harms_no_other(miniature):
     assert "metadata cannot be read" in stranger["reason"]
 
 
+@pytest.mark.parametrize("name", ["crewai", "acme-valid"])
+@pytest.mark.parametrize("metadata", [b"Name: x\n", b"Name: x\nVersion: 9\nAuthor: J\xfcrgen\n"])
+def test_a_neighbour_with_damaged_metadata_harms_nobody(name, metadata, miniature):
+    miniature.site.valid("acme-valid")
+    info = miniature.site.folder / f"{name.replace('-', '_')}-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_bytes(metadata)
+    status = miniature.status()
+    assert status["crewai"] == "1.15.30"
+    assert status.slot(SLOT)["version"] == "1.0"
+
+
+def test_a_distribution_in_a_folder_of_another_name_is_told_and_harms_no_other(miniature):
+    other = miniature.site.valid("acme-other")
+    metadata = other.info / "METADATA"
+    metadata.write_text(metadata.read_text().replace("acme-other", "acme-else"))
+    miniature.site.valid("acme-valid")
+    status = miniature.status()
+    assert status.slot(SLOT)["provider"] == "acme-valid"
+    (stranger,) = status["strangers"]
+    assert "metadata cannot be read" in stranger["reason"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("RECORD", b"\xfc"), ("direct_url.json", b"{"), ("direct_url.json", b"[]")],
+)
+def test_a_plugin_of_which_a_file_of_metadata_is_damaged_serves(file, content, miniature):
+    dist = miniature.site.valid("acme-valid")
+    (dist.info / file).write_bytes(content)
+    assert miniature.status().slot(SLOT)["provider"] == "acme-valid"
+
+
+def test_entry_points_that_are_a_folder_harm_nobody(miniature):
+    dist = miniature.site.valid("acme-strange")
+    (dist.info / "entry_points.txt").unlink()
+    (dist.info / "entry_points.txt").mkdir()
+    miniature.site.valid("acme-valid")
+    assert miniature.status().slot(SLOT)["provider"] == "acme-valid"
+
+
 def test_two_on_one_slot_go_by_name_and_it_is_said(miniature):
     miniature.site.duplicate("acme-b", "acme-a")
     status = miniature.status()
