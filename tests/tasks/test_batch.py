@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import copy
 import ctypes
 import functools
 import gc
@@ -175,6 +176,30 @@ class TestItems:
         assert result.usage.total_tokens == sum(item.usage.total_tokens for item in result) > 0
         assert crew.tasks[0].output is None
         assert inputs == [{"topic": f"t{n}"} for n in range(5)]
+
+    def test_and_so_do_crews_that_share_a_model(self) -> None:
+        model = ScriptedLLM([topic], latency=0.005)
+        together = threading.Barrier(3)
+
+        def made(*, meet: bool = True) -> Crew:
+            worker = Agent(role="worker", goal="work", backstory="works", llm=model)
+            work = Task(description="about {topic} ", expected_output="words", agent=worker)
+            if meet:
+                work.callback = lambda _: together.wait(FOREVER)
+            return Crew(agents=[worker], tasks=[work])
+
+        inputs = [{"topic": f"t{n}"} for n in range(6)]
+        result = map_crew(made, inputs, concurrency=3)
+        assert [item.usage.successful_requests for item in result] == [1] * 6
+        assert [item.output.token_usage for item in result] == [item.usage for item in result]
+        whole = model.get_token_usage_summary()
+        assert whole.total_tokens == result.usage.total_tokens
+        assert whole.successful_requests == 6
+        again = copy.deepcopy(model._token_usage)
+        assert (type(again), again) == (dict, {**model._token_usage})
+        # Copies of such a crew, too.
+        assert map_crew(made(meet=False), inputs[:2]).usage.successful_requests == 2
+        assert model.get_token_usage_summary().successful_requests == 8
 
     # As `kickoff_for_each` warns of such a crew's own callbacks.
     @pytest.mark.filterwarnings("ignore:function callbacks cannot be serialized")
@@ -984,6 +1009,7 @@ class TestForEach:
         ):
             assert [output.raw for output in answer] == [f"t{n}" for n in range(6)]
             assert crew.usage_metrics.successful_requests == 6
+        assert crew.agents[0].llm.get_token_usage_summary().successful_requests == 18
 
     @pytest.mark.parametrize("method", METHODS)
     def test_whatever_the_inputs_are(self, method: str) -> None:

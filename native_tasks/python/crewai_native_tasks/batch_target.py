@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from crewai_native_tasks.batch_flow import Flows
+from crewai_native_tasks.batch_usage import count_copy, count_shared, counting
 from crewai_native_tasks.control import scope_of_run
 
 if TYPE_CHECKING:
@@ -52,8 +53,17 @@ def target_of(target: Any, **kickoff: Any) -> Target:
     if is_a(target, "crewai.flow.runtime", "Flow"):
         return _Fresh(Flows(target), _name_of(type(target)), kickoff)
     if callable(target):
-        return _Fresh(target, _name_of(target), kickoff)
+        return _Fresh(lambda: _made(target), _name_of(target), kickoff)
     raise TypeError(f"a batch runs {ACCEPTED}; this is a {type(target).__name__}")
+
+
+def _made(function: Callable[[], Any]) -> Any:
+    made = function()
+    if not hasattr(made, "kickoff"):
+        made = crew_of(made)
+    if is_a(made, "crewai.crew", "Crew"):
+        count_shared(made)
+    return made
 
 
 def crew_of(target: Any) -> Any:
@@ -86,30 +96,12 @@ def copy_of(crew: Any) -> Any:
     made = crew.copy()
     made.stream = False
     for parts, fields in _FILLED_IN.items():
-        for copied, part in zip(getattr(made, parts), getattr(crew, parts), strict=True):
+        for new, part in zip(getattr(made, parts), getattr(crew, parts), strict=True):
             for field in fields:
                 if (declared := getattr(part, f"_original_{field}", None)) is not None:
-                    setattr(copied, field, declared)
-    count_anew(made)
+                    setattr(new, field, declared)
+    count_copy(made)
     return made
-
-
-def count_anew(crew: Any) -> None:
-    """Have a crew's models count their tokens from nought.
-
-    CrewAI's copies of a language model count into one dictionary, so each copy of a crew would report
-    the tokens of all of them; and so would crews that share a model one after the other.
-    """
-    from crewai.llms.base_llm import BaseLLM
-
-    models: dict[int, Any] = {}
-    for agent in (*crew.agents, crew.manager_agent):
-        for model in (getattr(agent, "llm", None), getattr(agent, "function_calling_llm", None)):
-            models[id(model)] = model
-    models[id(crew.manager_llm)] = crew.manager_llm
-    for model in models.values():
-        if isinstance(model, BaseLLM):
-            model._token_usage = dict.fromkeys(model._token_usage, 0)  # noqa: SLF001 - no other way
 
 
 def copied(inputs: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -177,7 +169,7 @@ class _Fresh:
             scope.check()
         # None, and what CrewAI refuses, is for CrewAI to say.
         given = dict(inputs) if isinstance(inputs, Mapping) else inputs
-        with _alone(made, self._name):
+        with _alone(made, self._name), counting():
             output = made.kickoff(inputs=given, **self._kickoff)
         return output, made.usage_metrics
 

@@ -48,24 +48,11 @@ def named(target: Any) -> dict[str, Any]:
 
 def target_of(name: dict[str, Any]) -> Target:
     """Return how to run what was named."""
-    from crewai_native_tasks.batch_target import count_anew, is_a
     from crewai_native_tasks.batch_target import target_of as runs
 
     if "project" in name:
         return runs(functools.partial(_crew_of, name["project"]))
-    found = _imported(name["path"])
-    if not callable(found):
-        return runs(found)  # a crew or a flow
-
-    def make() -> Any:
-        made = found()
-        if not hasattr(made, "kickoff") and hasattr(made, "crew"):
-            made = made.crew()  # of a CrewBase class
-        if is_a(made, "crewai.crew", "Crew"):
-            count_anew(made)  # a model of the module's has answered earlier kickoffs
-        return made
-
-    return runs(make)
+    return runs(_imported(name["path"]))
 
 
 def _imported(path: str) -> Any:
