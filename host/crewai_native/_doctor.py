@@ -19,7 +19,7 @@ from packaging.version import InvalidVersion, Version
 
 import crewai_native
 from crewai_native import _discovery, _probe, _roster
-from crewai_native._errors import CrewAINativeError, is_failure
+from crewai_native._errors import CrewAINativeError
 from crewai_native._types import CONTRACT, State
 from crewai_native.health import Check, Health, error, ok, warning
 
@@ -83,9 +83,9 @@ def _guarded(name: str, look: Callable[[], Iterable[Check]]) -> list[Check]:
     found: list[Check] = []
     try:
         found.extend(look())
-    except BaseException as problem:
-        if not is_failure(problem):
-            raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as problem:  # noqa: BLE001 - SystemExit too: of a plug-in
         found.append(error(name, f"could not be checked: {type(problem).__name__}: {problem}"))
     return found
 

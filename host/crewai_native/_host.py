@@ -33,7 +33,6 @@ from crewai_native._errors import (
     ProviderError,
     Shadowed,
     StrictError,
-    is_failure,
 )
 from crewai_native._negotiate import Screening
 from crewai_native._plugins import Plugin, Plugins
@@ -87,6 +86,7 @@ class Host:
         self._verdicts: dict[str, _probe.Verdict] = {}
         self._fingerprints = _targets.Fingerprints()
         self._crewai = ""
+        self._rebinding = False
         self._thread = threading.local()
         self._reason = "not activated"
         self._warnings: list[str] = []
@@ -226,19 +226,32 @@ class Host:
             ]
 
     def _reset(self) -> None:
+        self._refuse_plugins()
         self._unbind(slots.SLOT_NAMES)
-        for plugin in {plugin.value: plugin for plugin in self._configured.values()}.values():
+        configured = {plugin.value: plugin for plugin in self._configured.values()}
+        self._configured.clear()
+        for plugin in configured.values():
             try:
                 plugin.call("crewai_native_unconfigure")
-            except Exception:
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
                 _logger.exception("%s failed to unconfigure", plugin.distribution)
-        self._configured.clear()
         self._settings = None
         self._overrides.clear()
         self._offers = {}
         self._strangers = []
         self._verdicts.clear()
         self._warnings.clear()
+
+    def _refuse_plugins(self) -> None:
+        """Refuse a change that a plug-in asks for while slots are being bound.
+
+        Raises:
+            ProviderError: One does; where it is called, that counts as its failure.
+        """
+        if self._rebinding:
+            raise ProviderError("a plug-in cannot change the host by which it is being bound")
 
     # --- slots ----------------------------------------------------------------------------
 
@@ -251,6 +264,14 @@ class Host:
 
     def _rebind(self, slot_names: Collection[str]) -> None:
         """Negotiate slots afresh and bind the winners."""
+        self._refuse_plugins()
+        self._rebinding = True
+        try:
+            self._negotiate(slot_names)
+        finally:
+            self._rebinding = False
+
+    def _negotiate(self, slot_names: Collection[str]) -> None:
         settings = self._effective()
         names = [name for name in slots.SLOT_NAMES if name in slot_names]
         self._unbind(names)
@@ -550,10 +571,13 @@ def _features(plugin: Plugin, slot: str) -> frozenset[str]:
 def _drop(candidate: Candidate, step: str, error: BaseException) -> None:
     """Leave a candidate in the state that an error of its plug-in puts it in.
 
+    A ``SystemExit`` too, or a cancellation: nothing but the plug-in's own code, which only loads and
+    is asked something here, can have raised it.
+
     Raises:
-        BaseException: The error itself, where it concerns the whole program.
+        KeyboardInterrupt: The error itself, which is the user's word to the whole program.
     """
-    if not is_failure(error):
+    if isinstance(error, KeyboardInterrupt):
         raise error
     if isinstance(error, Shadowed):
         candidate.failed(step, State.SHADOWED, str(error))

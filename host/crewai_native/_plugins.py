@@ -75,6 +75,8 @@ class Plugins:
         if offer.value not in self._loaded:
             try:
                 hooks = self._register(offer.value)
+            except KeyboardInterrupt:
+                raise
             except BaseException as error:
                 self._failed[offer.value] = error
                 raise

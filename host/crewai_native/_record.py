@@ -18,7 +18,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from crewai_native._errors import ConfigurationError, is_failure
+from crewai_native._errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,9 +55,9 @@ def _of(plugin: Any) -> dict[str, Any]:
     try:
         found = plugin.call("crewai_native_metrics", {})
         return {str(name): float(value) for name, value in found.items()}
-    except BaseException as error:
-        if not is_failure(error):
-            raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - what a plug-in raises is its answer
         return {"error": f"{type(error).__name__}: {error}"}
 
 

@@ -270,6 +270,85 @@ def test_required_features_skip_a_candidate(miniature):
     )
 
 
+@pytest.mark.parametrize("error", ["SystemExit('no licence')", "asyncio.CancelledError('no')"])
+@pytest.mark.parametrize("place", ["import", "configure", "features"])
+def test_a_plugin_that_ends_programs_ends_none(place, error, miniature):
+    """Once it is the host that imports it, and no child process."""
+    raising = f"raise {error}"
+    source = f"""
+    import asyncio, os
+    from crewai_native import hookimpl
+    if os.environ.get("CREWAI_NATIVE") != "0" and {place == "import"}:
+        {raising}
+    @hookimpl
+    def crewai_native_configure(options):
+        {raising if place == "configure" else "return None"}
+    @hookimpl
+    def crewai_native_features():
+        {raising if place == "features" else "return {}"}
+    @hookimpl
+    def crewai_native_locks():
+        return None
+    """
+    miniature.site.add("acme-ending", source, slots=["locks"])
+    miniature.site.valid("acme-valid", slots=["locks"])
+    status = miniature.status()
+    assert status.slot("locks")["provider"] == "acme-valid"
+    candidate = status.candidate("acme-ending", "locks")
+    assert candidate["state"] == "broken"
+    assert candidate["reason"].startswith(("SystemExit: no licence", "CancelledError: no"))
+
+
+def test_an_interrupt_while_a_plugin_is_imported_is_the_users(miniature):
+    source = """
+    import os, pathlib
+    from crewai_native import hookimpl
+    if os.environ.get("CREWAI_NATIVE") != "0" and not pathlib.Path("once").exists():
+        pathlib.Path("once").touch()
+        raise KeyboardInterrupt
+    @hookimpl
+    def crewai_native_memory_storage(spec):
+        return None
+    """
+    miniature.site.add("acme-slow", source)
+    code = """
+    import crewai_native
+    try:
+        crewai_native.activate()
+    except KeyboardInterrupt:
+        answer(crewai_native.activate()["memory.storage"].provider)
+    """
+    assert miniature.run(code) == "acme-slow"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "crewai_native.deactivate()",
+        "crewai_native.activate(strict=True)",
+        "crewai_native.using({'locks': 'stock'}).__enter__()",
+    ],
+)
+def test_a_plugin_cannot_change_the_host_that_binds_it(change, miniature):
+    source = f"""
+    import crewai_native
+    @crewai_native.hookimpl
+    def crewai_native_features():
+        {change}
+    @crewai_native.hookimpl
+    def crewai_native_locks():
+        return None
+    """
+    miniature.site.add("acme-meddling", source, slots=["locks"])
+    miniature.site.valid("acme-valid")
+    status = miniature.status()
+    assert status["active"]
+    assert status.slot("memory.storage")["provider"] == "acme-valid"
+    candidate = status.candidate("acme-meddling", "locks")
+    assert candidate["state"] == "broken"
+    assert "cannot change the host" in candidate["reason"]
+
+
 @pytest.mark.parametrize("said", ['["durable"]', '{"memory.storage": "durable"}', "3"])
 def test_features_of_the_wrong_type_are_told_with_the_distribution(said, miniature):
     source = f"""

@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 from typer.main import get_group
 
 from crewai_native import _settings
-from crewai_native._errors import CrewAINativeError, is_failure
+from crewai_native._errors import CrewAINativeError
 from crewai_native.cli import _console
 
 if TYPE_CHECKING:
@@ -61,10 +61,9 @@ def _commands(taken: frozenset[str]) -> dict[str, TyperCommand]:
             app = typer.Typer()
             _roster.configured(plugins, offer, settings).call("crewai_native_cli", app=app)
             commands = get_group(app).commands
-        except BaseException as error:
-            # SystemExit too: a plug-in's hook must not end a command that is not its own.
-            if not (is_failure(error) or isinstance(error, SystemExit)):
-                raise
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - it ends no command that is not its own
             _console.warn(f"{name}: its sub-commands: {type(error).__name__}: {error}")
             continue
         for command, found in commands.items():
