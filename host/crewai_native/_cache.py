@@ -53,8 +53,14 @@ def write(path: Path, content: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(kept, file, indent=1)
-        Path(file.name).replace(path)
+            temporary = Path(file.name)
+            try:
+                json.dump(kept, file, indent=1)
+                file.close()  # which writes what is left
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
     except OSError as error:
         # Nothing is lost but time: the next start finds it out once more.
         _logger.info("%s cannot be written: %s", path, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from crewai_native import _discovery, _probe, _settings
+from crewai_native import _cache, _discovery, _probe, _settings
 
 # Leaves a mark each time that it is imported, saying by which process.
 COUNTING = """
@@ -135,6 +136,15 @@ def test_a_cache_that_cannot_be_written_costs_time_only(miniature, tmp_path):
     (tmp_path / "cache").write_text("in the way")
     for _ in range(2):
         assert step(miniature.status()) == "tried now"
+
+
+def test_a_cache_on_a_full_disk_leaves_no_file_behind(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_cache.json, "dump", full)
+    _cache.write(tmp_path / "verdicts.json", {"a": None})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_plugin_prints_is_taken_for_no_answer(miniature):
