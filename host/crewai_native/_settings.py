@@ -291,9 +291,7 @@ class _Reader:
         elif key == "probe_timeout":
             value = _number(value, setting, "seconds, 0.1 to 3600", 0.1, 3600.0)
         else:
-            if not isinstance(value, str | os.PathLike) or not str(value):
-                raise ConfigurationError(f"{setting} is {value!r}; it accepts a path")
-            value = base / value
+            value = base / check_path(value, setting)
         self._values[key] = value
         self._sources[key] = source
 
@@ -317,6 +315,16 @@ class _Reader:
             )
         self._slots[slot] = normalise(provider)
         self._sources[f"slots.{slot}"] = source
+
+
+def check_path(value: Any, setting: str) -> Path:
+    """Return the path that a setting names, or say what would be accepted."""
+    if not isinstance(value, str | os.PathLike) or not str(value):
+        raise ConfigurationError(f"{setting} is {value!r}; it accepts a path")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:  # the home directory of a user who is not there
+        raise ConfigurationError(f"{setting} is {value!r}; it accepts a path: {error}") from error
 
 
 def _switch(value: Any, setting: str, *, or_table: bool = False) -> bool:

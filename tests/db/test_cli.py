@@ -196,8 +196,9 @@ def test_an_option_that_means_nothing_is_an_error(given):
         plugin.crewai_native_configure(given)
 
 
-def test_the_plugin_hands_out_what_is_configured(tmp_path, crewai_home):
-    plugin.crewai_native_configure({"path": str(tmp_path / "f.db"), "keep": 3, "keep_runs": 2})
+def test_the_plugin_hands_out_what_is_configured(tmp_path, crewai_home, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    plugin.crewai_native_configure({"path": "~/f.db", "keep": 3, "keep_runs": 2})
     try:
         store = plugin.crewai_native_flow_persistence()
         assert (store.db_path, store.keep) == (str(tmp_path / "f.db"), 3)

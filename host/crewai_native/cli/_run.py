@@ -55,7 +55,7 @@ def environment(
     if verify is not None:
         found["CREWAI_NATIVE_VERIFY"] = verify
     if metrics is not None:
-        found["CREWAI_NATIVE_METRICS"] = str(metrics.absolute())
+        found["CREWAI_NATIVE_METRICS"] = str(_settings.check_path(metrics, "--metrics").absolute())
     return found
 
 

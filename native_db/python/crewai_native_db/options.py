@@ -49,7 +49,9 @@ def _switch(value: Any) -> bool | None:
 
 
 def _path(value: Any) -> str | None:
-    return os.fspath(value) if isinstance(value, str | os.PathLike) and value else None
+    if not isinstance(value, str | os.PathLike) or not value:
+        return None
+    return os.path.expanduser(os.fspath(value))  # noqa: PTH111 - it goes to Rust as text
 
 
 _CHECKS: Final[dict[str, tuple[Callable[[Any], Any], str]]] = {
