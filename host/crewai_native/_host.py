@@ -289,6 +289,23 @@ class Host:
         with _bind.one_look(_targets.functions(served)):
             for slot in served:
                 self._serve(slot, eligible[slot.name], settings)
+        self._check_options(settings)
+
+    def _check_options(self, settings: Settings) -> None:
+        """Refuse options of a component whose plug-ins take none: who takes some checks them.
+
+        Raises:
+            ConfigurationError: There are such options.
+        """
+        for component, options in settings.options.items():
+            plugins = [p for (_, served), p in self._configured.items() if served == component]
+            if plugins and not any("crewai_native_configure" in p.hooks for p in plugins):
+                option = next(iter(options))
+                names = ", ".join(sorted({plugin.distribution for plugin in plugins}))
+                raise ConfigurationError(
+                    f"{component}.{option} ({settings.source(f'{component}.{option}')}) is not an "
+                    f"option; {component} has none where {names} serves it"
+                )
 
     def _try_first(self, offers: list[Offer], settings: Settings) -> None:
         unseen = [offer for offer in offers if offer.value not in self._verdicts]

@@ -83,6 +83,17 @@ def test_paths_from_the_environment_are_relative_to_the_working_directory(projec
     assert load(folder, lock=Path("code.lock")).lock == Path("code.lock")
 
 
+def test_a_tilde_is_the_users_folder(project, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/acme")
+    folder = project('[tool.crewai-native]\nmetrics = "~/m.jsonl"\nlock = "~"')
+    settings = load(folder, {"CREWAI_NATIVE_CACHE_DIR": "~/cache"})
+    assert settings.metrics == Path("/home/acme/m.jsonl")
+    assert settings.lock == Path("/home/acme")
+    assert settings.cache_dir == Path("/home/acme/cache")
+    words = "it accepts a path"
+    assert_one_line(words, load, folder, {"CREWAI_NATIVE_METRICS": "~nobody-of-this-name/m"})
+
+
 @pytest.mark.parametrize("slot", SLOT_NAMES)
 def test_every_slot_has_a_variable_and_a_component(slot, tmp_path):
     variable = f"CREWAI_NATIVE_SLOT_{slot.replace('.', '_').upper()}"
@@ -284,3 +295,31 @@ def test_options_reach_the_plugin_and_its_complaint_reaches_the_user(miniature):
     done = miniature.run("import crewai", check=False, CREWAI_NATIVE_MEMORY_COLOR="blue")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith("it accepts red")
+
+
+def test_options_that_nobody_takes_are_refused(miniature):
+    miniature.site.valid("acme-plain", slots=["locks"])
+    code = """
+    import crewai_native
+    try:
+        answer(crewai_native.activate()["locks"].provider)
+    except crewai_native.ConfigurationError as error:
+        answer(str(error))
+    """
+    # Of a component that nobody serves here nothing is known.
+    assert miniature.run(code, CREWAI_NATIVE_MEMORY_PATH="x") == "acme-plain"
+    said = miniature.run(code, CREWAI_NATIVE_DB_SPEED="high")
+    assert said == (
+        "db.speed (CREWAI_NATIVE_DB_SPEED) is not an option; db has none where acme-plain serves it"
+    )
+    taking = """
+    from crewai_native import hookimpl
+    @hookimpl
+    def crewai_native_configure(options):
+        assert options == {"speed": "high"}
+    @hookimpl
+    def crewai_native_flow_persistence():
+        return None
+    """
+    miniature.site.add("acme-taking", taking, slots=["flow.persistence"])
+    assert miniature.run(code, CREWAI_NATIVE_DB_SPEED="high") == "acme-plain"
