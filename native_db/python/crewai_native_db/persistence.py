@@ -92,8 +92,10 @@ class NativeFlowPersistence(FlowPersistence):
             keep=self.keep,
         )
 
-    def load_state(self, flow_uuid: str) -> dict[str, Any] | None:
+    def load_state(self, flow_uuid: str | None) -> dict[str, Any] | None:
         """Return the state of a flow that was saved last, or None."""
+        if flow_uuid is None:
+            return None  # what a kickoff with `inputs={"id": None}` asks for
         text = self._store.load(_text(flow_uuid))
         state = None if text is None else json.loads(text)
         return state if isinstance(state, dict) else None
@@ -115,19 +117,23 @@ class NativeFlowPersistence(FlowPersistence):
         )
 
     def load_pending_feedback(
-        self, flow_uuid: str
+        self, flow_uuid: str | None
     ) -> tuple[dict[str, Any], PendingFeedbackContext] | None:
         """Return the state with which a flow began to wait, and what it asks, or None."""
         from crewai.flow.async_feedback.types import PendingFeedbackContext
 
+        if flow_uuid is None:
+            return None
         found = self._store.load_pending(_text(flow_uuid))
         if found is None:
             return None
         state, context = found
         return json.loads(state), PendingFeedbackContext.from_dict(json.loads(context))
 
-    def clear_pending_feedback(self, flow_uuid: str) -> None:
+    def clear_pending_feedback(self, flow_uuid: str | None) -> None:
         """Say that a flow has its answer."""
+        if flow_uuid is None:
+            return
         self._store.clear_pending(_text(flow_uuid))
 
     def close(self) -> None:
@@ -138,7 +144,8 @@ class NativeFlowPersistence(FlowPersistence):
 def _text(flow_uuid: object) -> str:
     """A flow's id as text: a program that passes ``inputs={"id": 42}`` has 42 for it.
 
-    SQLite, too, which keeps CrewAI's own states, makes text of a number for a column of texts.
+    SQLite, too, which keeps CrewAI's own states, makes text of a number for a column of texts. Bytes
+    become what they are in the JSON of the state that they are the id of.
     """
     if isinstance(flow_uuid, str):
         return flow_uuid
@@ -146,4 +153,6 @@ def _text(flow_uuid: object) -> str:
         return str(int(flow_uuid))
     if isinstance(flow_uuid, float):
         return repr(flow_uuid)
-    raise TypeError(f"flow_uuid accepts a str or a number, got {type(flow_uuid).__name__}")
+    if isinstance(flow_uuid, bytes):
+        return str(flow_uuid)
+    raise TypeError(f"flow_uuid accepts a str, a number or bytes, got {type(flow_uuid).__name__}")
