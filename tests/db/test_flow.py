@@ -204,9 +204,30 @@ def test_an_id_that_is_a_number_is_its_text(native, stock, number):
 
 
 def test_an_id_of_another_type_is_refused(native):
-    for wrong in (None, b"x", uuid.UUID(int=1)):
-        with pytest.raises(TypeError, match="flow_uuid accepts a str or a number, got"):
+    for wrong in (None, [1], uuid.UUID(int=1)):
+        with pytest.raises(TypeError, match="flow_uuid accepts a str, a number or bytes, got"):
             native.save_state(wrong, "m", {})
+
+
+def test_an_id_of_bytes_works_as_in_stock(native, stock):
+    for store in (native, stock):
+        store.save_state(b"\xff", "m", {"id": b"\xff"})
+        assert store.load_state(b"\xff") == {"id": "b'\\xff'"}
+        assert store.load_state(b"x") is None
+
+
+def test_no_id_has_no_state(native, stock):
+    class Plain(Flow):
+        @start()
+        def begin(self):
+            return self.state["x"]
+
+    for store in (native, stock):
+        store.save_state("None", "m", {"id": "None"})
+        assert store.load_state(None) is None
+        assert store.load_pending_feedback(None) is None
+        assert store.clear_pending_feedback(None) is None
+        assert Plain(persistence=store).kickoff(inputs={"id": None, "x": 1}) == 1
 
 
 def test_every_state_of_a_long_history_comes_back_and_takes_little_space(tmp_path):
@@ -441,6 +462,63 @@ def test_a_file_that_cannot_be_taken_over_is_named(crewai_home):
     with pytest.raises(DatabaseError, match=r"flow_states\.db.*cannot be taken over"):
         NativeFlowPersistence()
     assert place.read_text() == "Dear diary"
+
+
+def test_rows_that_cannot_be_read_stay_behind_and_are_named(old, caplog):
+    rows = [
+        ("f1", "m", "2026-01-01", b'{"n": 1}'),
+        (b"f2", "m", "2026-01-01", '{"n": 2}'),
+        ("f3", "m", "yesterday", '{"n": 3}'),
+        ("f4", "m", 1767225600, '{"n": 4}'),
+        ("f5", "m", "2026-01-01", "{oops"),
+        ("f6", "m", "2026-01-01", b"\xff"),
+        ("f7", b"\xff", "2026-01-01", "{}"),
+    ]
+    contexts = [
+        ("f1", "{"),
+        ("f2", "{}"),
+        ("f3", "[]"),
+        ("f4", b"\xff"),
+        ("f5", '{"method_name":1}'),
+    ]
+    contexts.append(("f6", '{"method_name": "\\ud800"}'))
+    with closing(sqlite3.connect(old.db_path)) as db, db:
+        db.executemany(
+            "INSERT INTO flow_states (flow_uuid, method_name, timestamp, state_json)"
+            " VALUES (?, ?, ?, ?)",
+            rows,
+        )
+        db.execute(
+            "INSERT INTO flow_states (flow_uuid, method_name, timestamp, state_json)"
+            " VALUES ('f8', 'm', '2026-01-01', CAST(x'ff' AS TEXT))"
+        )
+        db.executemany(
+            "INSERT INTO pending_feedback (flow_uuid, context_json, state_json, created_at)"
+            " VALUES (?, ?, '{}', '2026-01-01')",
+            contexts,
+        )
+    store = NativeFlowPersistence()
+    for flow in ("f1", b"f2", "f3", "f4", "chat"):
+        assert store.load_state(flow) == old.load_state(flow) is not None
+    for persistence in (store, old):
+        with pytest.raises(json.JSONDecodeError):
+            persistence.load_state("f5")
+    for flow in ("f6", "f7", "f8"):
+        assert store.load_state(flow) is None
+    assert store.load_pending_feedback("chat") == old.load_pending_feedback("chat")
+    for flow, _ in contexts:
+        assert store.load_pending_feedback(flow) is None
+    told = [message for message in caplog.messages if old.db_path in message]
+    assert sum("stays behind" in message for message in told) == 3 + len(contexts)
+    assert sum("has no time" in message for message in told) == 2
+    assert any(
+        "row 3 of pending_feedback cannot be read and stays behind: its context has no "
+        "'method_name'" in message
+        for message in told
+    )
+    caplog.clear()
+    NativeFlowPersistence()
+    assert not caplog.messages
 
 
 def test_another_place_takes_over_nothing_unless_told(old, tmp_path):
