@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from crewai_native_tools import ResultCache
 from crewai_native_tools._native import totals
@@ -118,10 +118,17 @@ class TestKeys:
 
 
 class Report(BaseModel):
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="allow")
     title: str
     rows: list[dict] = []
     owner: object = None
+    _inner: object = PrivateAttr(None)
+
+    @classmethod
+    def of(cls, title, owner, more, inner):
+        report = cls(title=title, owner=owner, more=more)
+        report._inner = inner
+        return report
 
 
 class List(list):
@@ -142,7 +149,7 @@ PLAIN = st.recursive(
         | st.sets(st.integers(), max_size=4)
         | st.frozensets(st.text(max_size=3), max_size=4)
         | st.binary(max_size=4).map(bytearray)
-        | st.builds(Report, title=st.text(max_size=3), owner=inner)
+        | st.builds(Report.of, st.text(max_size=3), inner, inner, inner)
     ),
     max_leaves=15,
 )
@@ -158,7 +165,7 @@ def spoil(value, seen=()):
     elif isinstance(value, list | tuple):
         children = list(value)
     elif isinstance(value, BaseModel):
-        children = list(vars(value).values())
+        children = [*vars(value).values(), *value.model_extra.values(), value._inner]
         value.title = "spoilt"
     else:
         children = []
@@ -176,7 +183,7 @@ def types_of(value):
     if isinstance(value, list | tuple):
         return type(value), [types_of(item) for item in value]
     if isinstance(value, BaseModel):
-        return type(value), types_of(vars(value))
+        return type(value), types_of(vars(value)), types_of(value.model_extra)
     return type(value)
 
 

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from crewai.tools import BaseTool, tool
@@ -263,6 +265,45 @@ class TestDeadlines:
         hung.release.set()
         settled(lambda: abandoned() == 0)
         assert engine.execute_tool("t") == "late"
+
+    @pytest.mark.parametrize("limits", [{}, {"timeout_seconds": 20}])
+    def test_calls_inside_calls_need_no_thread_that_is_taken(self, limits):
+        engine = ToolEngine(max_threads=2, **limits)
+        both = threading.Barrier(2)
+
+        def go_down(left):
+            if left == 3:
+                both.wait(20)
+            return 1 + engine.execute_tool("t", {"left": left - 1}, run="r") if left else 0
+
+        engine.register("t", go_down)
+        with ThreadPoolExecutor(2) as pool:
+            calls = [pool.submit(engine.execute_tool, "t", {"left": 3}, run="r") for _ in range(2)]
+            assert [call.result(20) for call in calls] == [3, 3]
+
+    def test_a_coroutine_of_the_next_call_is_not_cancelled(self):
+        async def sleep():
+            began.set()
+            await asyncio.sleep(0.2)
+            return "slept"
+
+        began, results, next_one = threading.Event(), [], object()
+
+        def run():
+            try:
+                results.append(asyncio.run(sleep()))
+            except asyncio.CancelledError:
+                results.append("cancelled")
+
+        for late, expected in ((object(), "slept"), (next_one, "cancelled")):
+            began.clear()
+            thread = threading.Thread(target=run)
+            thread.start()
+            assert began.wait(IN_TIME)
+            at = types.SimpleNamespace(ident=thread.ident, job=next_one)
+            workers.cancel_coroutines(at, late)
+            thread.join()
+            assert results.pop() == expected
 
     def test_where_no_thread_can_be_started_nothing_goes_on_waiting(self, monkeypatch):
         def refuse():
@@ -529,6 +570,17 @@ class TestErrors:
         assert "1234" not in inner + outer
         assert "'PIN_code': '<redacted>'" in inner
         assert "(1000 characters)" in inner
+
+    def test_an_error_says_of_long_arguments_that_they_are(self):
+        engine = ToolEngine(max_calls=5)
+        engine.register("t", lambda **_: 1 / 0)
+        arguments = {"rows": [{"n": n} for n in range(10**5)], "last": "far", "more": 1}
+        with pytest.raises(ZeroDivisionError) as caught:
+            engine.execute_tool("t", arguments)
+        (note,) = caught.value.__notes__
+        assert "{'n': 99}, '… 99900 more']" in note
+        assert "'…': '2 more'" in note
+        assert len(note) < 2500
 
     def test_arguments_and_results_whose_repr_fails(self):
         class Rude:

@@ -129,7 +129,7 @@ def test_other_calls_do_not_wait(pool):
     assert first.result() == "found"
 
 
-@pytest.mark.parametrize("result", ["failed", "raised", "turned down", "not to be copied"])
+@pytest.mark.parametrize("result", ["failed", "raised", "turned down", "not to be copied", "None"])
 def test_what_is_not_kept_is_made_by_each(pool, result):
     class Whole:
         pass
@@ -142,6 +142,7 @@ def test_what_is_not_kept_is_made_by_each(pool, result):
         "raised": ValueError("no"),
         "turned down": "of no use",
         "not to be copied": deep,
+        "None": None,
     }[result]
     agents, slow = Agents(), Slow(value)
     agents.keeps = lambda _arguments, given: (

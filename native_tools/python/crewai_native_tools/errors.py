@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 _LONGEST: Final = 300
 """Characters of one argument's value in a message."""
 _DEEPEST: Final = 8
+_MOST: Final = 100
+"""Values of all arguments in a message."""
 _REDACTED: Final = "<redacted>"
 
 
@@ -71,19 +73,40 @@ def redacted(arguments: Any, names: Iterable[str]) -> Any:
         arguments = parsed
     if not isinstance(arguments, Mapping):
         return _short(arguments)
-    return {
-        str(name): _hidden(name, value, tuple(names), _DEEPEST) for name, value in arguments.items()
-    }
+    return _Excerpt(tuple(names)).mapping(arguments, _DEEPEST)
 
 
-def _hidden(name: Any, value: Any, names: tuple[str, ...], depth: int) -> Any:
-    if isinstance(name, str) and any(secret in name.lower() for secret in names):
-        return _REDACTED
-    if isinstance(value, Mapping) and depth:
-        return {str(n): _hidden(n, v, names, depth - 1) for n, v in value.items()}
-    if isinstance(value, list | tuple) and depth:
-        return [_hidden(None, v, names, depth - 1) for v in value]
-    return _short(value)
+class _Excerpt:
+    """Values without those that are secret, and no more than a message can have."""
+
+    def __init__(self, secrets: tuple[str, ...]) -> None:
+        self._secrets = secrets
+        self._left = _MOST
+
+    def mapping(self, values: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            if self._left <= 0:
+                found["…"] = f"{len(values) - len(found)} more"
+                break
+            found[str(name)] = self._value(name, value, depth)
+        return found
+
+    def _value(self, name: Any, value: Any, depth: int) -> Any:
+        if isinstance(name, str) and any(secret in name.lower() for secret in self._secrets):
+            return _REDACTED
+        if isinstance(value, Mapping) and depth:
+            return self.mapping(value, depth - 1)
+        if isinstance(value, list | tuple) and depth:
+            found: list[Any] = []
+            for item in value:
+                if self._left <= 0:
+                    found.append(f"… {len(value) - len(found)} more")
+                    break
+                found.append(self._value(None, item, depth - 1))
+            return found
+        self._left -= 1
+        return _short(value)
 
 
 def _short(value: Any) -> Any:

@@ -331,19 +331,20 @@ class Execution:
         if plan.max_calls is not None and self.run.uses(plan).used >= plan.max_calls:
             self._used_up()
         # A tool inside itself goes in under the place that it holds: waiting for that to be given
-        # back, it would wait for itself.
-        held = {door for outer in self._outer() for door in outer.plan.doors}
-        self._doors = tuple(door for door in plan.doors if door not in held)
-        if self.on_thread:
-            self._doors = (*self._doors, plan.shared.threads)
-            if _native.abandoned() >= plan.shared.max_threads:
-                self.stop(
-                    ToolRefused,
-                    "max_threads",
-                    f"'{plan.tool}' was not run: all {plan.shared.max_threads} threads are taken "
-                    "by calls that never ended.",
-                    retryable=True,
-                )
+        # back, it would wait for itself. So does any under the thread of the one that waits for it.
+        outer = self._outer()
+        held = {door for one in outer for door in one.plan.doors}
+        held |= {one.plan.shared.threads for one in outer if one.on_thread}
+        doors = (*plan.doors, plan.shared.threads) if self.on_thread else plan.doors
+        self._doors = tuple(door for door in doors if door not in held)
+        if self.on_thread and _native.abandoned() >= plan.shared.max_threads:
+            self.stop(
+                ToolRefused,
+                "max_threads",
+                f"'{plan.tool}' was not run: all {plan.shared.max_threads} threads are taken "
+                "by calls that never ended.",
+                retryable=True,
+            )
 
     def _outer(self) -> list[Execution]:
         found = []
@@ -427,7 +428,7 @@ class Execution:
         thread = workers.take()
         verdict = thread.desk.run(self.call, self)
         if verdict != "done":
-            workers.cancel_coroutines(thread.ident)
+            workers.cancel_coroutines(thread, self)
             self.settled_as(verdict)
         return self.outcome()
 
@@ -448,10 +449,10 @@ class Execution:
             verdict = await settled
         except asyncio.CancelledError:
             self.call.cancel()
-            workers.cancel_coroutines(thread.ident)
+            workers.cancel_coroutines(thread, self)
             raise
         if verdict != "done":
-            workers.cancel_coroutines(thread.ident)
+            workers.cancel_coroutines(thread, self)
             self.settled_as(verdict)
         return self.outcome()
 

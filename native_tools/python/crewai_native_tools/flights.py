@@ -152,7 +152,8 @@ class Flights:
         if not first.done() or (left is not None and left <= 0):
             waiting.stop()
         result = first.result()
-        if result is _NOTHING or is_failure(result):
+        # CrewAI's cache has no None: it stands for nothing kept.
+        if result is _NOTHING or result is None or is_failure(result):
             return _NOTHING
         keeps = getattr(call.author_tool, "cache_function", None)
         if keeps is not None and not keeps(call.arguments, result):

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from crewai_native_tools._native import ResultCache
 
 FILE_NAME: Final = "tool_results.db"
+# What JSON has besides lists and dictionaries.
+_JSON: Final = {str, int, float, bool, type(None)}
 
 _ASKED_FOR: Final = 60.0
 """Seconds within which it is written down once that a result was asked for."""
@@ -238,11 +240,19 @@ def _key(input: str) -> str | None:  # noqa: A002 - CrewAI's name
 def exact_json(result: Any) -> str | None:
     """Return a result as JSON, or None where it would come back as something else."""
     try:
-        text = json.dumps(result, allow_nan=False)
-        # A tuple, or a number as a key, would.
-        return text if json.loads(text) == result and not isinstance(result, tuple) else None
-    except (TypeError, ValueError, RecursionError):
+        return json.dumps(result, allow_nan=False) if _is_json(result) else None
+    except (ValueError, RecursionError):
         return None
+
+
+def _is_json(value: Any) -> bool:
+    """Whether JSON has just this: not what is only equal to it, as a subclass or a tuple may be."""
+    kind = type(value)
+    if kind is list:
+        return all(map(_is_json, value))
+    if kind is dict:
+        return all(type(key) is str for key in value) and all(map(_is_json, value.values()))
+    return kind in _JSON
 
 
 def default_store(path: Path | None = None) -> Store:

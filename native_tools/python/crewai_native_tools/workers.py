@@ -42,12 +42,14 @@ class Thread:
     Attributes:
         desk: Where its next job is laid down.
         ident: Python's number of the thread.
+        job: What it works on right now.
     """
 
-    __slots__ = ("desk", "ident")
+    __slots__ = ("desk", "ident", "job")
 
     def __init__(self) -> None:
         self.desk = Worker()
+        self.job: Job | None = None
         thread = threading.Thread(
             target=self._work, name=f"crewai-native-tool-{next(_numbers)}", daemon=True
         )
@@ -66,8 +68,9 @@ class Thread:
                     # Somebody has just taken it, and will lay down a job.
                     continue
                 return
+            self.job = job
             finished = job.work()
-            del job
+            self.job = job = None
             # A tool that forks leaves its child on this thread, where nobody waits for anything.
             if _forks != forks:
                 return
@@ -82,15 +85,17 @@ def take() -> Thread:
         return Thread()
 
 
-def cancel_coroutines(ident: int) -> None:
-    """Cancel what runs under ``asyncio.run`` on a thread, if anything does."""
-    frame = sys._current_frames().get(ident)  # noqa: SLF001 - documented, for this kind of use
+def cancel_coroutines(thread: Thread, job: Job) -> None:
+    """Cancel what a job runs under ``asyncio.run`` on a thread, if it does."""
+    frame = sys._current_frames().get(thread.ident)  # noqa: SLF001 - documented, for this kind of use
     loop = None
     while frame is not None:
         if frame.f_code is asyncio.BaseEventLoop.run_forever.__code__:
             loop = frame.f_locals["self"]
         frame = frame.f_back
-    if loop is None:
+    # It may have ended by itself, and the thread may have begun with the next one. While it has not,
+    # what was found before is its own.
+    if loop is None or thread.job is not job:
         return
 
     def cancel() -> None:

@@ -179,6 +179,13 @@ impl<'a, 'py> Copier<'a, 'py> {
         }
         self.remember(value, &copy);
         self.values_of(copy.getattr("__dict__")?.cast()?, depth)?;
+        // Fields that its class does not declare, and private attributes. Pydantic copies the
+        // containers of both, and not what is in them.
+        for name in ["__pydantic_extra__", "__pydantic_private__"] {
+            if let Ok(values) = copy.getattr(name)?.cast::<PyDict>() {
+                self.values_of(values, depth)?;
+            }
+        }
         Ok(copy)
     }
 
