@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import datetime as dt
 import inspect
+import keyword
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from crewai_native import __version__, hookspecs
 from crewai_native import slots as _slots
+from crewai_native._discovery import OURS
 from crewai_native._errors import ConfigurationError, CrewAINativeError
 from crewai_native._types import CONTRACT
 
@@ -30,6 +33,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _DISTRIBUTION: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_CREWAI: Final = frozenset({"crewai", "crewai-cli", "crewai-core", "crewai-files", "crewai-tools"})
+# No crate can be named like a keyword, nor like one that is always there.
+_RUST: Final = """
+    abstract as async await become box break const continue crate do dyn else enum extern false final
+    fn for gen if impl in let loop macro match mod move mut override priv pub ref return self static
+    struct super trait true try type typeof unsafe unsized use virtual where while yield
+    alloc core proc-macro std test
+"""
 # Slots for which the template has a provider of its own; for the others it has CrewAI's code.
 _OWN: Final = frozenset({"tools.cache", "locks", "serialization.messages"})
 
@@ -46,13 +57,29 @@ class _Described(dict[str, dict[str, Any]]):
 
 
 class Slots(jinja2.ext.Extension):
-    """Tells templates of the host's slots: the variable ``slots``, the filter ``is_distribution``."""
+    """Tells templates of the host's slots: the variable ``slots``; and filters that judge names."""
 
     def __init__(self, environment: jinja2.Environment) -> None:
         super().__init__(environment)
         described = _Described({name: _describe(name) for name in _slots.SLOT_NAMES})
         environment.globals["slots"] = described
         environment.filters["is_distribution"] = lambda name: bool(_DISTRIBUTION.fullmatch(name))
+        environment.filters["taken"] = _taken
+        environment.filters["is_rust"] = _RUST.split().__contains__
+
+
+def _taken(name: str) -> str:
+    """Return what a distribution's name, or that of its package or classes, is already; or nothing."""
+    package = name.replace("-", "_")
+    if keyword.iskeyword(package) or keyword.iskeyword(name.title()):
+        return "a keyword of Python"
+    if package in sys.stdlib_module_names:
+        return "a module of Python itself"
+    if name in _CREWAI:
+        return "a distribution of CrewAI"
+    if name in {*OURS, "crewai-native", "crewai-native-sdk"}:
+        return "a distribution of crewai-native"
+    return ""
 
 
 def template() -> Path:
@@ -77,8 +104,16 @@ def render(source: Path, target: Path, given: Mapping[str, str]) -> list[Path]:
         The files that were written.
 
     Raises:
-        ConfigurationError: An answer means nothing, or the folder has something in it.
+        ConfigurationError: An answer means nothing, or the folder has something in it or cannot be made.
     """
+    try:
+        return _render(source, target, given)
+    except OSError as error:
+        place = error.filename or target
+        raise ConfigurationError(f"{place} cannot be written: {error.strerror}") from error
+
+
+def _render(source: Path, target: Path, given: Mapping[str, str]) -> list[Path]:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigurationError(f"{target} exists; new-plugin accepts a folder that does not")
     questions = yaml.safe_load((source / "copier.yml").read_text())

@@ -124,6 +124,38 @@ def test_answers_that_mean_nothing(make, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("class", "a keyword of Python"),
+        ("none", "a keyword of Python"),
+        ("json", "a module of Python itself"),
+        ("crewai", "a distribution of CrewAI"),
+        ("crewai-native", "a distribution of crewai-native"),
+        ("crewai-native-memory", "a distribution of crewai-native"),
+    ],
+)
+def test_names_that_cannot_work_are_refused(name, words, make, tmp_path):
+    code, error = make(name, "--slot", "locks")
+    assert code == 2
+    assert f"{name} is {words}; a plug-in needs a name of its own" in error
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["self", "core"])
+def test_words_of_rust_name_no_crate(name, make, tmp_path):
+    code, error = make(name, "--slot", "locks", "--kind", "rust")
+    assert (code, f"{name} is a word of Rust" in error) == (2, True)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("into", ["file/x", "/proc/nosuch/x", "a" * 300])
+def test_a_folder_that_cannot_be_made_is_one_line(into, make, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    code, error = make("acme", "--slot", "locks", "--into", str(tmp_path / into))
+    assert (code, len(error.splitlines()), "cannot be written: " in error) == (2, 1, True)
+
+
 def test_a_folder_with_something_in_it_is_left_alone(make, tmp_path):
     (tmp_path / "acme").mkdir()
     (tmp_path / "acme" / "mine").write_text("mine")
