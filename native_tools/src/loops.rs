@@ -8,7 +8,8 @@
 //! - a cycle of up to [`LONGEST_PERIOD`] calls, each with the result that it gave a round before;
 //! - calls of one tool whose arguments differ only a little, with one and the same result.
 //!
-//! Calls are the same if their arguments say the same, however they are typed: see [`hash_words`].
+//! Calls are the same if their arguments say the same, however they are typed: see [`hash_words`]. How
+//! often they were the same to the letter is counted beside that, for whoever wants to be surer.
 //! Arguments that differ by more than that, by a word or a digit, are also what honest work in bulk
 //! looks like: fifty orders marked as paid, each answered by "done". So the last pattern has a
 //! threshold of its own, and can be left out.
@@ -28,22 +29,35 @@ const NEAR: f64 = 0.9;
 /// the marks between sentences and words do not count.
 ///
 /// Marks beside a digit do (`1.5` is not `15`), and so does every other sign: `-1`, `C++` and
-/// `a/b` are not `1`, `C` and `a b`.
+/// `a/b` are not `1`, `C` and `a b`. A string that has neither a letter nor a digit says nothing
+/// but its marks, so it counts as it is typed.
 pub fn hash_words(text: &str, hasher: &mut impl Hasher) {
     let is_digit = |c: Option<char>| c.is_some_and(|c| c.is_ascii_digit());
     let mut buffer = [0; 4];
     let mut write = |c: char| hasher.write(c.encode_utf8(&mut buffer).as_bytes());
-    let (mut before, mut gap, mut any) = (None, false, false);
-    let mut rest = text.chars().peekable();
-    while let Some(c) = rest.next() {
+    let (mut before, mut gap, mut any, mut in_string) = (None, false, false, false);
+    let mut rest = text.chars();
+    loop {
+        let from_here = rest.as_str();
+        let Some(c) = rest.next() else { break };
+        if c == '"' {
+            if !in_string && let Some(marks) = without_words(from_here) {
+                marks.chars().for_each(&mut write);
+                rest = from_here[marks.len()..].chars();
+                (before, gap, any) = (None, true, true);
+                continue;
+            }
+            in_string = !in_string;
+        }
         // The text is JSON: a quote or a line break inside of it is written with two characters.
-        let escapes = c == '\\'
-            && rest
-                .next_if(|&c| matches!(c, '"' | 'n' | 'r' | 't'))
-                .is_some();
-        let beside_digit = is_digit(before) || is_digit(rest.peek().copied());
+        let escaped = (c == '\\').then(|| rest.clone().next()).flatten();
+        let blank = matches!(escaped, Some('"' | 'n' | 'r' | 't'));
+        if blank || escaped == Some('\\') {
+            rest.next();
+        }
+        let beside_digit = is_digit(before) || is_digit(rest.clone().next());
         before = Some(c);
-        if escapes || c.is_whitespace() || (is_mark(c) && !beside_digit) {
+        if blank || c.is_whitespace() || (is_mark(c) && !beside_digit) {
             gap = any;
             continue;
         }
@@ -53,6 +67,20 @@ pub fn hash_words(text: &str, hasher: &mut impl Hasher) {
         }
         any = true;
         c.to_lowercase().for_each(&mut write);
+    }
+}
+
+/// Returns the JSON string that `text` starts with, if there is no letter and no digit in it.
+fn without_words(text: &str) -> Option<&str> {
+    let mut chars = text.char_indices().skip(1);
+    loop {
+        match chars.next()? {
+            (end, '"') => return Some(&text[..=end]),
+            // A character written as its number is left to be compared as that.
+            (_, '\\') if chars.next()?.1 == 'u' => return None,
+            (_, c) if c.is_alphanumeric() => return None,
+            _ => {}
+        }
     }
 }
 
@@ -87,23 +115,30 @@ pub struct Call {
     arguments: Vec<char>,
     /// The tool and what all its arguments say.
     pub call: u64,
+    /// The tool and its arguments to the letter.
+    pub exact: u64,
     /// What came back. A failure has the hash of its message.
     pub result: u64,
 }
 
 impl Call {
     /// Describes a call by hashes; `arguments` in their canonical spelling.
-    pub fn new(tool: u64, call: u64, arguments: &str, result: u64) -> Self {
+    pub fn new(tool: u64, call: u64, exact: u64, arguments: &str, result: u64) -> Self {
         Self {
             tool,
             arguments: arguments.chars().take(TOO_LONG - 1).collect(),
             call,
+            exact,
             result,
         }
     }
 
     fn repeats(&self, earlier: &Self) -> bool {
         self.call == earlier.call && self.result == earlier.result
+    }
+
+    fn repeats_exactly(&self, earlier: &Self) -> bool {
+        self.exact == earlier.exact && self.result == earlier.result
     }
 
     fn nearly_repeats(&self, earlier: &Self) -> bool {
@@ -122,6 +157,8 @@ pub enum Loop {
         period: usize,
         /// How often the whole cycle was gone through.
         rounds: usize,
+        /// How often a cycle, of this period or a longer one, was gone through to the letter.
+        exact: usize,
     },
     /// So many calls of one tool with nearly the same arguments and the same result.
     Near {
@@ -176,8 +213,15 @@ impl Trace {
         self.calls.push_back(call);
         (1..=LONGEST_PERIOD)
             .find_map(|period| {
-                let rounds = self.rounds_of(period);
-                (rounds >= self.rounds?).then_some(Loop::Cycle { period, rounds })
+                let rounds = self.rounds_of(period, Call::repeats);
+                (rounds >= self.rounds?).then(|| Loop::Cycle {
+                    period,
+                    rounds,
+                    exact: (period..=LONGEST_PERIOD)
+                        .map(|period| self.rounds_of(period, Call::repeats_exactly))
+                        .max()
+                        .unwrap_or(0),
+                })
             })
             .or_else(|| {
                 let calls = self.near_calls();
@@ -186,16 +230,16 @@ impl Trace {
     }
 
     /// Returns how often the latest `period` calls stand at the end, one behind the other.
-    fn rounds_of(&self, period: usize) -> usize {
+    fn rounds_of(&self, period: usize, same: fn(&Call, &Call) -> bool) -> usize {
         let count = self.calls.len();
         if count < period {
             return 0;
         }
-        let same = (period..count)
+        let repeated = (period..count)
             .rev()
-            .take_while(|&at| self.calls[at].repeats(&self.calls[at - period]))
+            .take_while(|&at| same(&self.calls[at], &self.calls[at - period]))
             .count();
-        1 + same / period
+        1 + repeated / period
     }
 
     /// Returns how many of the latest calls are nearly the latest.
@@ -224,8 +268,9 @@ mod tests {
     }
 
     fn call(tool: &str, arguments: &str, result: &str) -> Call {
-        let whole = format!("{tool}\0{arguments}");
-        Call::new(hash(tool), hash(&whole), arguments, hash(result))
+        let exact = hash(&format!("{tool}\0{arguments}"));
+        let call = hash(tool) ^ words(arguments);
+        Call::new(hash(tool), call, exact, arguments, hash(result))
     }
 
     /// Returns the first pattern and the number of calls after which it was seen.
@@ -270,6 +315,13 @@ mod tests {
             ("x < y", "x > y"),
             ("👍", "👎"),
             ("", "x"),
+            (r#"{"key":"("}"#, r#"{"key":")"}"#),
+            (r#"{"key":":"}"#, r#"{"key":";"}"#),
+            (r#"{"key":"\""}"#, r#"{"key":"\n"}"#),
+            (r#"{"key":"\\"}"#, r#"{"key":"\""}"#),
+            (r#"{"a":"\\","key":"("}"#, r#"{"a":"\\","key":")"}"#),
+            (r#"{"key":""}"#, r#"{"key":" "}"#),
+            (r#"{"a":"(","b":")"}"#, r#"{"a":")","b":"("}"#),
         ] {
             assert_ne!(words(one), words(other), "{one} {other}");
         }
@@ -281,8 +333,32 @@ mod tests {
         let expected = Loop::Cycle {
             period: 1,
             rounds: 5,
+            exact: 5,
         };
         assert_eq!(first_loop(5, None, calls), Some((5, expected)));
+    }
+
+    #[test]
+    fn what_is_the_same_to_the_letter_is_counted_on_its_own() {
+        let mut trace = Trace::new(Some(2), 9, None);
+        let mut rounds = |arguments| match trace.push(call("search", arguments, "nothing")) {
+            Some(Loop::Cycle { rounds, exact, .. }) => (rounds, exact),
+            _ => (0, 0),
+        };
+        let typed = ["ulm", "Ulm", "Ulm?", "ulm", "Ulm", "Ulm?", "Ulm?", "Ulm?"];
+        let seen = typed.map(&mut rounds);
+        let expected = [
+            (0, 0),
+            (2, 1),
+            (3, 1),
+            (4, 1),
+            (5, 1),
+            // A cycle of three, twice.
+            (6, 2),
+            (7, 2),
+            (8, 3),
+        ];
+        assert_eq!(seen, expected);
     }
 
     #[test]
@@ -295,7 +371,11 @@ mod tests {
                     call(&format!("tool {step}"), &step, &step)
                 });
                 let found = first_loop(rounds, Some(99), lead.chain(cycle));
-                let expected = Loop::Cycle { period, rounds };
+                let expected = Loop::Cycle {
+                    period,
+                    rounds,
+                    exact: rounds,
+                };
                 assert_eq!(found, Some((13 + period * rounds, expected)));
             }
         }
@@ -412,7 +492,7 @@ mod tests {
             let mut trace = Trace::new(Some(rounds), rounds, None);
             for end in 1..=steps.len() {
                 let (tool, result) = steps[end - 1];
-                let found = trace.push(Call::new(tool, tool, &tool.to_string(), result));
+                let found = trace.push(Call::new(tool, tool, tool, &tool.to_string(), result));
                 let history = &steps[..end];
                 let expected = (1..=LONGEST_PERIOD).find(|&period| {
                     let length = period * rounds;

@@ -614,6 +614,13 @@ def bulk():
         yield "pay", {"order": f"2024-{n:04}"}, "done"
 
 
+def typing():
+    for key in "f( a );: [], {} '\"' \\ .?!":
+        yield "press key", {"key": key}, "ok"
+    for marks in ("(", "()", "(())", "...", "…", "?", "", " ", "\n", "_"):
+        yield "insert", {"at": "here", "text": marks}, "ok"
+
+
 def searching():
     for n in range(40):
         yield "search", {"q": f"weather in the city of Ulm, attempt {n}"}, "no results"
@@ -637,6 +644,7 @@ TRACES = [
     retrying_what_fails_the_same,
     editing,
     bulk,
+    typing,
     searching,
     waiting_in_between,
     objects_without_text,
@@ -694,7 +702,11 @@ class TestLoops:
         ]
         calls = [agents.call("search", {"q": query}, "nothing") for query in queries]
         assert calls[:3] == ["nothing"] * 3
-        assert [call.details[STOP_RUN] for call in calls[3:]] == [False, True]
+        # How they are typed may be the difference that counts: the run goes on.
+        assert [call.details[STOP_RUN] for call in calls[3:]] == [False, False]
+        for n in range(4):
+            call = agents.call("search", {"q": '"weather in Ulm"'}, "nothing")
+            assert call.details[STOP_RUN] is (n == 3)
 
     def test_near_calls_where_they_are_asked_for(self):
         agents = Agents(loop_near=5, loop="off")

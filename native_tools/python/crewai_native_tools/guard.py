@@ -104,8 +104,8 @@ class _Course:
         self.watch = LoopWatch(2, MOST_ROUNDS, 2 if near else None)
         self._occasion: Callable[[], Any] = lambda: None
 
-    def finished(self, call: ToolCall, tool: str, result: Any) -> tuple[int, int] | None:
-        """Take a finished call; return the loop that it belongs to, as period and rounds."""
+    def finished(self, call: ToolCall, tool: str, result: Any) -> tuple[int, int, int] | None:
+        """Take a finished call; return its loop: period, rounds, and rounds to the letter."""
         # CrewAI makes several attempts at one call of a text-based agent: one step of its way.
         again = call.occasion is not None and self._occasion() is call.occasion
         self._occasion = _reference(call.occasion)
@@ -330,17 +330,19 @@ class NativeGuard:
         call: ToolCall,
         plan: Plan,
         outcome: Any,
-        found: tuple[int, int],
+        found: tuple[int, int, int],
         told: Any,
         *,
         ended: bool,
     ) -> Any:
-        period, rounds = found
-        limit = plan.loop_near if period == 0 else plan.loop
-        end = plan.loop_abort
+        period, rounds, exact = found
         if period == 0:
-            end = None if plan.loop_near is None else 2 * plan.loop_near
-        stops = end is not None and rounds >= end
+            limit = plan.loop_near
+            stops = limit is not None and rounds >= 2 * limit
+        else:
+            limit = plan.loop
+            # Where calls differ in how they are typed, that may be the very difference between them.
+            stops = plan.loop_abort is not None and exact >= plan.loop_abort
         if not stops and (limit is None or rounds < limit):
             return told
         words = _words(plan.tool, period, rounds)

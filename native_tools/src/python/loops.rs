@@ -38,7 +38,8 @@ impl LoopWatch {
     }
 
     /// Takes a finished call; returns the pattern that it completes, as its period (0 where calls
-    /// are only nearly the same) and the rounds so far.
+    /// are only nearly the same), the rounds so far, and how many of them were the same to the letter
+    /// (0 where calls are only nearly the same).
     ///
     /// `again`: it stands in the place of the latest call. What has neither JSON nor a text is
     /// taken for something new.
@@ -48,7 +49,7 @@ impl LoopWatch {
         arguments: &Bound<'_, PyAny>,
         result: &Bound<'_, PyAny>,
         again: bool,
-    ) -> PyResult<Option<(usize, usize)>> {
+    ) -> PyResult<Option<(usize, usize, usize)>> {
         let py = result.py();
         let spelling = spelling(arguments)?;
         let result = match result.cast::<PyString>() {
@@ -60,18 +61,25 @@ impl LoopWatch {
         // No hash of a text; two calls that cannot be told apart do not count as the same.
         let unique = state.calls;
         let tool = hash(py, tool);
-        let call = match &spelling {
-            Some(text) => tool ^ hashed(py, text, hash_words).rotate_left(1),
-            None => unique,
+        let (call, exact) = match &spelling {
+            Some(text) => (
+                tool ^ hashed(py, text, hash_words).rotate_left(1),
+                tool ^ hash(py, text).rotate_left(1),
+            ),
+            None => (unique, unique),
         };
         if again {
             state.trace.take_back();
         }
         let spelling = spelling.as_deref().unwrap_or_default();
-        let call = Call::new(tool, call, spelling, result.unwrap_or(unique));
+        let call = Call::new(tool, call, exact, spelling, result.unwrap_or(unique));
         Ok(state.trace.push(call).map(|found| match found {
-            Loop::Cycle { period, rounds } => (period, rounds),
-            Loop::Near { calls } => (0, calls),
+            Loop::Cycle {
+                period,
+                rounds,
+                exact,
+            } => (period, rounds, exact),
+            Loop::Near { calls } => (0, calls, 0),
         }))
     }
 }
