@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from crewai_native._errors import ConfigurationError
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from crewai_native._host import Host
 
+_KEYS: Final = {"pid", "program", "ended", "slots", "plugins"}
 _logger = logging.getLogger("crewai_native")
 
 
@@ -72,20 +73,30 @@ def _append(host: Host, path: Path) -> None:
         _logger.warning("metrics cannot be written to %s: %s", path, error)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the snapshots in a file, oldest first.
+def read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return the snapshots in a file, oldest first, and the numbers of lines that hold none.
+
+    A process that is killed, or whose disk is full, may leave the beginning of a line.
 
     Raises:
         ConfigurationError: The file cannot be read, or holds something else.
     """
     try:
-        found = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = path.read_bytes().splitlines()
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError:
-        found = [None]
-    if not all(isinstance(entry, dict) and "slots" in entry for entry in found):
+    found, strange = [], []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if isinstance(entry, dict) and entry.keys() >= _KEYS:
+            found.append(entry)
+        else:
+            strange.append(number)
+    if strange and not found:
         raise ConfigurationError(
             f"{path} holds no metrics; `crewai-native run --metrics {path} -- …` writes them"
         )
-    return found
+    return found, strange

@@ -120,6 +120,11 @@ def test_tables_fit_and_cut_nothing(status, invoke, width):
     assert "…" not in table.replace('"…"', "")
 
 
+def test_a_width_of_zero_is_one_that_nobody_knows(status, invoke):
+    for command in (("list",), ("status",), ("explain", "memory.storage")):
+        assert invoke(*command, width=0).stdout == invoke(*command, width=80).stdout != ""
+
+
 def test_what_is_no_terminal_gets_no_colours(status, invoke):
     for command in (("list",), ("list", "--all"), ("status",), ("explain", "memory.storage")):
         assert "\x1b" not in invoke(*command).stdout

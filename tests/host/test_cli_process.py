@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -300,3 +301,18 @@ def test_a_reader_that_leaves_is_no_traceback(miniature, tmp_path):
         )
         assert (done.returncode, done.stderr) == (1, "")
     os.close(writing)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_full_disk_is_one_line(tmp_path):
+    with Path("/dev/full").open("w") as full:
+        for arguments in (["--version"], ["fingerprints", "--json"]):
+            command = [sys.executable, "-m", "crewai_native", *arguments]
+            done = subprocess.run(
+                command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False
+            )
+            assert done.returncode == 1
+            assert done.stderr.endswith(
+                "crewai-native: error: the output cannot be written: No space left on device\n"
+            )
+            assert "Traceback" not in done.stderr

@@ -219,6 +219,16 @@ def test_what_is_no_file_of_metrics_is_named(miniature, tmp_path):
         assert done.stderr.startswith("crewai-native: error: other holds no metrics")
 
 
+def test_a_line_that_is_cut_off_costs_itself_alone(miniature, tmp_path):
+    whole = '{"pid": 1, "program": ["a"], "ended": "today", "slots": [], "plugins": {}}'
+    (tmp_path / "kept").write_text(f'{whole}\n{{"pid": 2, "prog')
+    done = miniature.run("from crewai_native.cli import main; main(['metrics', 'kept', '--json'])")
+    assert [entry["pid"] for entry in json.loads(done.stdout)] == [1]
+    assert done.stderr == (
+        "crewai-native: warning: kept has lines that hold no metrics, which are left out: 2\n"
+    )
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser writes anywhere")
 def test_metrics_that_cannot_be_written_do_not_fail_the_program(miniature, program, tmp_path):
     miniature.site.valid()

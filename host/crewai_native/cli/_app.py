@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -25,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
 # typer's own copy of click's ClickException, which has no public name of its own.
 _UsageError: Any = typer.BadParameter.__mro__[2]
 
@@ -40,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     _look_only()
     try:
         code = app(args=arguments, prog_name="crewai-native", standalone_mode=False)
+        sys.stdout.flush()  # here it can still be told that it fails
     except CrewAINativeError as error:
         _console.complain(str(error))
         code = 2
@@ -50,7 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = 130
     except BrokenPipeError:
         # Whoever read our output has seen enough; there is nobody to tell.
-        sys.stderr.close()
+        _console.forsake_stdout()
+        code = 1
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        _console.complain(f"the output cannot be written: {error.strerror}")
+        _console.forsake_stdout()
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,7 +37,11 @@ def stdout() -> Console:
     from rich.console import Console
 
     # No markup: reasons and names hold brackets, as in [tool.crewai-native], that mean themselves.
-    return Console(highlight=False, markup=False, emoji=False)
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.width:
+        # COLUMNS=0 says that nobody knows, and rich would take it at its word.
+        console.width = shutil.get_terminal_size().columns
+    return console
 
 
 def table(*headings: str, title: str | None = None) -> Table:
@@ -60,6 +66,11 @@ def busy(text: str) -> AbstractContextManager[Any]:
 def write_json(value: Any) -> None:
     """Print a value as JSON."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def forsake_stdout() -> None:
+    """Have nothing more written to standard output, which takes no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def warn(text: str) -> None:

@@ -204,7 +204,10 @@ def metrics(file: Path | None, *, as_json: bool) -> None:
             "with `crewai-native run --metrics FILE -- …` and name that FILE, or call "
             "crewai_native.metrics() in the program"
         )
-    found = _record.read(path)
+    found, strange = _record.read(path)
+    if strange:
+        numbers = ", ".join(map(str, strange))
+        _console.warn(f"{path} has lines that hold no metrics, which are left out: {numbers}")
     if as_json:
         _console.write_json(found)
         return
