@@ -326,6 +326,21 @@ def test_a_collection_of_crewais_own_storage_is_brought_over(chroma, chroma_plac
     assert nobody.search(["ant"]) == []
 
 
+def test_a_reset_deletes_the_collection_that_was_brought_over(chroma, chroma_place, tmp_path):
+    stock, other = chroma(Embedder()), chroma(Embedder())
+    for storage in (stock, other):
+        storage.save(["ant"])
+    ours = knowledge(tmp_path, Embedder(), stock.collection_name)
+    source = sources.ChromaSource(chroma_place, f"knowledge_{stock.collection_name}")
+    imports.reset_with(ours._storage, lambda: source)
+    imports.import_first(ours._storage, lambda: source)
+    assert ours._storage.count() == 1
+    ours.reset()
+    assert source.open()[0] == 0
+    assert len(other.search(["ant"], score_threshold=0)) == 1
+    source.erase()
+
+
 def test_passages_without_a_usable_vector_or_text_do_not_stop_the_others(tmp_path, monkeypatch):
     class Collection:
         def count(self):

@@ -243,6 +243,86 @@ def test_qdrant_edge_is_imported_too(crewai_home, native, script):
     dying._closed = True  # its atexit handler would merge the shards into what pytest removes
 
 
+# --- a reset ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("everything_of_it", [None, "", "/"])
+def test_a_reset_of_all_erases_what_was_imported_as_well(
+    lance, native, crewai_home, everything_of_it
+):
+    secret = "nobody else may read this"
+    lance.save([make(1, content=secret)])
+    lance.save([make(2)])
+    storage = native()
+    storage.reset("/s/1")
+    storage.delete()
+    assert len(lance.list_records()) == 2  # only what deletes all for good reaches it
+    storage.reset(everything_of_it)
+    assert not (crewai_home / "memory" / "memories.lance").exists()
+    assert LanceDBStorage().list_records() == []
+    storage.close()
+    left = b"".join((crewai_home / path).read_bytes() for path in tree(crewai_home))
+    assert secret.encode() not in left
+    # What is put there later was never ours.
+    LanceDBStorage().save([make(3)])
+    native().reset()
+    assert native().count() == 0
+    assert [record.id for record in LanceDBStorage().list_records()] == ["r3"]
+
+
+def test_a_reset_erases_nothing_that_was_not_imported(lance, native, crewai_home, tmp_path):
+    NativeStorage().save([make(1)])
+    lance.save([make(2)])
+    native().reset()
+    elsewhere = tmp_path / "elsewhere"
+    LanceDBStorage(path=elsewhere).save([make(3)])
+    imports.bring(NativeStorage(), sources.LanceSource(elsewhere))
+    native().reset()
+    assert [record.id for record in lance.list_records()] == ["r2"]
+    assert [record.id for record in LanceDBStorage(path=elsewhere).list_records()] == ["r3"]
+
+
+def test_a_reset_without_the_slot_leaves_crewais_store(lance, native):
+    lance.save([make(1)])
+    native().count()
+    NativeStorage().reset()
+    assert len(lance.list_records()) == 1
+
+
+def test_a_reset_that_cannot_erase_what_was_imported_says_so(lance, native, monkeypatch):
+    lance.save([make(1)])
+    storage = native()
+    assert storage.count() == 1
+
+    def refuse(_source):
+        raise PermissionError("not yours")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sources.LanceSource, "erase", refuse)
+        with pytest.raises(
+            sources.MoveError, match=r"has been reset, but .*memories\.lance.*not yours"
+        ):
+            storage.reset()
+    assert storage.count() == 0
+    storage.reset()
+    assert LanceDBStorage().list_records() == []
+
+
+def test_a_reset_erases_qdrants_shards_as_well(crewai_home, native):
+    from crewai.memory.storage.qdrant_edge_storage import QdrantEdgeStorage
+
+    flushed = QdrantEdgeStorage()
+    flushed.save([make(1)])
+    flushed.close()
+    dying = QdrantEdgeStorage()
+    dying.save([make(2)])
+    storage = native()
+    assert storage.count() == 2
+    storage.reset()
+    assert list((crewai_home / "memory" / "qdrant-edge").iterdir()) == []
+    dying._closed = True
+
+
 # --- rows that hold no record -----------------------------------------------------------------
 
 COLUMNS = {

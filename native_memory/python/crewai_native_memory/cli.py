@@ -123,6 +123,8 @@ def import_(
         found = sources.open_source(sources.default_directory() if source is None else source)
         storage = _open(store)
         report = imports.bring(storage, found)
+        if source is None and store is None:
+            imports.remember(storage, found, "done", left=len(report.left))
     if as_json:
         _console.write_json({"path": storage.path, **dataclasses.asdict(report)})
         return

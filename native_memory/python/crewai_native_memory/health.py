@@ -41,7 +41,7 @@ def _import(note: str | None) -> Iterator[Check]:
     if note is None:
         return
     told = json.loads(note)
-    if told["state"] != "done":
+    if told["state"] == "running":
         yield Check(
             "memory import",
             Health.WARNING,

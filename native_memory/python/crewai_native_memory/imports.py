@@ -135,6 +135,41 @@ def import_first(storage: NativeStorage, look: Callable[[], Source | None]) -> N
     return storage
 
 
+def reset_with(storage: NativeStorage, look: Callable[[], Source | None]) -> NativeStorage:
+    """Have a reset of the whole storage erase what its records were imported from, too.
+
+    Who resets a memory wants all of it deleted, and CrewAI would have deleted what still lies there.
+
+    Args:
+        storage: The storage.
+        look: Finds the store of CrewAI's own at the same place. Only if that is the one that the
+            storage remembers is it erased.
+    """
+    storage.do_after_reset(functools.partial(_erase, storage.path, look))
+    return storage
+
+
+def _erase(path: str, look: Callable[[], Source | None]) -> None:
+    storage = NativeStorage(path)
+    note = storage.note("import")
+    told = {} if note is None else json.loads(note)
+    if told.get("state") != "done":
+        return
+    source = look()
+    if source is None or source.name != told["source"]:
+        return
+    try:
+        source.erase()
+    except Exception as error:
+        raise MoveError(
+            f"{path} has been reset, but its records are still in {source.name}, which they were "
+            f"imported from and which cannot be erased: {error}"
+        ) from error
+    # What CrewAI may put there later is none of ours.
+    remember(storage, source, "erased")
+    _logger.info("%s, from which %s had its records, is erased with it", source.name, path)
+
+
 def _import_once(path: str, source: Source) -> None:
     from crewai_core.lock_store import lock
 
@@ -143,11 +178,11 @@ def _import_once(path: str, source: Source) -> None:
         # Whoever waits needs the records, however long the import takes.
         with lock(f"crewai-native-import:{path}", timeout=24 * 3600):
             if _is_due(storage):
-                _remember(storage, source, "running")
+                remember(storage, source, "running")
                 report = bring(storage, source)
-                _remember(storage, source, "done", left=len(report.left))
+                remember(storage, source, "done", left=len(report.left))
                 level = logging.WARNING if report.left else logging.INFO
-                _logger.log(level, "%s. %s stays as it is", report, source.name)
+                _logger.log(level, "%s. %s stays as it is until all is reset", report, source.name)
     _settled.add(path)
 
 
@@ -161,6 +196,7 @@ def _state(storage: NativeStorage) -> str | None:
     return None if text is None else str(json.loads(text)["state"])
 
 
-def _remember(storage: NativeStorage, source: Source, state: str, left: int = 0) -> None:
+def remember(storage: NativeStorage, source: Source, state: str, left: int = 0) -> None:
+    """Have a storage remember how far the import of a source is."""
     note = {"state": state, "source": source.name} | ({"left": left} if left else {})
     storage.set_note("import", json.dumps(note))

@@ -249,8 +249,9 @@ def storage_for(
     if "chromadb" in _factories or (not embedder and _configured_elsewhere()):
         return None
     storage = NativeKnowledgeStorage(embedder=embedder, collection_name=collection_name)
+    passages = imports.reset_with(storage._storage, lambda: _in_chroma(collection_name))  # noqa: SLF001
     if bring:
-        imports.import_first(storage._storage, lambda: _in_chroma(collection_name))  # noqa: SLF001
+        imports.import_first(passages, lambda: _in_chroma(collection_name))
     return storage
 
 

@@ -114,18 +114,18 @@ def crewai_native_memory_storage(spec: str) -> NativeStorage | None:
     and any other path mean that place; ``"qdrant-edge"`` is the user's choice of another store.
 
     Where CrewAI's own store lies at that place and ours does not yet, the first operation brings
-    its records over.
+    its records over; a reset of everything erases that store as well.
     """
     if spec in _OTHER_STORES:
         return None
     place = None if spec in _DEFAULT_SPECS else spec.removeprefix(_PREFIX)
-    storage = open_store(place)
-    if not _options.get("import", True):
-        return storage
     from crewai_native_memory import imports, sources
 
     directory = sources.default_directory() if place is None else Path(place).expanduser()
-    return imports.import_first(storage, lambda: sources.find(directory))
+    storage = imports.reset_with(open_store(place), lambda: sources.find(directory))
+    if _options.get("import", True):
+        imports.import_first(storage, lambda: sources.find(directory))
+    return storage
 
 
 def open_store(place: str | None) -> NativeStorage:

@@ -1,6 +1,6 @@
 """CrewAI's other stores, and files of records, read record by record.
 
-What is read stays as it is: a LanceDB table through its own reader, a Qdrant shard as a copy,
+Reading leaves what is read as it is: a LanceDB table through its own reader, a Qdrant shard as a copy,
 because its reader writes. Nothing here imports either library before there is something to read.
 """
 
@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -76,6 +76,10 @@ class Source(ABC):
     @abstractmethod
     def open(self) -> tuple[int, Iterable[list[MemoryRecord]]]:
         """Return how many records there are and the records, in batches, each id once."""
+
+    def erase(self) -> None:
+        """Delete all of it, as CrewAI's own reset does; there may be nothing any more."""
+        raise NotImplementedError
 
     def leave(self, id_: str, error: Exception) -> None:
         """Go on without a record."""
@@ -203,6 +207,14 @@ class LanceSource(Source):
         current = {row for _, row in newest.values()}
         return len(current), self._batches(table, current)
 
+    def erase(self) -> None:
+        """Drop the table with all its versions."""
+        import lancedb
+        from crewai_core.lock_store import lock
+
+        with lock(f"lancedb:{self._directory.resolve()}"):
+            lancedb.connect(str(self._directory)).drop_table(LANCE_TABLE, ignore_missing=True)
+
     def _batches(self, table: Any, current: set[int]) -> Iterator[list[MemoryRecord]]:
         for batch in table.search().with_row_id(True).to_batches(BATCH):
             if "vector" in batch.schema.names:
@@ -248,6 +260,11 @@ class QdrantSource(Source):
                 if known is None or record.last_accessed >= known.last_accessed:
                     newest[record.id] = record
         return len(newest) + len(self.left), _batched(newest.values())
+
+    def erase(self) -> None:
+        """Remove every shard."""
+        for shard in _shards(self._directory):
+            shutil.rmtree(shard)
 
     def _read(self, shard: Path) -> Iterator[MemoryRecord]:
         import qdrant_edge
@@ -299,8 +316,25 @@ class ChromaSource(Source):
 
     def open(self) -> tuple[int, Iterable[list[MemoryRecord]]]:
         """Count the passages, then let them be read in batches."""
-        import chromadb
         from chromadb.errors import NotFoundError
+
+        with self._opened() as client:
+            try:
+                collection = client.get_collection(self._collection)
+            except NotFoundError:
+                return 0, ()
+        return collection.count(), self._batches(collection)
+
+    def erase(self) -> None:
+        """Delete the collection."""
+        from chromadb.errors import NotFoundError
+
+        with self._opened() as client, suppress(NotFoundError):
+            client.delete_collection(self._collection)
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        import chromadb
         from crewai.rag.chromadb.config import _default_settings
         from crewai_core.lock_store import lock
 
@@ -308,12 +342,7 @@ class ChromaSource(Source):
         chosen = _default_settings()
         chosen.persist_directory = str(self._directory)
         with lock(f"chromadb:{self._directory}"):
-            client = chromadb.PersistentClient(path=str(self._directory), settings=chosen)
-            try:
-                collection = client.get_collection(self._collection)
-            except NotFoundError:
-                return 0, ()
-        return collection.count(), self._batches(collection)
+            yield chromadb.PersistentClient(path=str(self._directory), settings=chosen)
 
     def _batches(self, collection: Any) -> Iterator[list[MemoryRecord]]:
         for offset in itertools.count(0, BATCH):

@@ -156,6 +156,7 @@ class NativeStorage:
         self._synchronous: Literal["normal", "full"] = synchronous
         self._thread = threading.local()
         self._first: Callable[[], None] | None = None
+        self._after_reset: Callable[[], None] | None = None
         self._told: tuple[str, str] | None = None
 
     def __repr__(self) -> str:
@@ -198,6 +199,10 @@ class NativeStorage:
         It is done again before the next one if it raises, and several threads may do it at once.
         """
         self._first = prepare
+
+    def do_after_reset(self, follow: Callable[[], None]) -> None:
+        """Have something done whenever this handle has deleted everything."""
+        self._after_reset = follow
 
     # Writing
 
@@ -274,6 +279,8 @@ class NativeStorage:
         embeddings of another length.
         """
         self._store.reset(scope_prefix)
+        if self._after_reset is not None and not (scope_prefix or "").strip("/"):
+            self._after_reset()
 
     # Reading
 
