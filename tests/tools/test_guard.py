@@ -283,6 +283,36 @@ class TestAgents:
         for _ in range(10):
             assert agent.kickoff("go").raw == "nothing new"
 
+    @BOTH
+    def test_executions_that_a_program_asks_an_agent_for_are_no_loop(self, native):
+        counter = Counter(calls=[])
+        llm = ScriptedLLM([ToolCall("count", {"q": "a"}), last], native=native)
+        agent = Agent(role="r", goal="g", backstory="b", llm=llm, tools=[counter])
+        task = Task(description="d", expected_output="e", agent=agent)
+        for _ in range(10):
+            agent.execute_task(task)
+        assert len(counter.calls) == 10
+
+        @tool("ask")
+        def ask() -> str:
+            """Ask another agent ten times."""
+            for _ in range(10):
+                agent.execute_task(task)
+            return "asked"
+
+        assert kickoff([ToolCall("ask", {}), last], [ask], native=native).raw == "asked"
+        assert len(counter.calls) == 20
+
+    @BOTH
+    def test_an_execution_that_a_program_asks_for_is_watched(self, native):
+        counter = Counter(calls=[])
+        other = Counter(name="Other", calls=[])
+        script = [ToolCall("count", {"q": "a"}), ToolCall("other", {"q": "b"})] * 20
+        llm = ScriptedLLM([*script, last], native=native)
+        agent = Agent(role="r", goal="g", backstory="b", llm=llm, tools=[counter, other])
+        with pytest.raises(failures.ToolExecutionFailedError, match="5 rounds"):
+            agent.execute_task(Task(description="d", expected_output="e", agent=agent))
+
     def test_eight_calls_of_one_batch_run_side_by_side(self):
         together = threading.Barrier(8)
 
@@ -541,6 +571,9 @@ class TestCode:
 
 class Worker:
     role = "worker"
+
+    def __init__(self):
+        self._tool_failures = []
 
 
 class Agents:

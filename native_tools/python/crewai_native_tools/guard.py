@@ -310,12 +310,10 @@ class NativeGuard:
             told = self._told(outcome)
         if not plan.watches_loops:
             return told
-        owner = call.step
-        if owner is None:
-            owner = self._failures()
-        if owner is None:
-            owner = getattr(call.task, "start_time", None)
-        course = self._courses.of(call.agent, call.task, owner)
+        execution = self._execution(call)
+        if execution is None:
+            return told
+        course = self._courses.of(call.agent, call.task, *execution)
         # What the engine says has times in it; which rule it was stays the same.
         stable = getattr(outcome, "code", None) if isinstance(outcome, ToolStopped) else None
         if stable is None and isinstance(outcome, Exception) and not ended:
@@ -324,6 +322,18 @@ class NativeGuard:
         if found is None:
             return told
         return self._in_circles(call, plan, outcome, found, told, ended=ended)
+
+    def _execution(self, call: ToolCall) -> tuple[Any, ...] | None:
+        """Return objects that CrewAI makes for one execution of a task by an agent alone, or None."""
+        if call.step is not None:
+            return (call.step,)
+        # The first is of a Task or of Agent.kickoff, of which one may execute others; the agent
+        # begins the second anew whenever it begins, also where a program calls execute_task.
+        failures, own = self._failures(), getattr(call.agent, "_tool_failures", None)
+        if failures is not None or own is not None:
+            return failures, own
+        started = getattr(call.task, "start_time", None)
+        return None if started is None else (started,)
 
     def _in_circles(
         self,
