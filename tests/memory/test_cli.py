@@ -197,6 +197,15 @@ def test_an_export_is_a_file_of_lines_or_a_directory(run, default, tmp_path):
     assert not (tmp_path / "o.json").exists()
 
 
+def test_an_import_from_the_default_place_is_remembered_for_a_reset(run, default):
+    default.save([MemoryRecord(id="ours", content="x")])
+    LanceDBStorage().save([MemoryRecord(id="theirs", content="y", embedding=[1.0, 0.0])])
+    assert "imported 1 of 1 records" in run("import")
+    plugin.crewai_native_memory_storage(spec="lancedb").reset()
+    assert LanceDBStorage().list_records() == []
+    assert "expected a .jsonl file" in run("import", code=1)
+
+
 def test_what_an_import_leaves_behind_is_told(run, default, tmp_path):
     lance = LanceDBStorage(path=tmp_path / "lance", compact_every=0)
     lance.save([MemoryRecord(id=id_, content=id_) for id_ in ("fine", "half")])

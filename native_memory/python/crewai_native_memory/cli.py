@@ -117,7 +117,8 @@ def import_(
 ) -> None:
     """Bring the records of another store over; those that are here already stay as they are.
 
-    The other store is only read. After an interruption, running it again brings what is missing.
+    The other store is only read. After an interruption, running it again brings what is missing; what
+    has been forgotten here and is still there comes back.
     """
     with _told():
         found = sources.open_source(sources.default_directory() if source is None else source)
