@@ -206,7 +206,7 @@ def _alimited(alimit: Any, stock: Any) -> Any:  # noqa: ARG001
 
 
 def _checked(check: Any, point: Point, stock: Any) -> Any:
-    def checked(subject: Any, *args: Any, **kwargs: Any) -> Any:
+    def checked(subject: Any, /, *args: Any, **kwargs: Any) -> Any:
         check(point, subject)
         return stock(subject, *args, **kwargs)
 
@@ -214,7 +214,7 @@ def _checked(check: Any, point: Point, stock: Any) -> Any:
 
 
 def _achecked(check: Any, point: Point, stock: Any) -> Any:
-    async def checked(subject: Any, *args: Any, **kwargs: Any) -> Any:
+    async def checked(subject: Any, /, *args: Any, **kwargs: Any) -> Any:
         check(point, subject)
         return await stock(subject, *args, **kwargs)
 
@@ -222,7 +222,7 @@ def _achecked(check: Any, point: Point, stock: Any) -> Any:
 
 
 def _step(check: Any, done: Any, stock: Any) -> Any:
-    async def execute_method(flow: Any, *args: Any, **kwargs: Any) -> Any:
+    async def execute_method(flow: Any, /, *args: Any, **kwargs: Any) -> Any:
         check(Point.STEP, flow)
         try:
             return await stock(flow, *args, **kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import inspect
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, Protocol
 
@@ -181,7 +182,7 @@ def _bind_models(binding: Binding, provider: Provider) -> None:
     before = provider.require(binding.served, ("before_model",), "a ToolGuard").before_model
 
     def make(stock: Any) -> Any:
-        def emit(model: Any, *args: Any, **kwargs: Any) -> Any:
+        def emit(model: Any, /, *args: Any, **kwargs: Any) -> Any:
             agent = kwargs.get("from_agent")
             call = ModelCall(model, agent, kwargs.get("from_task"), getattr(agent, "crew", None))
             failure = before(call)
@@ -257,7 +258,7 @@ def _bind_steps(binding: Binding, provider: Provider) -> None:  # noqa: ARG001
     from crewai.agents.step_executor import StepExecutor
 
     def make(stock: Any) -> Any:
-        def execute(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        def execute(executor: Any, /, *args: Any, **kwargs: Any) -> Any:
             token = _step.set(_Step())
             try:
                 return stock(executor, *args, **kwargs)
@@ -376,7 +377,7 @@ class ToolsGuard(Slot):
 
 
 def _make_surroundings(stock: Any) -> Any:
-    def init(context: Any, *args: Any, **kwargs: Any) -> None:
+    def init(context: Any, /, *args: Any, **kwargs: Any) -> None:
         stock(context, *args, **kwargs)
         # The context for the hooks after the call has the result; that call is over.
         if context.tool_result is None:
@@ -415,7 +416,7 @@ def _runs_of(tool: Any) -> Any:
 
 def _make_invoke(run: Any, stock: Any) -> Any:
     # CrewAI's parameter names: its callers pass them as keywords.
-    def invoke(tool: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:  # noqa: A002
+    def invoke(tool: Any, /, input: Any, config: Any = None, **kwargs: Any) -> Any:  # noqa: A002
         def proceed() -> Any:
             delegate, invoked = _delegate.set(_runs_of(tool)), _invoked.set(tool)
             try:
@@ -432,7 +433,7 @@ def _make_invoke(run: Any, stock: Any) -> Any:
 
 
 def _make_ainvoke(arun: Any, stock: Any) -> Any:
-    async def ainvoke(tool: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:  # noqa: A002
+    async def ainvoke(tool: Any, /, input: Any, config: Any = None, **kwargs: Any) -> Any:  # noqa: A002
         async def proceed() -> Any:
             delegate, invoked = _delegate.set(_runs_of(tool)), _invoked.set(tool)
             try:
@@ -491,7 +492,7 @@ class _Runs:
 
     def wrap(self, cls: type) -> None:
         for name, make in (("run", self._make_run), ("arun", self._make_arun)):
-            if name in vars(cls):
+            if _takes_tool(vars(cls).get(name), awaited=name == "arun"):
                 self._wrapped[name].add(cls)
                 self._binding.stand_in(cls, name, functools.partial(make, cls))
 
@@ -521,7 +522,7 @@ class _Runs:
         return False
 
     def _make_run(self, cls: type, stock: Any) -> Any:
-        def run(tool: Any, *args: Any, **kwargs: Any) -> Any:
+        def run(tool: Any, /, *args: Any, **kwargs: Any) -> Any:
             proceed = functools.partial(stock, tool, *args, **kwargs)
             if self._inner(tool, "run", cls):
                 return proceed()
@@ -530,13 +531,24 @@ class _Runs:
         return run
 
     def _make_arun(self, cls: type, stock: Any) -> Any:
-        async def arun(tool: Any, *args: Any, **kwargs: Any) -> Any:
+        async def arun(tool: Any, /, *args: Any, **kwargs: Any) -> Any:
             proceed = functools.partial(stock, tool, *args, **kwargs)
             if self._inner(tool, "arun", cls):
                 return await proceed()
             return await self._arun(_call(tool, args, kwargs, "native", asynchronous=True), proceed)
 
         return arun
+
+
+def _takes_tool(method: Any, *, awaited: bool) -> bool:
+    """Whether what stands in a class is called with the tool, and awaited where that is asked."""
+    # Not one of the class, a property or an object that happens to be callable.
+    if not callable(method) or isinstance(method, (staticmethod, type)):
+        return False
+    if not hasattr(type(method), "__get__"):
+        return False
+    # What else returns something to await is taken where that comes to CrewAI's own.
+    return not awaited or inspect.iscoroutinefunction(inspect.unwrap(method))
 
 
 def _family(cls: type) -> Iterator[type]:

@@ -37,7 +37,7 @@ def _bind(binding: Binding, provider: Provider) -> None:
     guard = provider.require(binding.served, ("mcp_client", "mcp_run_ended"), "a ToolGuard")
 
     def make(stock: Any) -> Any:
-        async def run(tool: Any, **kwargs: Any) -> Any:
+        async def run(tool: Any, /, **kwargs: Any) -> Any:
             # CrewAI's code runs on a copy, so that the tool itself stays as it is.
             lent = copy.copy(tool)
             lent._client_factory = functools.partial(guard.mcp_client, tool._client_factory)  # noqa: SLF001 - what is mended
@@ -98,7 +98,7 @@ def _bind_by_address(binding: Binding, provider: Provider) -> None:
     guard = provider.require(binding.served, ("mcp_client",), "a ToolGuard")
 
     def make(stock: Any) -> Any:  # noqa: ARG001 - it does nothing but connect, call and disconnect
-        async def execute_tool(tool: Any, **kwargs: Any) -> str:
+        async def execute_tool(tool: Any, /, **kwargs: Any) -> str:
             client = guard.mcp_client(functools.partial(_ByAddress, tool.mcp_server_params["url"]))
             try:
                 await client.connect()

@@ -136,6 +136,8 @@ class TestGuard:
             "in place of stock disconnected",
             str(crew.id),
         ]
+        # A parameter of the tool may be called as ours would be.
+        assert look.run(tool="drill") == "look {'tool': 'drill'}"
         # The tool itself is as it was.
         assert look._client_factory().name == "stock"
 
@@ -263,6 +265,47 @@ class TestGuard:
         # The call is over: nothing of the crew is kept for the next.
         inner.run(a=1, b=1)
         assert guard.calls[-1].agent is None
+
+    @NATIVE
+    def test_parameters_have_any_name(self, serve, native):
+        @tool("rent")
+        def rent(tool: str, call: str, args: str) -> str:
+            """Rent a tool."""
+            return f"{tool} {call} {args}"
+
+        guard = Guard()
+        serve("tools.guard", lambda: guard)
+        arguments = {"tool": "drill", "call": "1", "args": "2"}
+        script = [ToolCall("rent", arguments), lambda turn: turn.results[-1]]
+        assert crew_with([rent], script, native=native).kickoff().raw == "drill 1 2"
+        assert [call.arguments for call in guard.calls] == [arguments]
+
+    def test_what_takes_no_tool_or_is_not_awaited_is_left_alone(self, serve):
+        class Static(Adder):
+            @staticmethod
+            def run(a=1):
+                return ("static", a)
+
+            def arun(self, **kwargs):
+                return "at once"
+
+        class OfClass(Adder):
+            @classmethod
+            def run(cls, a=1):
+                return (cls.__name__, a)
+
+            def arun(self, **kwargs):
+                return super().arun(**kwargs)
+
+        def results():
+            at_once, awaited = Static().arun(), asyncio.run(OfClass().arun(a=1, b=2))
+            return Static().run(a=3), Static.run(5), OfClass().run(a=3), at_once, awaited
+
+        stock = results()
+        guard = Guard()
+        serve("tools.guard", lambda: guard)
+        assert results() == stock == (("static", 3), ("static", 5), ("OfClass", 3), "at once", 3)
+        assert [call.asynchronous for call in guard.calls] == [True]
 
     def test_a_bound_method_taken_while_bound_runs_stock_afterwards(self, serve):
         guard = Guard()
