@@ -283,6 +283,28 @@ class TestAgents:
         for _ in range(10):
             assert agent.kickoff("go").raw == "nothing new"
 
+    @pytest.mark.parametrize("inner_loops", ["off", 4])
+    @pytest.mark.parametrize("outer_loops", ["off", 4])
+    def test_tools_of_one_batch_that_poll_are_no_loop(self, inner_loops, outer_loops):
+        loops = {"loop": outer_loops, "loop_abort": "off"}
+        configure(tools={"wait": Policy(**loops), "status": Policy(loop=inner_loops)})
+        turn = threading.Barrier(2)
+
+        @tool("status")
+        def status(job: str) -> str:
+            """Take turns with the other's."""
+            turn.wait(30)
+            return "pending"
+
+        @tool("wait")
+        def wait(job: str) -> str:
+            """Ask ten times."""
+            return f"{job} { ({status.run(job=job) for _ in range(10)}) }"
+
+        batch = [ToolCall("wait", {"job": job}) for job in "xy"]
+        out = kickoff([batch, every], [wait], native=True)
+        assert out.raw == "x {'pending'} | y {'pending'}"
+
     @BOTH
     def test_executions_that_a_program_asks_an_agent_for_are_no_loop(self, native):
         counter = Counter(calls=[])
@@ -596,21 +618,27 @@ class Agents:
             def proceed():
                 return result
 
-        call = GuardedCall(
+        occasion = occasion or types.SimpleNamespace()
+        return self.guard.run(self.of(name, arguments, occasion, step=step), proceed)
+
+    async def acall(self, name, arguments, proceed, occasion):
+        return await self.guard.arun(self.of(name, arguments, occasion, awaited=True), proceed)
+
+    def of(self, name, arguments, occasion, *, step=None, awaited=False):
+        return GuardedCall(
             tool=self.tool,
             author_tool=self.tool,
             name=name,
             args=(),
             arguments=arguments,
             path="native",
-            asynchronous=False,
+            asynchronous=awaited,
             agent=self.agent,
             task=self.task,
             crew=None,
-            occasion=occasion or types.SimpleNamespace(),
+            occasion=occasion,
             step=step,
         )
-        return self.guard.run(call, proceed)
 
 
 def polling():
@@ -723,6 +751,22 @@ class TestLoops:
             with pytest.raises(ValueError, match="no"):
                 agents.call("t", {}, ValueError("no"), occasion=occasion)
             assert agents.call("t", {}, f"{n} %", occasion=occasion) == f"{n} %"
+
+    async def test_awaited_calls_of_a_tool_are_no_steps_of_the_agent(self):
+        agents = Agents()
+
+        async def poll(occasion):
+            async def status():
+                await asyncio.sleep(0)
+                return "pending"
+
+            async def wait():
+                return [await agents.acall("status", {}, status, occasion) for _ in range(10)]
+
+            return await agents.acall("wait", {}, wait, occasion)
+
+        occasions = types.SimpleNamespace(), types.SimpleNamespace()
+        assert await asyncio.gather(*map(poll, occasions)) == [["pending"] * 10] * 2
 
     def test_the_same_words_typed_otherwise_are_the_same_call(self):
         agents = Agents()

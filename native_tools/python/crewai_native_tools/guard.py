@@ -6,6 +6,7 @@ events and task output see as such; code that calls a tool gets an exception.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import threading
 import weakref
@@ -37,6 +38,12 @@ _REASONS: Final = {
     "max_calls": "USAGE_LIMIT",
     "timeout": "EXCEPTION",
 }
+
+
+# The agent's call that the current context is inside of.
+_occasion: contextvars.ContextVar[Callable[[], Any]] = contextvars.ContextVar(
+    "crewai_native_tools_occasion", default=lambda: None
+)
 
 
 class _Remembered(Generic[_Value]):
@@ -144,6 +151,8 @@ class NativeGuard:
         agent = call.agent
         if self._cancels and (told := self._cancelled(plan.tool, agent)) is not None:
             return told
+        if agent is not None:
+            proceed = _inside(call.occasion, proceed)
         if plan.free and (agent is None or not plan.watches_loops):
             return proceed()
         if in_engine(call.author_tool):
@@ -170,6 +179,8 @@ class NativeGuard:
         agent = call.agent
         if self._cancels and (told := self._cancelled(plan.tool, agent)) is not None:
             return told
+        if agent is not None:
+            proceed = _ainside(call.occasion, proceed)
         if plan.free and (agent is None or not plan.watches_loops):
             return await proceed()
         if in_engine(call.author_tool):
@@ -308,7 +319,8 @@ class NativeGuard:
         told = outcome
         if not ended:
             told = self._told(outcome)
-        if not plan.watches_loops:
+        # What a tool calls of its own, and how often, is no step of the agent's way.
+        if not plan.watches_loops or _occasion.get()() is call.occasion:
             return told
         execution = self._execution(call)
         if execution is None:
@@ -448,6 +460,32 @@ def _spent(whose: str, what: str, report: str, purse: Purse, *, tool: str | None
         code=f"{whose}_budget",
         details={"tool": tool, "spent": purse.spent()},
     )
+
+
+def _inside(occasion: Any, proceed: Callable[[], Any]) -> Callable[[], Any]:
+    """Return what makes an agent's call, and marks what it calls as part of it."""
+
+    def marked() -> Any:
+        token = _occasion.set(_reference(occasion))
+        try:
+            return proceed()
+        finally:
+            _occasion.reset(token)
+
+    return marked
+
+
+def _ainside(occasion: Any, proceed: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
+    """As :func:`_inside`, for a call that is awaited."""
+
+    async def marked() -> Any:
+        token = _occasion.set(_reference(occasion))
+        try:
+            return await proceed()
+        finally:
+            _occasion.reset(token)
+
+    return marked
 
 
 def _in_process(call: ToolCall, plan: Plan, proceed: Callable[[], Any]) -> Callable[[], Any]:
