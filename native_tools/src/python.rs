@@ -1,6 +1,7 @@
 //! The module `crewai_native_tools._native`.
 
 mod cache;
+mod contents;
 mod copying;
 mod engine;
 mod loops;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import gc
 import math
 import threading
@@ -833,6 +834,69 @@ class TestLoops:
             deep = [deep]
         assert agents.call("t", {"x": deep}, deep) is deep
         assert agents.call("t", "not json {", "\ud800") == "\ud800"
+
+    def test_results_are_not_read(self):
+        read = []
+
+        class Stream:
+            def __str__(self):
+                read.append(self)
+                return "text"
+
+            __iter__ = __repr__ = __str__
+
+        class Rows(dict):
+            def items(self):
+                read.append(self)
+                return super().items()
+
+        agents = Agents()
+        for result in (Stream(), [Stream()], {"a": Stream()}, Rows(a=1), iter("abc")):
+            assert [agents.call("t", {}, result) for _ in range(10)] == [result] * 10
+        assert read == []
+        stream = iter("abc")
+        agents.call("t", {}, stream)
+        assert list(stream) == ["a", "b", "c"]
+
+    @pytest.mark.parametrize("native", [True, False], ids=["native", "react"])
+    def test_what_can_be_read_once_reaches_the_agent(self, native):
+        class Once:
+            def __init__(self):
+                self._parts = iter("abc")
+
+            def __str__(self):
+                return "".join(self._parts)
+
+        @tool("read")
+        def read() -> Once:
+            """Read."""
+            return Once()
+
+        assert kickoff([ToolCall("read", {}), last], [read], native=native).raw == "abc"
+
+    @pytest.mark.parametrize(
+        "result",
+        [
+            None,
+            b"same",
+            -1,
+            2**80,
+            {"rows": [(1, 2.5, True, None)], 3: "x"},
+            failures.ToolFailure(message="no such page", code="404"),
+        ],
+        ids=repr,
+    )
+    def test_plain_results_are_compared(self, result):
+        agents = Agents()
+        answers = [agents.call("t", {}, copy.deepcopy(result)) for _ in range(5)]
+        assert answers[:3] == [result] * 3
+        assert [answer.details[STOP_RUN] for answer in answers[3:]] == [False, True]
+
+    def test_results_that_python_takes_for_equal_are_not(self):
+        agents = Agents()
+        for result in [-1, -2, 1, 1.0, True, [], (), {}, [[]], "1", b"1", None, "", 2**64, 2**65]:
+            for _ in range(3):
+                assert agents.call("t", {}, [result]) == [result]
 
     def test_what_runs_are_remembered_by_is_not_kept_alive(self):
         agents = Agents()

@@ -326,14 +326,21 @@ class NativeGuard:
         if execution is None:
             return told
         course = self._courses.of(call.agent, call.task, *execution)
-        # What the engine says has times in it; which rule it was stays the same.
-        stable = getattr(outcome, "code", None) if isinstance(outcome, ToolStopped) else None
-        if stable is None and isinstance(outcome, Exception) and not ended:
-            stable = f"{type(outcome).__name__}: {outcome}"
-        found = course.finished(call, plan.tool, outcome if stable is None else stable)
+        found = course.finished(call, plan.tool, self._comparable(outcome, ended=ended))
         if found is None:
             return told
         return self._in_circles(call, plan, outcome, found, told, ended=ended)
+
+    def _comparable(self, outcome: Any, *, ended: bool) -> Any:
+        """Return what tells an outcome from others, where its own code is not needed for that."""
+        if isinstance(outcome, ToolStopped):
+            # What the engine says has times in it; which rule it was stays the same.
+            return outcome.code
+        if isinstance(outcome, Exception) and not ended:
+            return f"{type(outcome).__name__}: {outcome}"
+        if self._failure is not None and type(outcome) is self._failure:
+            return outcome.code, outcome.message
+        return outcome
 
     def _execution(self, call: ToolCall) -> tuple[Any, ...] | None:
         """Return objects that CrewAI makes for one execution of a task by an agent alone, or None."""

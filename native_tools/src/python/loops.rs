@@ -8,6 +8,7 @@ use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
+use super::contents;
 use crate::canonical::canonical;
 use crate::loops::{Call, Loop, Trace, hash_words};
 
@@ -41,8 +42,8 @@ impl LoopWatch {
     /// are only nearly the same), the rounds so far, and how many of them were the same to the letter
     /// (0 where calls are only nearly the same).
     ///
-    /// `again`: it stands in the place of the latest call. What has neither JSON nor a text is
-    /// taken for something new.
+    /// `again`: it stands in the place of the latest call. Arguments that are no JSON, and a result
+    /// that is no plain data, are taken for something new.
     fn push(
         &self,
         tool: &str,
@@ -54,7 +55,7 @@ impl LoopWatch {
         let spelling = spelling(arguments)?;
         let result = match result.cast::<PyString>() {
             Ok(text) => text.to_str().ok().map(|text| hash(py, text)),
-            Err(_) => text_of(result)?.map(|text| hash(py, &text)),
+            Err(_) => contents::hash(result),
         };
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.calls += 1;
@@ -87,26 +88,15 @@ impl LoopWatch {
 fn spelling(arguments: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
     match arguments.cast::<PyString>() {
         Ok(text) => Ok(text.to_str().ok().map(|text| canonical(text).into_owned())),
-        Err(_) => text_of(arguments),
+        Err(_) => to_canonical_json(arguments).map(Some).or_else(|error| {
+            // Ctrl-C and the like are nobody's arguments.
+            if error.is_instance_of::<PyException>(arguments.py()) {
+                Ok(None)
+            } else {
+                Err(error)
+            }
+        }),
     }
-}
-
-/// Returns the JSON of a value, or else its `str`, or else nothing.
-fn text_of(value: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
-    let text = to_canonical_json(value).map(Some).or_else(|_| {
-        let text = value.str()?;
-        let text = text.to_str()?;
-        // Addresses are given to one object after the other.
-        PyResult::Ok((!text.contains(" at 0x")).then(|| text.to_owned()))
-    });
-    text.or_else(|error| {
-        // Ctrl-C and the like are nobody's result.
-        if error.is_instance_of::<PyException>(value.py()) {
-            Ok(None)
-        } else {
-            Err(error)
-        }
-    })
 }
 
 fn hash(py: Python<'_>, text: &str) -> u64 {
