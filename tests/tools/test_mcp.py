@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import os
 import pathlib
@@ -12,6 +14,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from crewai import Agent, Task
+from crewai.events.event_bus import crewai_event_bus
+from crewai.lite_agent import LiteAgent
 from crewai.mcp.client import MCPClient
 from crewai.mcp.transports.stdio import StdioTransport
 from crewai.tools.mcp_native_tool import MCPNativeTool
@@ -20,6 +25,7 @@ from crewai.utilities.crew.models import CrewContext
 from opentelemetry import baggage
 from opentelemetry.context import attach, detach
 
+from crewai_native.testing import ScriptedLLM, ToolCall
 from crewai_native_tools.mcp import Connections
 
 SERVER = pathlib.Path(__file__).parent / "mcp_server.py"
@@ -82,6 +88,17 @@ class crew:  # noqa: N801 - reads as a block
         detach(self.token)
 
 
+@pytest.fixture
+def in_crew():
+    with crew("one"):
+        yield
+
+
+def submit(threads, work, **arguments):
+    """Have a thread call something in this context, as CrewAI's do."""
+    return threads.submit(contextvars.copy_context().run, work, **arguments)
+
+
 def test_stock_starts_a_server_for_every_call(tmp_path):
     # What is repaired.
     server = Server(tmp_path, None)
@@ -91,6 +108,7 @@ def test_stock_starts_a_server_for_every_call(tmp_path):
     assert pids[0] != pids[1]
 
 
+@pytest.mark.usefixtures("in_crew")
 def test_one_connection_for_the_calls_of_a_run(server):
     which, fails = server.tool("which"), server.tool("fails")
     first, second = (which.run().split() for _ in range(2))
@@ -104,7 +122,7 @@ def test_one_connection_for_the_calls_of_a_run(server):
     assert server.started == [first[0]]
     # From another thread, whose event loop is another.
     with ThreadPoolExecutor(1) as threads:
-        assert threads.submit(which.run).result(LONG).split() == [first[0], "4"]
+        assert submit(threads, which.run).result(LONG).split() == [first[0], "4"]
 
 
 def test_runs_and_credentials_have_connections_of_their_own(server):
@@ -122,6 +140,72 @@ def test_runs_and_credentials_have_connections_of_their_own(server):
     until(lambda: server.connections.stats() == {"open": 1, "opened": 3})
 
 
+@pytest.mark.filterwarnings("ignore:LiteAgent is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("cls", "native"),
+    [(Agent, True), (Agent, False), (LiteAgent, False)],
+    ids=["native", "react", "lite"],
+)
+def test_kickoffs_of_agents_are_runs(server, cls, native):
+    which = server.tool("which")
+
+    def kickoff():
+        # CrewAI refuses a text-based agent the same call again.
+        calls = [ToolCall(which.name, {"n": n}) for n in range(2)]
+        llm = ScriptedLLM([*calls, lambda turn: " ".join(turn.results)], native=native)
+        agent = cls(role="r", goal="g", backstory="b", tools=[which], llm=llm)
+        pid, *others = agent.kickoff("go").raw.split()
+        assert others == ["1", pid, "2"]
+        return pid
+
+    pids = [kickoff() for _ in range(2)]
+    assert pids[0] != pids[1]
+    until(lambda: not any(map(is_alive, pids)))
+    assert server.connections.stats() == {"open": 0, "opened": 2}
+
+
+def test_a_kickoff_that_fails_ends_its_run(server):
+    which = server.tool("which")
+
+    def fail(turn):
+        raise ValueError(turn.results[0])
+
+    llm = ScriptedLLM([ToolCall(which.name, {}), fail])
+    agent = Agent(role="r", goal="g", backstory="b", tools=[which], llm=llm)
+    with contextlib.suppress(Exception):
+        agent.kickoff("go")
+    (pid, *_) = server.started
+    until(lambda: not is_alive(pid))
+
+
+def test_calls_outside_of_a_run_have_a_connection_each(server):
+    which = server.tool("which")
+    pids = [which.run().split()[0] for _ in range(2)]
+    llm = ScriptedLLM([ToolCall(which.name, {})] * 2 + [lambda turn: " ".join(turn.results)])
+    agent = Agent(role="r", goal="g", backstory="b", tools=[which], llm=llm)
+    task = Task(description="d", expected_output="e", agent=agent)
+    pids += agent.execute_task(task).split()[::2]
+    pids += task.execute_sync().raw.split()[::2]
+    assert len(set(pids)) == 6
+    assert not any(map(is_alive, pids))
+    assert server.connections.stats() == {"open": 0, "opened": 6}
+
+
+def test_no_handler_is_left_behind(server):
+    agent = Agent(
+        role="r",
+        goal="g",
+        backstory="b",
+        tools=[server.tool("which")],
+        llm=ScriptedLLM([ToolCall(server.tool("which").name, {}), "done"]),
+    )
+    agent.kickoff("go")
+    server.connections.close()
+    handlers = [each for known in crewai_event_bus._sync_handlers.values() for each in known]
+    assert server.connections.agent_ended not in handlers
+
+
+@pytest.mark.usefixtures("in_crew")
 def test_a_broken_connection_is_replaced(server):
     which, dies = server.tool("which"), server.tool("dies")
     first = which.run().split()[0]
@@ -137,10 +221,11 @@ def test_a_broken_connection_is_replaced(server):
     assert len(server.started) == 3
 
 
+@pytest.mark.usefixtures("in_crew")
 def test_calls_at_the_same_time_do_not_wait_for_each_other(server, tmp_path):
     waits, flag = server.tool("waits"), tmp_path / "flag"
     with ThreadPoolExecutor(2) as threads:
-        answers = [threads.submit(waits.run, file=str(flag)) for _ in range(2)]
+        answers = [submit(threads, waits.run, file=str(flag)) for _ in range(2)]
         until(lambda: len(list(tmp_path.glob("flag.*"))) == 2)
         flag.touch()
         pids = {answer.result(LONG) for answer in answers}
@@ -150,17 +235,19 @@ def test_calls_at_the_same_time_do_not_wait_for_each_other(server, tmp_path):
     assert server.tool("which").run().split()[0] in pids
 
 
+@pytest.mark.usefixtures("in_crew")
 def test_a_run_that_ends_during_a_call_closes_its_connection_after_it(server, tmp_path):
     waits, flag = server.tool("waits"), tmp_path / "flag"
     with ThreadPoolExecutor(1) as threads:
-        answer = threads.submit(waits.run, file=str(flag))
+        answer = submit(threads, waits.run, file=str(flag))
         until(lambda: list(tmp_path.glob("flag.*")))
-        server.connections.end_run("")
+        server.connections.end_run("one")
         flag.touch()
         pid = answer.result(LONG)
     until(lambda: not is_alive(pid))
 
 
+@pytest.mark.usefixtures("in_crew")
 def test_idle_connections_are_closed(tmp_path):
     server = Server(tmp_path, Connections(idle=0.05))
     pid = server.tool("which").run().split()[0]

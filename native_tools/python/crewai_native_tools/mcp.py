@@ -10,7 +10,8 @@ A connection that is used again is asked first whether it is alive, and replaced
 connection whose call failed is not used again. No call is made twice on account of a connection.
 
 Connections belong to a run, so the state that a server keeps for its client is never another run's.
-They are closed when the run ends, when they have lain idle for five minutes, and at exit.
+They are closed when the run ends, when they have lain idle for five minutes, and at exit. A run is a
+crew's kickoff, or that of an agent without a crew. A call outside of these has its connection to itself.
 """
 
 from __future__ import annotations
@@ -67,6 +68,10 @@ class Connections:
         """
         return _Borrowed(self, make())
 
+    def agent_ended(self, _source: Any, event: Any) -> None:
+        """Have the connections of an agent's kickoff closed, of whose end this is the event."""
+        self.end_run(event.started_event_id)
+
     def end_run(self, run: str) -> None:
         """Have a run's connections closed: those in use, as soon as they are given back."""
         if self._loop is not None:
@@ -76,6 +81,8 @@ class Connections:
         """Close every connection, and wait a few seconds for that."""
         if self._loop is None:
             return
+        for event in _agent_ends():
+            _bus().off(event, self.agent_ended)
         with contextlib.suppress(TimeoutError):
             self._start(self._close_all()).result(_CLOSING)
         with self._lock:
@@ -92,7 +99,12 @@ class Connections:
 
     async def borrow(self, client: Any) -> _Connection:
         """Return a connection to the client's server that is nobody else's until given back."""
-        key = (_run(), _identity(client.transport))
+        crew, kickoff = _run()
+        if kickoff is not None:
+            # Every time, because a program can take all handlers off.
+            for event in _agent_ends():
+                _bus().register_handler(event, self.agent_ended)
+        key = (crew or kickoff, _identity(client.transport))
         return await asyncio.wrap_future(self._start(self._borrow(key, client)))
 
     async def call(self, connection: _Connection, name: str, *args: Any) -> Any:
@@ -149,7 +161,8 @@ class Connections:
         return connection
 
     async def _give_back(self, connection: _Connection) -> None:
-        if not connection.good:
+        run, _ = connection.key
+        if run is None or not connection.good:
             await self._drop(connection)
             return
         self._idle.setdefault(connection.key, []).append(connection)
@@ -179,7 +192,7 @@ class _Connection:
     """A connected client, opened and closed by one task, as its cancel scopes demand.
 
     Attributes:
-        key: The run and the server that it belongs to.
+        key: The run, or None outside of one, and the server that it belongs to.
         good: Whether it may be used again.
     """
 
@@ -326,12 +339,31 @@ def _tell(answer: Any, task: asyncio.Task[Any]) -> None:
         answer.set_result(task.result())
 
 
-def _run() -> str:
-    """Return what tells the current run from others: its crew, or nothing outside of one."""
+def _run() -> tuple[str | None, str | None]:
+    """Return the crew whose run this is, or else the event that an agent's own kickoff began with."""
+    from crewai.events.event_context import _event_id_stack
     from crewai.utilities.crew.crew_context import get_crew_context
 
-    crew = get_crew_context()
-    return "" if crew is None else str(crew.id)
+    if (crew := get_crew_context()) is not None:
+        return str(crew.id), None
+    for event, kind in reversed(_event_id_stack.get()):
+        if kind == "lite_agent_execution_started":
+            return None, event
+        if kind == "task_started":
+            break
+    return None, None
+
+
+def _bus() -> Any:
+    from crewai.events.event_bus import crewai_event_bus
+
+    return crewai_event_bus
+
+
+def _agent_ends() -> tuple[type[Any], ...]:
+    from crewai.events.types import agent_events
+
+    return agent_events.LiteAgentExecutionCompletedEvent, agent_events.LiteAgentExecutionErrorEvent
 
 
 def _identity(transport: Any) -> Hashable:
