@@ -26,6 +26,7 @@ from opentelemetry import baggage
 from opentelemetry.context import attach, detach
 
 from crewai_native.testing import ScriptedLLM, ToolCall
+from crewai_native_tools import mcp
 from crewai_native_tools.mcp import Connections
 
 SERVER = pathlib.Path(__file__).parent / "mcp_server.py"
@@ -219,6 +220,27 @@ def test_a_broken_connection_is_replaced(server):
     assert which.run().split()[0] not in {first, second}
     # No call was made twice.
     assert len(server.started) == 3
+
+
+@pytest.mark.usefixtures("in_crew")
+def test_a_server_that_leaves_questions_open_is_asked_once(server, monkeypatch):
+    asked = []
+    ask = mcp._Connection.is_alive
+
+    async def is_alive(connection, within):
+        asked.append(within)
+        return await ask(connection, within)
+
+    monkeypatch.setattr(mcp._Connection, "is_alive", is_alive)
+    silent = server.tool("which", SILENT="1")
+    pids = [silent.run().split()[0] for _ in range(4)]
+    assert pids == server.started
+    assert len(set(pids)) == 4
+    assert asked == [mcp._FIRST_ALIVE]
+    assert server.connections.stats() == {"open": 0, "opened": 4}
+    # Others are not taken for it.
+    assert len({server.tool("which").run().split()[0] for _ in range(3)}) == 1
+    assert asked[1:] == [mcp._FIRST_ALIVE, mcp._ALIVE]
 
 
 @pytest.mark.usefixtures("in_crew")

@@ -7,7 +7,8 @@ that breaks its connection, takes no other down with it: calls at the same time 
 their own, and one after the other use the same.
 
 A connection that is used again is asked first whether it is alive, and replaced if it is not. A
-connection whose call failed is not used again. No call is made twice on account of a connection.
+connection whose call failed is not used again. No call is made twice on account of a connection. Of a
+server that has never answered such a question, and leaves one open, no connection is used again.
 
 Connections belong to a run, so the state that a server keeps for its client is never another run's.
 They are closed when the run ends, when they have lain idle for five minutes, and at exit. A run is a
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 IDLE: Final = 300.0
 """Seconds after which a connection that is not used is closed."""
 _ALIVE: Final = 5.0
+"""Seconds in which a server says that it is there, if it was ever known to say so."""
+_FIRST_ALIVE: Final = 1.0
+"""Seconds for a server that may be one of those that never do."""
 _CLOSING: Final = 5.0
 _SESSION_TERMINATED: Final = 32600
 """What the MCP library itself says where a server, started anew perhaps, does not know the session."""
@@ -59,6 +63,9 @@ class Connections:
         self._idle: dict[Hashable, list[_Connection]] = {}
         self._open: set[_Connection] = set()
         self._opened = 0
+        # Whether servers answer when they are asked whether they are there; by their hashes, because
+        # their identities have credentials in them.
+        self._answers: dict[int, bool] = {}
 
     def client(self, make: Callable[[], Any]) -> Any:
         """Return what CrewAI uses like an ``MCPClient`` of its own, for one call.
@@ -147,7 +154,7 @@ class Connections:
         while idle:
             connection = idle.pop()
             connection.in_use()
-            if await connection.is_alive():
+            if await self._is_alive(connection):
                 return connection
             await self._drop(connection)
         connection = _Connection(key, client)
@@ -160,9 +167,24 @@ class Connections:
             raise
         return connection
 
+    async def _is_alive(self, connection: _Connection) -> bool:
+        server = hash(connection.key[1])
+        answers = self._answers.get(server)
+        if answers is False:
+            return False
+        try:
+            alive = await connection.is_alive(_ALIVE if answers else _FIRST_ALIVE)
+        except TimeoutError:
+            self._answers.setdefault(server, False)
+            return False
+        if alive:
+            self._answers[server] = True
+        return alive
+
     async def _give_back(self, connection: _Connection) -> None:
-        run, _ = connection.key
-        if run is None or not connection.good:
+        run, server = connection.key
+        answers = self._answers.get(hash(server))
+        if run is None or answers is False or not connection.good:
             await self._drop(connection)
             return
         self._idle.setdefault(connection.key, []).append(connection)
@@ -245,16 +267,22 @@ class _Connection:
         call.cancel()
         raise ConnectionError("the connection to the MCP server ended during the call")
 
-    async def is_alive(self) -> bool:
-        """Ask the server whether it is there."""
+    async def is_alive(self, within: float) -> bool:
+        """Ask the server whether it is there.
+
+        Raises:
+            TimeoutError: It did not answer within so many seconds.
+        """
         if not self.good or not self._lives():
             return False
         from mcp.shared.exceptions import McpError
         from mcp.types import CONNECTION_CLOSED
 
         try:
-            async with asyncio.timeout(_ALIVE):
+            async with asyncio.timeout(within):
                 await self._client.session.send_ping()
+        except TimeoutError:
+            raise
         except McpError as error:
             # An answer, be it that it does not know the question, is a sign of life.
             return error.error.code not in {CONNECTION_CLOSED, _SESSION_TERMINATED}
