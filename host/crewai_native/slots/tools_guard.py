@@ -103,8 +103,9 @@ class ToolGuard(Protocol):
     ``crewai.tools.tool_failure.ToolFailure`` is an error that the agent is told of, once; one whose
     ``details`` say so (:data:`STOP_RUN`) ends the run with CrewAI's ``ToolExecutionFailedError``. An
     ``Exception`` that it raises is treated as the tool's. For one of a text-based agent's tool CrewAI
-    makes up to five further attempts; once the tool itself has run, they end alike without coming
-    here, if the provider has the feature :data:`EXACT_COUNT`. A ``BaseException`` ends the run.
+    makes up to five further attempts; once the tool itself has run, those with the same arguments end
+    alike without coming here, if the provider has the feature :data:`EXACT_COUNT`. A
+    ``BaseException`` ends the run.
     """
 
     def run(self, call: ToolCall, proceed: Callable[[], Any]) -> Any:
@@ -125,32 +126,115 @@ _delegate: contextvars.ContextVar[Any] = contextvars.ContextVar(
 )
 # What stands for the step of a plan that the current context carries out.
 _step: contextvars.ContextVar[Any] = contextvars.ContextVar("crewai_native_tool_step", default=None)
-# The hook context, by its id, of the call that the current context is inside of.
-_inside: contextvars.ContextVar[int | None] = contextvars.ContextVar(
-    "crewai_native_tool_inside", default=None
+# The text-based agent's call that CrewAI is at, outside of its attempts.
+_use: contextvars.ContextVar[_Use | None] = contextvars.ContextVar(
+    "crewai_native_tool_use", default=None
 )
-# The structured tool that the current context invokes.
-_invoked: contextvars.ContextVar[Any] = contextvars.ContextVar(
-    "crewai_native_tool_invoked", default=None
+# The one of which an attempt is under way.
+_attempted: contextvars.ContextVar[_Use | None] = contextvars.ContextVar(
+    "crewai_native_tool_attempted", default=None
 )
+
+
+class _Use:
+    """A call that a text-based agent makes of a tool, with all attempts that CrewAI makes at it.
+
+    CrewAI makes the next one for any exception: for arguments that the tool's schema refuses, with
+    those that it had left out; and then twice more. When the tool itself has run and raised, running
+    it again is not CrewAI's to decide: further attempts with the same arguments end as that one did.
+
+    Attributes:
+        usage: The ``ToolUsage`` that makes them.
+        tool: The structured tool.
+        came: Whether one has come to the guard.
+        ran: Whether the tool itself has been run in the latest.
+    """
+
+    def __init__(self, usage: Any, tool: Any) -> None:
+        self.usage = usage
+        # What stands in for a tool has the tool's own methods.
+        self.tool = getattr(tool.invoke, "__self__", tool)
+        self.came = False
+        self.ran = False
+        self._failed: list[tuple[Any, Exception]] = []
+
+    def begin(self, arguments: Any) -> None:
+        """Begin an attempt; raise what it would end with if that is known."""
+        self.came, self.ran = True, False
+        if not self._failed:
+            return
+        for tried, error in self._failed:
+            if tried == arguments:
+                raise error
+        # Most of what the model adds is dropped by the tool's validation.
+        try:
+            parsed = self.tool._parse_args(arguments)  # noqa: SLF001 - as `invoke` does
+        except Exception:  # noqa: BLE001 - the tool would not run
+            raise self._failed[-1][1] from None
+        for tried, error in self._failed:
+            if self.tool._parse_args(tried) == parsed:  # noqa: SLF001
+                raise error
+
+    def end(self, arguments: Any, error: object) -> None:
+        """End an attempt."""
+        if self.ran and isinstance(error, Exception):
+            self._failed.append((arguments, error))
 
 
 def _bind_exact_count(binding: Binding, provider: Provider) -> None:  # noqa: ARG001
     from crewai.tools.structured_tool import CrewStructuredTool
+    from crewai.tools.tool_usage import ToolUsage
 
-    def make(stock: Any) -> Any:
-        def increment(tool: Any) -> None:
-            # `invoke` counts the call; ToolUsage counts it again once `invoke` has returned.
-            if _invoked.get() is tool:
-                stock(tool)
-                # From here on `invoke` does nothing but run the tool.
-                reference = _surroundings.get()
-                if reference is not None and (around := reference()) is not None:
-                    setattr(around, _RAN, True)
+    binding.stand_in(CrewStructuredTool, "_increment_usage_count", _make_increment)
+    binding.stand_in(ToolUsage, "_use", _make_use)
+    binding.stand_in(ToolUsage, "_ause", _make_ause)
 
-        return increment
 
-    binding.stand_in(CrewStructuredTool, "_increment_usage_count", make)
+def _make_increment(stock: Any) -> Any:
+    def increment(tool: Any) -> None:
+        use = _use.get()
+        if use is not None and use.tool is tool and use.came:
+            # ToolUsage counts once more what `invoke` has counted.
+            return
+        stock(tool)
+        attempted = _attempted.get()
+        if attempted is not None and attempted.tool is tool:
+            # From here on `invoke` does nothing but run the tool.
+            attempted.ran = True
+
+    return increment
+
+
+def _make_use(stock: Any) -> Any:
+    def use(usage: Any, tool_string: Any, tool: Any, calling: Any) -> Any:
+        if _is_further(usage):
+            return stock(usage, tool_string=tool_string, tool=tool, calling=calling)
+        token = _use.set(_Use(usage, tool))
+        try:
+            return stock(usage, tool_string=tool_string, tool=tool, calling=calling)
+        finally:
+            _use.reset(token)
+
+    return use
+
+
+def _make_ause(stock: Any) -> Any:
+    async def ause(usage: Any, tool_string: Any, tool: Any, calling: Any) -> Any:
+        if _is_further(usage):
+            return await stock(usage, tool_string=tool_string, tool=tool, calling=calling)
+        token = _use.set(_Use(usage, tool))
+        try:
+            return await stock(usage, tool_string=tool_string, tool=tool, calling=calling)
+        finally:
+            _use.reset(token)
+
+    return ause
+
+
+def _is_further(usage: Any) -> bool:
+    """Whether a ``ToolUsage`` goes on with the call that it is at."""
+    use = _use.get()
+    return use is not None and use.usage is usage
 
 
 def _bind_stopping(binding: Binding, provider: Provider) -> None:  # noqa: ARG001
@@ -270,12 +354,6 @@ def _bind_steps(binding: Binding, provider: Provider) -> None:  # noqa: ARG001
     binding.stand_in(StepExecutor, "execute", make)
 
 
-_RAN: Final = "_crewai_native_ran"
-"""What a hook context has when the tool that it is about has been run."""
-_FAILED: Final = "_crewai_native_failed"
-"""What it has when the tool has raised: the error."""
-
-
 class ToolsGuard(Slot):
     """Serves every execution of a tool.
 
@@ -313,6 +391,7 @@ class ToolsGuard(Slot):
                     wrapped=True,
                 ),
                 Target("crewai.tools.tool_usage:ToolUsage._use", wrapped=True, passes_on=True),
+                Target("crewai.tools.tool_usage:ToolUsage._ause", wrapped=True, passes_on=True),
             ),
             EXACT_COUNT,
             _bind_exact_count,
@@ -379,9 +458,9 @@ class ToolsGuard(Slot):
 def _make_surroundings(stock: Any) -> Any:
     def init(context: Any, /, *args: Any, **kwargs: Any) -> None:
         stock(context, *args, **kwargs)
-        # The context for the hooks after the call has the result; that call is over.
-        if context.tool_result is None:
-            _surroundings.set(weakref.ref(context))
+        # The context for the hooks after the call has the result. That call is over, even where
+        # somebody keeps the context for the hooks before it.
+        _surroundings.set(weakref.ref(context) if context.tool_result is None else None)
 
     return init
 
@@ -418,15 +497,14 @@ def _make_invoke(run: Any, stock: Any) -> Any:
     # CrewAI's parameter names: its callers pass them as keywords.
     def invoke(tool: Any, /, input: Any, config: Any = None, **kwargs: Any) -> Any:  # noqa: A002
         def proceed() -> Any:
-            delegate, invoked = _delegate.set(_runs_of(tool)), _invoked.set(tool)
+            delegate = _delegate.set(_runs_of(tool))
             try:
                 return stock(tool, input, config, **kwargs)
             finally:
-                _invoked.reset(invoked)
                 _delegate.reset(delegate)
 
         call = _call(tool, (), input, "react", asynchronous=False)
-        with _Attempt(call):
+        with _Attempt(tool, input):
             return run(call, proceed)
 
     return invoke
@@ -435,50 +513,38 @@ def _make_invoke(run: Any, stock: Any) -> Any:
 def _make_ainvoke(arun: Any, stock: Any) -> Any:
     async def ainvoke(tool: Any, /, input: Any, config: Any = None, **kwargs: Any) -> Any:  # noqa: A002
         async def proceed() -> Any:
-            delegate, invoked = _delegate.set(_runs_of(tool)), _invoked.set(tool)
+            delegate = _delegate.set(_runs_of(tool))
             try:
                 return await stock(tool, input, config, **kwargs)
             finally:
-                _invoked.reset(invoked)
                 _delegate.reset(delegate)
 
         call = _call(tool, (), input, "react", asynchronous=True)
-        with _Attempt(call):
+        with _Attempt(tool, input):
             return await arun(call, proceed)
 
     return ainvoke
 
 
 class _Attempt:
-    """One of the attempts that CrewAI makes at a text-based agent's call of a tool.
+    """An invocation of a structured tool: CrewAI's attempt at an agent's call, if it is one."""
 
-    It makes the next one for any exception: for arguments that the tool's schema refuses, with those
-    that it had left out; and then twice more. When the tool itself has run and raised, running it
-    again is not CrewAI's to decide: the further attempts end as the first one did.
-    """
-
-    def __init__(self, call: ToolCall) -> None:
-        self._occasion = call.occasion
+    def __init__(self, tool: Any, arguments: Any) -> None:
+        use = _use.get()
+        # What is not: what hooks, tools and programs invoke of their own.
+        self._use = use if use is not None and use.tool is tool else None
+        self._arguments = arguments
 
     def __enter__(self) -> None:
-        occasion = self._occasion
-        # What a tool calls of its own is no attempt at the call that it is part of.
-        if occasion is not None and _inside.get() == id(occasion):
-            self._occasion = occasion = None
-        if occasion is None:
-            return
-        failed = getattr(occasion, _FAILED, None)
-        if failed is not None:
-            raise failed
-        self._token = _inside.set(id(occasion))
+        if self._use is not None:
+            self._use.begin(self._arguments)
+            self._outside, self._before = _use.set(None), _attempted.set(self._use)
 
     def __exit__(self, _: object, error: object, __: object) -> None:
-        occasion = self._occasion
-        if occasion is None:
-            return
-        _inside.reset(self._token)
-        if isinstance(error, Exception) and getattr(occasion, _RAN, False):
-            setattr(occasion, _FAILED, error)
+        if self._use is not None:
+            _attempted.reset(self._before)
+            _use.reset(self._outside)
+            self._use.end(self._arguments, error)
 
 
 class _Runs:

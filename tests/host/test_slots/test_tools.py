@@ -16,7 +16,7 @@ from crewai.agents.cache.cache_handler import CacheHandler
 from crewai.tools import BaseTool, tool
 from crewai.tools.structured_tool import CrewStructuredTool, ToolUsageLimitExceededError
 from crewai.utilities import pydantic_schema_utils, string_utils
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from crewai_native import slots
 from crewai_native._errors import ProviderError
@@ -353,6 +353,129 @@ class TestGuard:
             limited.invoke({"a": 1, "b": 2})
         with pytest.raises(ToolUsageLimitExceededError):
             limited.invoke({"a": 1, "b": 2})
+
+    def test_the_repair_counts_what_a_tools_own_invoke_runs(self, serve):
+        ran = []
+
+        class Traced(CrewStructuredTool):
+            def invoke(self, input, config=None, **kwargs):  # noqa: A002
+                ran.append(input)
+                return self.func(**input)
+
+        class Limited(Adder):
+            max_usage_count: int | None = 2
+
+            def to_structured_tool(self):
+                traced = Traced(**dict(super().to_structured_tool()))
+                traced._original_tool = self
+                return traced
+
+        script = [ToolCall("add_numbers", {"a": n, "b": n}) for n in range(4)]
+        serve("tools.guard", Guard, features=("exact-usage-count",))
+        limited = Limited()
+        crew_with([limited], [*script, "done"], native=False).kickoff()
+        assert [arguments["a"] for arguments in ran] == [0, 1]
+        assert limited.current_usage_count == 2
+
+    @NATIVE
+    def test_the_repair_lets_a_tool_try_others(self, serve, native):
+        def primary(q: str) -> str:
+            """Break."""
+            raise ConnectionError("primary down")
+
+        def backup(q: str) -> str:
+            """Help."""
+            return f"backup {q}"
+
+        class Search(BaseTool):
+            name: str = "search"
+            description: str = "s"
+
+            def _run(self, q: str) -> str:
+                try:
+                    return CrewStructuredTool.from_function(primary).invoke({"q": q})
+                except ConnectionError:
+                    return CrewStructuredTool.from_function(backup).invoke({"q": q})
+
+        serve("tools.guard", Guard, features=("exact-usage-count",))
+        script = [ToolCall("search", {"q": "x"}), lambda turn: turn.results[-1]]
+        assert crew_with([Search()], script, native=native).kickoff().raw == "backup x"
+
+    @NATIVE
+    def test_the_repair_leaves_alone_what_hooks_and_programs_invoke(self, serve, native):
+        from crewai.hooks import tool_hooks
+
+        guard, kept, up = Guard(), [], []
+
+        class Fetch(Adder):
+            def _run(self, a: int, b: int) -> int:
+                if not up:
+                    raise ConnectionError("down")
+                return a + b
+
+        fetch = Fetch()
+        own = fetch.to_structured_tool()
+
+        def after(context):
+            if "down" in str(context.tool_result):
+                up.append(True)
+                return str(context.tool.invoke({"a": 1, "b": 2}))
+            return None
+
+        serve("tools.guard", lambda: guard, features=("exact-usage-count",))
+        tool_hooks.register_before_tool_call_hook(kept.append)
+        tool_hooks.register_after_tool_call_hook(after)
+        try:
+            assert crew_with([fetch], ADD, native=native).kickoff().raw == "is 3"
+        finally:
+            tool_hooks.unregister_before_tool_call_hook(kept.append)
+            tool_hooks.unregister_after_tool_call_hook(after)
+        assert own.invoke({"a": 1, "b": 2}) == 3
+        # The call is over: nothing of the crew is kept for these two, although its context is.
+        assert [call.agent is None for call in guard.calls] == [False, True, True]
+        assert len(kept) == 1
+
+    @pytest.mark.parametrize(
+        ("extra", "expected"), [("allow", [[], ["city"]]), ("ignore", [[]]), ("forbid", [[]])]
+    )
+    @pytest.mark.parametrize("awaited", [False, True])
+    @pytest.mark.parametrize("schemas", [False, True])
+    def test_the_repair_runs_a_tool_with_what_was_left_out_where_that_differs(
+        self, serve, extra, expected, awaited, schemas
+    ):
+        ran, told = [], []
+
+        class Units(BaseModel):
+            model_config = ConfigDict(extra=extra)
+            units: str = "C"
+
+        class Weather(BaseTool):
+            name: str = "weather"
+            description: str = "w"
+            args_schema: type[BaseModel] = Units
+
+            def _run(self, units: str, **more) -> str:
+                ran.append(list(more))
+                raise ValueError(f"no weather {more}")
+
+        serve("tools.guard", Guard, features=("exact-usage-count",))
+        if schemas:
+            # It lends ToolUsage something that stands in for the tool.
+            provider = Schemas()
+            provider.argument_names = lambda model: list(model.model_fields)
+            serve("tools.schemas", lambda: provider, features=("arguments",))
+        script = [
+            ToolCall("weather", {"city": "Paris"}),
+            lambda turn: told.append(turn.results[-1]) or "done",
+        ]
+        crew = crew_with([Weather()], script, native=False)
+        if awaited:
+            asyncio.run(crew.akickoff())
+        else:
+            crew.kickoff()
+        assert ran == expected
+        assert "no weather" in told[0]
+        assert ("'city': 'Paris'" in told[0].partition("no weather")[2]) == (extra == "allow")
 
 
 class DictCache:
