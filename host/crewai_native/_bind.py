@@ -97,6 +97,11 @@ class Binding:
         self.notes: list[str] = []
         self.served: Any = None
         self._changes: list[_Change] = []
+        # Of classes that may go before the binding does: what stood there, and what stands there now.
+        # Weak, as functions know the class that they are defined in; ours keeps the one before.
+        self._passing: weakref.WeakKeyDictionary[
+            type, dict[str, tuple[weakref.ref[Any], weakref.ref[Any]]]
+        ] = weakref.WeakKeyDictionary()
         self._undo: list[Callable[[], None]] = []
         self._metered: set[type] = set()
         self._waiting: list[Callable[[], None]] = []
@@ -134,6 +139,28 @@ class Binding:
         """
         original = getattr(owner, name)
         self.replace(owner, name, self._switch(original, make(original)))
+
+    def stand_in_passing(self, cls: type, name: str, make: Callable[[Any], Any]) -> None:
+        """Do as :meth:`stand_in` for a method of a program's class, which is not kept alive for it.
+
+        Args:
+            cls: The class; it has the method itself.
+            name: The method, a plain function, which is replaced once.
+            make: As for :meth:`stand_in`.
+        """
+        with _lock:
+            before = vars(cls)[name]
+            after = self._switch(before, make(before))
+            setattr(cls, name, after)
+            self._passing.setdefault(cls, {})[name] = weakref.ref(before), weakref.ref(after)
+
+    def _passing_changes(self) -> list[_Change]:
+        # What is gone was replaced by something that does not call it.
+        return [
+            _Change(cls, name, before() or _ABSENT, after() or _ABSENT)
+            for cls, changes in list(self._passing.items())
+            for name, (before, after) in list(changes.items())
+        ]
 
     def _switch(self, original: Any, ours: Any) -> Any:
         watch = self.watch
@@ -279,7 +306,8 @@ class Binding:
     def wrappers(self) -> list[str] | None:
         """Return what other code has put over what was set, by name, or None where that is gone."""
         # Of several changes in one place, each made on top of the one before, the last counts.
-        last = {(id(change.owner), change.name): change for change in self._changes}
+        changes = self._changes + self._passing_changes()
+        last = {(id(change.owner), change.name): change for change in changes}
         names: list[str] = []
         for change in last.values():
             found = change.wrappers()
@@ -306,6 +334,7 @@ class Binding:
             if self.watch.serving:
                 self._changes += part._changes
                 self._undo += part._undo
+                self._passing.update(part._passing)
                 return None
         # It was unbound meanwhile.
         part._take_back()
@@ -328,8 +357,10 @@ class Binding:
     def _take_back(self) -> None:
         errors = []
         with _lock:
-            undo, self._undo = self._undo, []
+            undo = self._undo + [change.undo for change in self._passing_changes()]
+            self._undo = []
             self._changes.clear()
+            self._passing.clear()
         for callback in reversed(undo):
             try:
                 callback()

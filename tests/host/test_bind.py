@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import sys
 import threading
@@ -52,6 +53,45 @@ def unchanged():
     for cls, entries in before:
         assert vars(cls).keys() == entries.keys()
         assert all(vars(cls)[name] is entries[name] for name in entries)
+
+
+class TestPassing:
+    """Changes of classes that may go before the binding does."""
+
+    def bound(self, binding):
+        class Mine:
+            def method(self):
+                return "theirs"
+
+        before = vars(Mine)["method"]
+        binding.stand_in_passing(Mine, "method", lambda original: lambda self: "ours")
+        assert Mine().method() == "ours"
+        return Mine, before
+
+    def test_the_method_comes_back(self, binding):
+        mine, before = self.bound(binding)
+        assert binding.in_force()
+        binding.undo()
+        assert vars(mine)["method"] is before
+
+    def test_what_others_put_over_it_is_told(self, binding):
+        mine, _ = self.bound(binding)
+        inner = mine.method
+        mine.method = functools.wraps(inner)(lambda self: inner(self) + "!")
+        assert mine().method() == "ours!"
+        (name,) = binding.wrappers()
+        assert "test_what_others_put_over_it_is_told" in name
+        binding.undo()
+        assert mine().method() == "theirs!"
+
+    def test_what_others_put_in_its_place_stays(self, binding, caplog):
+        mine, _ = self.bound(binding)
+        mine.method = lambda self: "other"
+        gc.collect()
+        assert binding.wrappers() is None
+        binding.undo()
+        assert mine().method() == "other"
+        assert "Mine.method was replaced by other code" in caplog.text
 
 
 @pytest.mark.usefixtures("unchanged")

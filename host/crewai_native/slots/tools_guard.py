@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import inspect
+import types
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, Protocol
 
@@ -449,7 +450,7 @@ class ToolsGuard(Slot):
         binding.stand_in(ToolCallHookContext, "__init__", _make_surroundings)
         binding.stand_in(CrewStructuredTool, "invoke", functools.partial(_make_invoke, run))
         binding.stand_in(CrewStructuredTool, "ainvoke", functools.partial(_make_ainvoke, arun))
-        runs = _Runs(binding, run, arun)
+        runs = _Runs(binding, run, arun, BaseTool.__module__)
         for cls in _family(BaseTool):
             runs.wrap(cls)
         runs.wrap_later_ones(BaseTool)
@@ -550,17 +551,26 @@ class _Attempt:
 class _Runs:
     """Wraps ``run`` and ``arun`` on the classes of tools that define them."""
 
-    def __init__(self, binding: Binding, run: Any, arun: Any) -> None:
+    def __init__(self, binding: Binding, run: Any, arun: Any, own: str) -> None:
         self._binding = binding
         self._run = run
         self._arun = arun
-        self._wrapped: dict[str, set[type]] = {"run": set(), "arun": set()}
+        # The module of the classes that are the slot's targets.
+        self._own = own
+        self._wrapped: dict[str, weakref.WeakSet[type]] = {
+            "run": weakref.WeakSet(),
+            "arun": weakref.WeakSet(),
+        }
 
     def wrap(self, cls: type) -> None:
         for name, make in (("run", self._make_run), ("arun", self._make_arun)):
-            if _takes_tool(vars(cls).get(name), awaited=name == "arun"):
+            method = vars(cls).get(name)
+            if _takes_tool(method, awaited=name == "arun"):
                 self._wrapped[name].add(cls)
-                self._binding.stand_in(cls, name, functools.partial(make, cls))
+                # A program's class may go before the slot does.
+                passing = cls.__module__ != self._own and type(method) is types.FunctionType
+                stand_in = self._binding.stand_in_passing if passing else self._binding.stand_in
+                stand_in(cls, name, functools.partial(make, cls))
 
     def wrap_later_ones(self, base: Any) -> None:
         """Wrap classes that a program defines after this, as they are made."""

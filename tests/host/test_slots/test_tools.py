@@ -307,6 +307,29 @@ class TestGuard:
         assert results() == stock == (("static", 3), ("static", 5), ("OfClass", 3), "at once", 3)
         assert [call.asynchronous for call in guard.calls] == [True]
 
+    def test_a_class_that_goes_is_not_kept(self, serve):
+        guard = Guard()
+        binding = serve("tools.guard", lambda: guard)
+
+        def made():
+            class Loud(Adder):
+                def run(self, *args, **kwargs):
+                    return super().run(*args, **kwargs) * 10
+
+            assert Loud().run(a=1, b=2) == 30
+            return Loud
+
+        gone, stays = weakref.ref(made()), made()
+        guard.calls.clear()
+        gc.collect()
+        assert gone() is None
+        assert binding.in_force()
+        ours = vars(stays)["run"]
+        binding.undo()
+        assert vars(stays)["run"] is ours.__wrapped__
+        assert stays().run(a=1, b=2) == 30
+        assert guard.calls == []
+
     def test_a_bound_method_taken_while_bound_runs_stock_afterwards(self, serve):
         guard = Guard()
         binding = serve("tools.guard", lambda: guard)
