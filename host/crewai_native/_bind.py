@@ -8,6 +8,7 @@ dozens of modules, and instances, ``isinstance`` and pickles must keep meaning t
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -17,7 +18,7 @@ import sys
 import threading
 import types
 import weakref
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import _crewai_native_hook
 
@@ -46,7 +47,8 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-class _Change(NamedTuple):
+@dataclasses.dataclass(slots=True, eq=False)
+class _Change:
     owner: Any
     name: str
     before: Any
@@ -68,6 +70,27 @@ class _Change(NamedTuple):
         return found
 
     def undo(self) -> None:
+        with _lock:
+            upper = self._leave_pile()
+            if upper is not None and upper.before is self.after:
+                # Another binding's, made on top of this one: it gives back what stood there before both.
+                upper.before = self.before
+            else:
+                self._give_back()
+
+    def _leave_pile(self) -> _Change | None:
+        """Forget the change; return the next one that was made in the same place."""
+        place = id(self.owner), self.name
+        pile = _piles.get(place, [])
+        if self not in pile:
+            return None
+        at = pile.index(self)
+        del pile[at]
+        if not pile:
+            del _piles[place]
+        return pile[at] if at < len(pile) else None
+
+    def _give_back(self) -> None:
         if not self.in_force():
             where = getattr(self.owner, "__qualname__", None) or getattr(
                 self.owner, "__name__", repr(self.owner)
@@ -81,6 +104,10 @@ class _Change(NamedTuple):
             delattr(self.owner, self.name)
         else:
             setattr(self.owner, self.name, self.before)
+
+
+# All changes of a place, in the order in which they were made. They keep its owner alive.
+_piles: Final[dict[tuple[int, str], list[_Change]]] = {}
 
 
 class Binding:
@@ -123,6 +150,7 @@ class Binding:
             change = _Change(owner, name, before, vars(owner)[name])
             if isinstance(function := _function(value), types.FunctionType):
                 _stood[function] = original
+            _piles.setdefault((id(owner), name), []).append(change)
             self._changes.append(change)
             self._undo.append(change.undo)
             return original

@@ -121,6 +121,34 @@ class TestUndo:
         assert binding.in_force()
         binding.undo()
 
+    def test_one_that_is_under_anothers_comes_off_as_well(self, binding, caplog):
+        stock = vars(Target)["method"]
+        other = Binding(Watch("locks"))
+        binding.stand_in(Target, "method", lambda original: lambda self: "lower")
+        other.stand_in(Target, "method", lambda original: lambda self: f"over {original(self)}")
+        assert Target().method() == "over lower"
+        binding.undo()
+        assert Target().method() == "over 1"
+        assert other.in_force()
+        other.undo()
+        assert vars(Target)["method"] is stock
+        assert _bind._piles == {}
+        assert caplog.text == ""
+
+    def test_one_that_is_under_anothers_and_a_foreign_one_stays(self, binding, caplog):
+        class Mine:
+            value = 1
+
+        other = Binding(Watch("locks"))
+        binding.replace(Mine, "value", 2)
+        Mine.value = "theirs"
+        other.replace(Mine, "value", 3)
+        binding.undo()
+        assert Mine.value == 3
+        other.undo()
+        assert Mine.value == "theirs"
+        assert "Mine.value was replaced by other code" in caplog.text
+
     def test_undoing_twice_is_undoing_once(self, binding):
         binding.replace(Target, "value", 2)
         binding.undo()
