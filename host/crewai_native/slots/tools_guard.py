@@ -153,8 +153,9 @@ class _Use:
 
     def __init__(self, usage: Any, tool: Any) -> None:
         self.usage = usage
-        # What stands in for a tool has the tool's own methods.
-        self.tool = getattr(tool.invoke, "__self__", tool)
+        # What stands in for a tool has the tool's own methods. Some tools have no such method: those
+        # that a program made of something else, and that ToolUsage stops before it runs them.
+        self.tool = getattr(getattr(tool, "invoke", None), "__self__", tool)
         self.came = False
         self.ran = False
         self._failed: list[tuple[Any, Exception]] = []

@@ -15,11 +15,14 @@ from crewai import Agent, Crew, Task
 from crewai.agents.cache.cache_handler import CacheHandler
 from crewai.tools import BaseTool, tool
 from crewai.tools.structured_tool import CrewStructuredTool, ToolUsageLimitExceededError
+from crewai.tools.tool_usage import ToolUsage
 from crewai.utilities import pydantic_schema_utils, string_utils
 from pydantic import BaseModel, ConfigDict
 
 from crewai_native import slots
+from crewai_native._bind import Binding
 from crewai_native._errors import ProviderError
+from crewai_native._watch import Watch
 from crewai_native.testing import ScriptedLLM, ToolCall
 
 NATIVE = pytest.mark.parametrize("native", [True, False], ids=["native", "react"])
@@ -499,6 +502,32 @@ class TestGuard:
         assert ran == expected
         assert "no weather" in told[0]
         assert ("'city': 'Paris'" in told[0].partition("no weather")[2]) == (extra == "allow")
+
+    @pytest.mark.parametrize("awaited", [False, True])
+    def test_the_repair_leaves_tools_alone_that_cannot_be_invoked(self, monkeypatch, awaited):
+        used = []
+
+        async def ause(usage, tool_string, tool, calling):
+            used.append(tool)
+
+        monkeypatch.setattr(
+            ToolUsage, "_use", lambda usage, tool_string, tool, calling: used.append(tool)
+        )
+        monkeypatch.setattr(ToolUsage, "_ause", ause)
+        guard_slot = slots.load("tools.guard")
+        repair = next(r for r in guard_slot.repairs if r.name == "exact-usage-count")
+        binding = Binding(Watch("tools.guard"))
+        repair.bind(binding, None)
+        usage, own = ToolUsage.__new__(ToolUsage), Adder()
+        try:
+            # A program that calls ToolUsage itself may give it a tool as it is.
+            if awaited:
+                asyncio.run(usage._ause("", own, None))
+            else:
+                usage._use("", own, None)
+        finally:
+            binding.undo()
+        assert used == [own]
 
 
 class DictCache:
