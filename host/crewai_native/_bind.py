@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("crewai_native")
 _ABSENT: Final = object()
+_MOST_LAYERS: Final = 1000
 _METHODS: Final = (types.MethodType, staticmethod, classmethod)
 
 # What stood where a function stands that was put there, by that function.
@@ -60,14 +61,12 @@ class _Change:
     def wrappers(self) -> list[Any] | None:
         """Return what wraps it since, outermost first, or None where something else stands there."""
         ours = _function(self.after)
-        found = []
-        here = _function(vars(self.owner).get(self.name))
-        while here is not ours:
-            if here is None:
-                return None
-            found.append(here)
-            here = _function(getattr(here, "__wrapped__", None))
-        return found
+        found: list[Any] = []
+        for layer in layers(vars(self.owner).get(self.name)):
+            if layer is ours:
+                return found
+            found.append(layer)
+        return None
 
     def undo(self) -> None:
         with _lock:
@@ -341,7 +340,7 @@ class Binding:
             found = change.wrappers()
             if found is None:
                 return None
-            names += [name_of(layer) for layer in found if beneath(layer) is layer]
+            names += [name_of(layer) for layer in found if not is_ours(layer)]
         return list(dict.fromkeys(names))
 
     def attempt(self, action: Callable[[Binding], None]) -> Exception | None:
@@ -405,6 +404,22 @@ def beneath(function: Any) -> Any:
     while type(function) is types.FunctionType and function in _stood:
         function = _function(_stood[function])
     return function
+
+
+def layers(function: Any) -> Iterator[Any]:
+    """Give a function, and what it wraps, one after another."""
+    # Objects that have any attribute that they are asked for may lead on for ever.
+    for _ in range(_MOST_LAYERS):
+        function = _function(function)
+        if function is None:
+            return
+        yield function
+        function = getattr(function, "__wrapped__", None)
+
+
+def is_ours(function: Any) -> bool:
+    """Whether a binding put a function where it stands."""
+    return beneath(function) is not function
 
 
 def name_of(wrapper: Any) -> str:

@@ -73,9 +73,9 @@ class Fingerprints:
         """Return the fingerprint of a function's source, or None where there is no source."""
         # A wrapper, CrewAI's own or another library's, keeps the original in __wrapped__, and that
         # is what must be known.
-        original = inspect.unwrap(function) if hasattr(function, "__wrapped__") else function
+        *_, original = function, *_bind.layers(function)
         code = getattr(original, "__code__", None)
-        if code is None:
+        if not isinstance(code, types.CodeType):
             return None
         _, functions = self._file(code.co_filename)
         line = str(code.co_firstlineno)
@@ -203,12 +203,9 @@ def refresh(targets: Iterable[Target], crewai: str) -> list[Report]:
 
 def _wrapper_of(function: Any) -> str | None:
     """Return what other code has put over a function of CrewAI's, by name, or None."""
-    layer = _bind.beneath(function)
-    while (inner := getattr(layer, "__wrapped__", None)) is not None:
-        if not _is_crewais(layer):
-            return _bind.name_of(layer)
-        layer = _bind.beneath(inner)
-    return None
+    *wrappers, _ = _bind.layers(_bind.beneath(function))
+    others = (w for w in wrappers if not (_bind.is_ours(w) or _is_crewais(w)))
+    return next(map(_bind.name_of, others), None)
 
 
 def _is_crewais(wrapper: Any) -> bool:

@@ -154,6 +154,16 @@ class TestOtherCodesWrapper:
         assert "wrapped by other code (" in _targets.probe(self.TARGET).problem
         assert binding.wrappers() == [f"{__name__}.{Proxy.__qualname__}"]
 
+    def test_that_has_every_attribute_leads_nowhere(self, made, binding):
+        class Everything:
+            def __getattr__(self, name):
+                return Everything()
+
+        binding.stand_in(made, "function", lambda stock: stock)
+        made.function = Everything()
+        assert binding.wrappers() is None
+        assert "is not available" in _targets.probe(self.TARGET).problem
+
     def test_may_be_under_ours_and_over_it(self, made, binding):
         made.function = self.traced(made.function)
         binding.stand_in(made, "function", lambda stock: stock)

@@ -79,7 +79,7 @@ class Source(ABC):
 
     def erase(self) -> None:
         """Delete all of it, as CrewAI's own reset does; there may be nothing any more."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name} is not CrewAI's, and no reset erases it")
 
     def leave(self, id_: str, error: Exception) -> None:
         """Go on without a record."""
