@@ -1,6 +1,15 @@
-"""Numbers and durations as people read them."""
+"""Numbers with their units as people read them."""
 
 from __future__ import annotations
+
+from typing import Final
+
+# What makes an amount in a base unit a readable number, and the unit it is then in, largest first.
+_STEPS: Final = {
+    "s": ((1.0, "s"), (1e3, "ms"), (1e6, "µs"), (1e9, "ns")),
+    "B": ((1e-9, "GB"), (1e-6, "MB"), (1e-3, "kB"), (1.0, "B")),
+    "x": ((1.0, "x"),),
+}
 
 
 def digits(value: float, count: int = 3) -> str:
@@ -10,13 +19,17 @@ def digits(value: float, count: int = 3) -> str:
 
 def duration(seconds: float) -> str:
     """Return a duration with three digits and a fitting unit, such as ``12.3 ms``."""
-    factor, unit = unit_of(seconds)
-    return f"{digits(seconds * factor)} {unit}"
+    return amount(seconds, "s")
 
 
-def unit_of(seconds: float) -> tuple[float, str]:
-    """Return what makes a duration of seconds a readable number, and the unit it is then in."""
-    for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "µs")):
-        if abs(seconds) * factor >= 1:
-            return factor, unit
-    return 1e9, "ns"
+def amount(value: float, unit: str) -> str:
+    """Return seconds (``s``), bytes (``B``) or a ratio (``x``), with three digits and a unit."""
+    factor, shown = unit_of(value, unit)
+    return f"{digits(value * factor)}{shown}"
+
+
+def unit_of(value: float, unit: str) -> tuple[float, str]:
+    """Return what makes an amount a readable number, and the unit it is then in, with its space."""
+    steps = _STEPS[unit]
+    factor, shown = next((step for step in steps if abs(value) * step[0] >= 1), steps[-1])
+    return factor, shown if unit == "x" else f" {shown}"

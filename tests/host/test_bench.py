@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from crewai_native import ConfigurationError, _numbers
-from crewai_native.bench import Case, Elapsed, Unavailable, _chart, _results, _stats, _worker
+from crewai_native.bench import Case, Measured, Unavailable, _chart, _results, _stats, _worker
 from crewai_native.bench._results import Comparison, Outcome, Report, Result, Subject, Timing
 from crewai_native.bench._runner import Bench
 from crewai_native.bench._stats import Estimate
@@ -42,6 +42,7 @@ def case(**changes):
         ("limit", -1.0),
         ("limit", float("nan")),
         ("timeout", 0),
+        ("unit", "ms"),
     ],
 )
 def test_a_case_that_means_nothing_is_refused_by_name(field, value):
@@ -94,6 +95,31 @@ def test_numbers_are_short_and_without_exponents(value, said):
     assert _numbers.digits(value) == said
 
 
+@pytest.mark.parametrize(
+    ("value", "unit", "said"),
+    [
+        (0.0123, "s", "12.3 ms"),
+        (12.3, "s", "12.3 s"),
+        (1e-10, "s", "0.1 ns"),
+        (0, "s", "0 ns"),
+        (1_220_000, "B", "1.22 MB"),
+        (-2e9, "B", "-2 GB"),
+        (12, "B", "12 B"),
+        (1.0712, "x", "1.07x"),
+        (0.5, "x", "0.5x"),
+    ],
+)
+def test_amounts_have_a_unit_that_fits(value, unit, said):
+    assert _numbers.amount(value, unit) == said
+
+
+def test_what_is_no_time_is_shown_in_its_own_unit():
+    timing = Timing("native", 1.0712, 1.05, 1.09, 1, [1.0712])
+    assert _bench._spread(timing, "x") == "1.07 ± 0.02x"
+    timing = Timing("native", 1_220_000, 1_200_000, 1_240_000, 1, [1_220_000])
+    assert _bench._spread(timing, "B") == "1.22 ± 0.02 MB"
+
+
 # --- the worker -----------------------------------------------------------------------------------
 
 
@@ -118,7 +144,7 @@ def test_a_plain_callable_and_a_context_manager_are_set_up_alike(worker):
     found = worker(case(setup=managed))
     found.answer({"op": "open", "case": "g.a", "side": "native"})
     assert events == ["enter native", "run"]
-    assert found.answer({"op": "time", "case": "g.a", "side": "native", "loops": 3})["seconds"] > 0
+    assert found.answer({"op": "time", "case": "g.a", "side": "native", "loops": 3})["value"] > 0
     assert events == ["enter native", *["run"] * 4]
     found.answer({"op": "close"})
     assert events[-1] == "exit native"
@@ -155,15 +181,15 @@ def test_a_quick_function_runs_many_times_a_batch(worker):
 
 
 def test_a_run_that_times_itself_is_believed_and_runs_once_a_round(worker):
-    found = worker(case(setup=lambda side: lambda: Elapsed(2.5, result=[side]), check=None))
+    found = worker(case(setup=lambda side: lambda: Measured(2.5, result=[side]), check=None))
     assert found.answer({"op": "open", "case": "g.a", "side": "x"}) == {"result": None}
     assert found.answer({"op": "calibrate", "case": "g.a", "side": "x"}) == {"loops": 1}
     timed = found.answer({"op": "time", "case": "g.a", "side": "x", "loops": 1})
-    assert timed == {"seconds": 2.5}
+    assert timed == {"value": 2.5}
 
 
 def test_what_is_compared_is_what_a_self_timed_run_says_it_found(worker):
-    found = worker(case(setup=lambda side: lambda: Elapsed(2.5, result=[side])))
+    found = worker(case(setup=lambda side: lambda: Measured(2.5, result=[side])))
     assert found.answer({"op": "open", "case": "g.a", "side": "x"}) == {"result": ["x"]}
 
 
@@ -211,6 +237,7 @@ def subject(name="memory.search[n=10]", **changes):
         "share": None,
         "target": None,
         "limit": None,
+        "unit": "s",
         "timeout": 1.0,
     }
     return Subject(**{**fields, **changes})
@@ -392,7 +419,7 @@ def test_a_chart_holds_ratios_of_any_size(values):
     assert any(text.startswith(f"{_numbers.digits(values[0])}x") for text in said)
 
 
-@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf])
-def test_no_run_took_a_time_that_makes_no_ratio(seconds):
-    with pytest.raises(ValueError, match="Elapsed seconds are"):
-        Elapsed(seconds)
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_no_run_measures_what_makes_no_ratio(value):
+    with pytest.raises(ValueError, match="the Measured value is"):
+        Measured(value)

@@ -16,7 +16,7 @@ from crewai_native.testing.distributions import Site
 PLUGIN = """
 import contextlib, os, subprocess, tempfile, threading
 from crewai_native import hookimpl
-from crewai_native.bench import Case, Elapsed, Unavailable
+from crewai_native.bench import Case, Measured, Unavailable
 
 __build_info__ = {"version": "1.0", "profile": "debug"}
 
@@ -26,7 +26,7 @@ def crewai_native_memory_storage(spec):
 
 def sleepy(side):
     # What it says to take, not what it takes: the test knows the answer, whatever the machine does.
-    return lambda: Elapsed({"stock": 0.030, "native": 0.010, "rival": 0.020}[side], [1, 2])
+    return lambda: Measured({"stock": 0.030, "native": 0.010, "rival": 0.020}[side], [1, 2])
 
 def where(side):
     return lambda: os.getpid()
@@ -39,7 +39,7 @@ def differing(side):
 
 def noisy(side):
     def run():
-        print('{"seconds": 0}')
+        print('{"value": 0}')
         os.write(1, b"not an answer\\n")
         return 1
     return run
@@ -68,7 +68,7 @@ def late(side):
         calls.append(1)
         if side == "native" and len(calls) > 5:
             raise RuntimeError("after a while")
-        return Elapsed(0.001, 1)
+        return Measured(0.001, 1)
     return run
 
 def rivals(side):
@@ -84,7 +84,7 @@ def cleaned(side):
     mark = os.environ["ACME_MARK"] + side
     open(mark, "w").close()
     open(os.path.join(tempfile.mkdtemp(prefix="acme-"), "left"), "w").close()
-    yield lambda: Elapsed(0.001, 1)
+    yield lambda: Measured(0.001, 1)
     os.unlink(mark)
 
 def case(name, setup, **more):
@@ -193,7 +193,7 @@ def test_ratios_are_medians_of_paired_rounds(results):
     assert native["ratio"] == {"value": 3.0, "low": 3.0, "high": 3.0}
     assert rival["ratio"]["value"] == 1.5
     assert native["difference"]["value"] == pytest.approx(-0.020)
-    assert len(found["timings"][0]["seconds"]) >= 6
+    assert len(found["timings"][0]["values"]) >= 6
 
 
 def test_promises_are_checked(results):

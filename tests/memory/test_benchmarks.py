@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 
-from crewai_native.bench import Elapsed, Unavailable
+from crewai_native.bench import Measured, Unavailable
 from crewai_native_memory import benchmarks, plugin
 
 CASES = list(benchmarks.cases({"bench_records": "60", "bench_dimensions": "8"}))
@@ -20,7 +20,7 @@ def test_all_sides_give_the_same(case):
             run = case.setup(side)
             for _ in range(1 if case.fresh else 3):
                 result = run()
-            result = result.result if isinstance(result, Elapsed) else result
+            result = result.result if isinstance(result, Measured) else result
             results[side] = case.observe(result) if case.observe else result
     assert {"stock", "native"} <= set(results)
     assert case.check(results) is None

@@ -6,6 +6,6 @@ A plug-in describes what is worth measuring with :class:`Case` and returns its c
 
 from __future__ import annotations
 
-from crewai_native.bench._case import Case, Elapsed, Unavailable, identical
+from crewai_native.bench._case import Case, Measured, Unavailable, identical
 
-__all__ = ["Case", "Elapsed", "Unavailable", "identical"]
+__all__ = ["Case", "Measured", "Unavailable", "identical"]

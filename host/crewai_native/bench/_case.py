@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     Run = Callable[[], Any]
 
+UNITS: Final = ("s", "B", "x")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._/-]*")
 
 
@@ -24,25 +25,26 @@ class Unavailable(Exception):  # noqa: N818 - a finding, not an error
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Elapsed:
-    """Returned by a run that has timed itself, such as one that looks into a process of its own.
+class Measured:
+    """Returned by a run that measures by itself, such as what a process of its own takes.
 
     Attributes:
-        seconds: What counts, in place of the time between call and return; above 0.
+        value: What counts, in place of the seconds between call and return, in the case's unit;
+            above 0.
         result: What is compared between the sides.
     """
 
-    seconds: float
+    value: float
     result: Any = None
 
     def __post_init__(self) -> None:
-        """Refuse a time that no ratio can be made of.
+        """Refuse a value that no ratio can be made of.
 
         Raises:
             ValueError: It is not a number above 0.
         """
-        if not 0 < self.seconds < math.inf:
-            raise ValueError(f"Elapsed seconds are {self.seconds}; they accept a number above 0")
+        if not 0 < self.value < math.inf:
+            raise ValueError(f"the Measured value is {self.value}; it accepts a number above 0")
 
 
 def identical(results: Mapping[str, Any]) -> str | None:
@@ -82,8 +84,10 @@ class Case:
         share: What share of an end-to-end run the measured work is, 0 to 1, so that a large ratio
             of a small share is seen as such.
         target: The ratio to the first side that ``native`` should reach.
-        limit: The seconds that ``native`` may take beyond the first side, for a case that measures
-            a cost; in all, where it is the only side.
+        limit: What ``native`` may take beyond the first side, in the case's unit, for a case that
+            measures a cost; in all, where it is the only side.
+        unit: What is measured: seconds (``s``), or what runs return as :class:`Measured`, bytes
+            (``B``) or a ratio of their own (``x``).
         timeout: Seconds after which one set-up or one timed batch counts as hung.
     """
 
@@ -101,6 +105,7 @@ class Case:
     share: float | None = None
     target: float | None = None
     limit: float | None = None
+    unit: str = "s"
     timeout: float = 120.0
 
     def __post_init__(self) -> None:
@@ -120,6 +125,10 @@ class Case:
         if unknown := set(self.isolated) - set(self.sides):
             raise ValueError(
                 f"case {self.id}: isolated names no side: {', '.join(sorted(unknown))}"
+            )
+        if self.unit not in UNITS:
+            raise ValueError(
+                f"case {self.id}: unit is {self.unit!r}; it accepts {', '.join(UNITS)}"
             )
         if self.share is not None and not 0 <= self.share <= 1:
             raise ValueError(f"case {self.id}: share is {self.share}; it accepts 0 to 1")

@@ -44,7 +44,7 @@ def svg(report: Report) -> str:
 
 def _drawing(bars: list[tuple[Result, Comparison]], height: int, footer: str) -> Iterator[str]:
     yield f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>'
-    yield _text(16, 26, "Times as fast as the first side", size=16, weight="600")
+    yield _text(16, 26, "Times as fast as the first side, or as small", size=16, weight="600")
     yield _text(16, height - 12, footer, fill="#666666", size=11)
     if not bars:
         yield _text(16, _TOP + 16, "no ratios were measured")

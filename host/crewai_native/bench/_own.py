@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from crewai_native import _discovery
 from crewai_native._watch import Watch
-from crewai_native.bench._case import Case, Elapsed, Unavailable
+from crewai_native.bench._case import Case, Measured, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,11 +91,11 @@ def _python(codes: dict[str, str]) -> Callable[[str], Callable[[], Any]]:
     return setup
 
 
-def _processor_time(command: list[str]) -> Elapsed:
+def _processor_time(command: list[str]) -> Measured:
     """Run a command and return the processor time that it took."""
     before = _children_so_far()
     subprocess.run(command, check=True)  # noqa: S603 - this interpreter
-    return Elapsed(_children_so_far() - before)
+    return Measured(_children_so_far() - before)
 
 
 def _children_so_far() -> float:
@@ -107,14 +107,14 @@ def _children_so_far() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _activation(_: str) -> Callable[[], Elapsed]:
+def _activation(_: str) -> Callable[[], Measured]:
     if not _discovery.crewai_version():
         raise Unavailable("CrewAI is not installed")
 
     # Programs find the bytecode that an earlier start has left, so these must be able to leave it.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
-    def run() -> Elapsed:
+    def run() -> Measured:
         # The worker's environment keeps the import hook off: only the explicit call is timed.
         child = subprocess.run(  # noqa: S603 - this interpreter, running the text above
             [sys.executable, "-c", _ACTIVATION],
@@ -123,6 +123,6 @@ def _activation(_: str) -> Callable[[], Elapsed]:
             text=True,
             env=environment,
         )
-        return Elapsed(float(child.stdout.splitlines()[-1]))
+        return Measured(float(child.stdout.splitlines()[-1]))
 
     return run

@@ -13,7 +13,7 @@ from crewai_native.bench._stats import Estimate
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 
 class Outcome(enum.StrEnum):
@@ -49,12 +49,13 @@ class Subject:
     share: float | None
     target: float | None
     limit: float | None
+    unit: str
     timeout: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Timing:
-    """How long one side took, in seconds per run.
+    """What one side took per run, in the case's unit.
 
     Attributes:
         side: The side.
@@ -62,7 +63,7 @@ class Timing:
         low: First quartile.
         high: Third quartile.
         loops: Runs per round; a round's figure is their mean.
-        seconds: The figure of each round.
+        values: The figure of each round.
     """
 
     side: str
@@ -70,7 +71,7 @@ class Timing:
     low: float
     high: float
     loops: int
-    seconds: list[float]
+    values: list[float]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,8 +81,8 @@ class Comparison:
     Attributes:
         side: The side.
         base: The first side.
-        ratio: How many times faster than the first side, with its 95 % interval.
-        difference: Seconds per run beyond the first side, with its 95 % interval.
+        ratio: How many times less than the first side, with its 95 % interval.
+        difference: What each run takes beyond the first side, with its 95 % interval.
     """
 
     side: str

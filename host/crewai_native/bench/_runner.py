@@ -344,7 +344,7 @@ def _time(result: Result, workers: dict[str, _Worker], seconds: float) -> None:
         order.shuffle(shuffled)
         for side in shuffled:
             answer = _ask(workers[side], subject, side, "time", loops=loops[side])
-            rounds[side].append(answer["seconds"] / loops[side])
+            rounds[side].append(answer["value"] / loops[side])
         if done < _stats.LEAST_ROUNDS:
             continue
         result.comparisons = [_compare(side, sides[0], rounds) for side in sides[1:]]

@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from crewai_native._errors import CrewAINativeError
-from crewai_native.bench._case import Case, Elapsed, Unavailable
+from crewai_native.bench._case import Case, Measured, Unavailable
 from crewai_native.bench._results import Subject
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Worker:
             self._open[side] = stack, run
         if subject.check is None:
             return {"result": None}
-        if isinstance(result, Elapsed):
+        if isinstance(result, Measured):
             result = result.result
         if subject.observe is not None:
             result = subject.observe(result)
@@ -101,7 +101,8 @@ class Worker:
         while True:
             start = time.perf_counter()
             seconds = _time(run, loops)
-            # Of runs that time themselves, what they do not count is waited for as well.
+            # Of runs that measure by themselves, what they do not count is waited for as well. What
+            # is no time is a large number here, and one run of it is a batch.
             seconds = max(seconds, time.perf_counter() - start)
             if seconds >= _BATCH or loops >= _MOST_LOOPS:
                 return {"loops": loops}
@@ -111,9 +112,9 @@ class Worker:
     def _timed(self, case: str, side: str, loops: int) -> dict[str, Any]:
         subject = self._cases[case]
         if not subject.fresh:
-            return {"seconds": _time(self._open[side][1], loops)}
+            return {"value": _time(self._open[side][1], loops)}
         with contextlib.ExitStack() as stack:
-            return {"seconds": _time(_set_up(subject, side, stack), 1)}
+            return {"value": _time(_set_up(subject, side, stack), 1)}
 
     def _closed(self) -> dict[str, Any]:
         with contextlib.ExitStack() as stacks:
@@ -135,13 +136,13 @@ def _set_up(case: Case, side: str, stack: contextlib.ExitStack) -> Callable[[], 
 
 
 def _time(run: Callable[[], Any], loops: int) -> float:
-    """Return the seconds that a number of runs take together, as they say themselves if they do."""
+    """Return the seconds that a number of runs take together, or the sum of what they measured."""
     clock = time.perf_counter
     others = itertools.repeat(None, loops - 1)  # iterates with less overhead than range
     start = clock()
     result = run()
-    if isinstance(result, Elapsed):
-        return result.seconds + sum(run().seconds for _ in others)
+    if isinstance(result, Measured):
+        return result.value + sum(run().value for _ in others)
     for _ in others:
         result = run()
     return max(clock() - start, 1e-9)  # a clock with coarse ticks may not have moved

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from crewai_native import _settings
 from crewai_native._errors import ConfigurationError
-from crewai_native._numbers import digits, duration, unit_of
+from crewai_native._numbers import amount, digits, unit_of
 from crewai_native.bench import _chart, _results
 from crewai_native.bench._results import Outcome, Report, Result, Subject, Timing
 from crewai_native.bench._runner import Bench
@@ -117,7 +117,7 @@ def _cells(result: Result) -> list[Text]:
     for timing in result.timings:
         entries = (
             Text(timing.side),
-            Text(_spread(timing)),
+            Text(_spread(timing, result.subject.unit)),
             Text(_against(result, timing)),
             _promise(result, timing),
         )
@@ -140,10 +140,10 @@ def _note(result: Result) -> str:
     return "; ".join(notes)
 
 
-def _spread(timing: Timing) -> str:
-    factor, unit = unit_of(timing.median)
+def _spread(timing: Timing, unit: str) -> str:
+    factor, shown = unit_of(timing.median, unit)
     half = (timing.high - timing.low) / 2
-    return f"{digits(timing.median * factor)} ± {digits(half * factor, 2)} {unit}"
+    return f"{digits(timing.median * factor)} ± {digits(half * factor, 2)}{shown}"
 
 
 def _against(result: Result, timing: Timing) -> str:
@@ -152,9 +152,9 @@ def _against(result: Result, timing: Timing) -> str:
         return ""
     if result.subject.limit is not None:
         gap = found.difference
-        factor, unit = unit_of(gap.value)
+        factor, unit = unit_of(gap.value, result.subject.unit)
         low, middle, high = (digits(x * factor) for x in (gap.low, gap.value, gap.high))
-        return f"{'+' if gap.value > 0 else ''}{middle} {unit}\n[{low}, {high}]"
+        return f"{'+' if gap.value > 0 else ''}{middle}{unit}\n[{low}, {high}]"
     ratio = found.ratio
     return f"{digits(ratio.value)}x\n[{digits(ratio.low)}, {digits(ratio.high)}]"
 
@@ -166,7 +166,7 @@ def _promise(result: Result, timing: Timing) -> Text:
     if subject.target is not None:
         promise = f"≥ {subject.target:g}x"
     else:
-        promise = f"≤ {duration(subject.limit or 0.0)}"
+        promise = f"≤ {amount(subject.limit or 0.0, subject.unit)}"
     return Text.assemble(
         f"{promise}\n", ("reached", "green") if result.reached else ("missed", "bold yellow")
     )
@@ -182,7 +182,7 @@ def _print_cases(console: Console, subjects: list[Subject]) -> None:
         if subject.target is not None:
             details.append(f"target {subject.target:g}x")
         if subject.limit is not None:
-            details.append(f"limit {duration(subject.limit)}")
+            details.append(f"limit {amount(subject.limit, subject.unit)}")
         if subject.share is not None:
             details.append(f"{subject.share:.0%} of a run")
         if details:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from crewai_native.bench import Case, Elapsed, Unavailable
+from crewai_native.bench import Case, Measured, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -79,8 +79,9 @@ def cases() -> Iterator[Case]:
         name="history-bytes",
         group="db",
         slot="flow.persistence",
-        description="bytes on disk after 300 saves of a state that grows to 150 kB (as µs)",
+        description="bytes on disk after 300 saves of a state that grows to 150 kB",
         setup=_flow("normal", _history_bytes),
+        unit="B",
         target=20.0,
         fresh=True,
     )
@@ -101,12 +102,13 @@ def cases() -> Iterator[Case]:
             name="checkpoint-kickoff",
             group="db",
             slot="checkpoint.writer",
-            description="a kickoff with checkpoints over the same without (as s); what is quick "
-            "without them shows their cost",
+            description="a kickoff with checkpoints over the same without; what is quick without "
+            "them shows their cost",
             sides=("native",),
             setup=_checkpoints(_overhead, alone=wheels == "db"),
             parameters={"tasks": 10, "calls": 10, "wheels": wheels},
             check=None,
+            unit="x",
             limit=1.15,
         )
     yield Case(
@@ -123,22 +125,24 @@ def cases() -> Iterator[Case]:
         name="checkpoint-bytes",
         group="db",
         slot="checkpoint.writer",
-        description="bytes on disk for each checkpoint of such a kickoff (as µs)",
+        description="bytes on disk for each checkpoint of such a kickoff",
         setup=_checkpoints(_checkpoint_bytes),
         parameters={"tasks": 10, "calls": 10},
         # Serving changes CrewAI for a whole process.
         isolated=frozenset({"native"}),
+        unit="B",
         target=8.0,
     )
     yield Case(
         name="checkpoint-growth",
         group="db",
         slot="checkpoint.writer",
-        description="processor time of the last tenth of checkpoints over the first (as s)",
+        description="processor time of the last tenth of checkpoints over the first",
         sides=("native",),
         setup=_checkpoints(_checkpoint_growth),
         parameters={"tasks": 40, "calls": 2, "events": "all"},
         check=None,
+        unit="x",
         limit=1.5,
     )
     yield Case(
@@ -356,8 +360,8 @@ def _saved_in(place: Path) -> Any:
     return CheckpointConfig(location=tempfile.mkdtemp(dir=place))
 
 
-def _overhead(place: Path) -> Callable[[], Elapsed]:
-    def run() -> Elapsed:
+def _overhead(place: Path) -> Callable[[], Measured]:
+    def run() -> Measured:
         seconds = {True: 0.0, False: 0.0}
         # In this order a machine that gets slower or faster meanwhile favours neither.
         for saved in (False, True, True, False):
@@ -366,34 +370,34 @@ def _overhead(place: Path) -> Callable[[], Elapsed]:
             gc.collect()
             took, raw = _kickoff(10, 10, config)
             seconds[saved] += took
-        return Elapsed(seconds[True] / seconds[False], raw)
+        return Measured(seconds[True] / seconds[False], raw)
 
     return run
 
 
-def _checkpointed(place: Path) -> Callable[[], Elapsed]:
-    return lambda: Elapsed(*_kickoff(10, 10, _saved_in(place)))
+def _checkpointed(place: Path) -> Callable[[], Measured]:
+    return lambda: Measured(*_kickoff(10, 10, _saved_in(place)))
 
 
-def _checkpoint_bytes(place: Path) -> Callable[[], Elapsed]:
-    def run() -> Elapsed:
+def _checkpoint_bytes(place: Path) -> Callable[[], Measured]:
+    def run() -> Measured:
         config = _saved_in(place)
         _, raw = _kickoff(10, 10, config)
         files = [path for path in Path(config.location).rglob("*") if path.is_file()]
         # CrewAI fails to write some of them.
         count = sum(path.suffix == ".json" for path in files)
-        return Elapsed(sum(path.stat().st_size for path in files) / count / 1e6, raw)
+        return Measured(sum(path.stat().st_size for path in files) / count, raw)
 
     return run
 
 
-def _checkpoint_growth(place: Path) -> Callable[[], Elapsed]:
+def _checkpoint_growth(place: Path) -> Callable[[], Measured]:
     from crewai.events.event_bus import crewai_event_bus
     from crewai.events.types.checkpoint_events import CheckpointCompletedEvent
 
     from crewai_native_db import plugin
 
-    def run() -> Elapsed:
+    def run() -> Measured:
         config = _saved_in(place)
         config.on_events = ["*"]
         spent: list[int] = []
@@ -412,7 +416,7 @@ def _checkpoint_growth(place: Path) -> Callable[[], Elapsed]:
         spent.sort()
         tenth = len(spent) // 10
         first, last = spent[2 * tenth] - spent[tenth], spent[-1] - spent[-1 - tenth]
-        return Elapsed(last / max(first, 1), raw)
+        return Measured(last / max(first, 1), raw)
 
     return run
 
@@ -440,10 +444,10 @@ def _lock(side: str) -> Iterator[Callable[[], Any]]:
     lock_store.set_lock_backend(None)
 
 
-def _handover(_: str) -> Callable[[], Elapsed]:
+def _handover(_: str) -> Callable[[], Measured]:
     name = f"crewai-native-bench-{os.getpid()}-threads"
 
-    def run() -> Elapsed:
+    def run() -> Measured:
         taken: list[float] = []
 
         def wait() -> None:
@@ -458,7 +462,7 @@ def _handover(_: str) -> Callable[[], Elapsed]:
             time.sleep(0.005)
             released = time.perf_counter()
         waiter.join()
-        return Elapsed(taken[0] - released)
+        return Measured(taken[0] - released)
 
     return run
 
@@ -474,7 +478,7 @@ for line in sys.stdin:
 
 
 @contextlib.contextmanager
-def _handover_to_process(_: str) -> Iterator[Callable[[], Elapsed]]:
+def _handover_to_process(_: str) -> Iterator[Callable[[], Measured]]:
     name = f"crewai-native-bench-{os.getpid()}-processes"
     with subprocess.Popen(  # noqa: S603 - this interpreter, running the text above
         [sys.executable, "-c", _WAITER, name],
@@ -487,13 +491,13 @@ def _handover_to_process(_: str) -> Iterator[Callable[[], Elapsed]]:
             raise Unavailable("the other process has no pipes")
         said, told = other.stdout, other.stdin
 
-        def run() -> Elapsed:
+        def run() -> Measured:
             with _named(name, 10):
                 told.write("go\n")
                 said.readline()
                 time.sleep(0.01)
                 released = time.monotonic()
-            return Elapsed(float(said.readline()) - released)
+            return Measured(float(said.readline()) - released)
 
         yield run
         told.close()
@@ -503,7 +507,7 @@ def _history_bytes(store: Any, file: Path) -> Callable[[], Any]:
     chance = random.Random(2)
     messages: list[dict[str, str]] = []
 
-    def run() -> Elapsed:
+    def run() -> Measured:
         for turn in range(_TURNS):
             messages.append({"role": "user", "content": _text(chance, 470)})
             store.save_state("chat", "method", {"turn": turn, "messages": messages})
@@ -511,6 +515,6 @@ def _history_bytes(store: Any, file: Path) -> Callable[[], Any]:
         if hasattr(store, "close"):
             store.close()
         size = sum(path.stat().st_size for path in file.parent.iterdir())
-        return Elapsed(size / 1e6, last)
+        return Measured(size, last)
 
     return run

@@ -26,7 +26,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from crewai_native.bench import Case, Elapsed, Unavailable, identical
+from crewai_native.bench import Case, Measured, Unavailable, identical
 from crewai_native_memory.storage import NativeStorage
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def _on_random_records(act: Callable[[Any, Corpus, int], Any]) -> Operation:
 def _save_one(storage: Any, corpus: Corpus) -> Callable[[], Any]:
     numbers = itertools.count()
 
-    def run() -> Elapsed:
+    def run() -> Measured:
         record = corpus.record(number := next(numbers), f"new{number}")
         return _timed(lambda: storage.save([record]))
 
@@ -262,7 +262,7 @@ def _save_one(storage: Any, corpus: Corpus) -> Callable[[], Any]:
 def _delete_one(storage: Any, corpus: Corpus) -> Callable[[], Any]:
     numbers = itertools.count()
 
-    def run() -> Elapsed:
+    def run() -> Measured:
         id_ = f"doomed{next(numbers)}"
         storage.save([corpus.record(0, id_)])
         return _timed(lambda: storage.delete(record_ids=[id_]))
@@ -281,10 +281,10 @@ def _touch(storage: Any, corpus: Corpus, number: int) -> Any:
     return storage.touch_records(ids)
 
 
-def _timed(work: Callable[[], Any]) -> Elapsed:
+def _timed(work: Callable[[], Any]) -> Measured:
     start = time.perf_counter()
     result = work()
-    return Elapsed(time.perf_counter() - start, result)
+    return Measured(time.perf_counter() - start, result)
 
 
 def _ids(result: Any) -> list[str]:
@@ -473,9 +473,10 @@ def _cases(corpus: Corpus) -> Iterator[Case]:
     )
     yield Case(
         name="resident",
-        description=f"memory that a process takes to open it and to search {_QUERIES} times (MB as ms)",
+        description=f"memory that a process takes to open it and to search {_QUERIES} times",
         setup=functools.partial(_resident, corpus),
         observe=list,
+        unit="B",
         target=5.0 if corpus.records >= 100_000 else None,  # noqa: PLR2004
         **shared,
     )
@@ -521,10 +522,10 @@ def _resident(corpus: Corpus, side: str) -> Callable[[], Any]:
     program = f"from {__name__} import say_resident; say_resident()"
     command = [sys.executable, "-c", program, side, str(directory), str(queries)]
 
-    def run() -> Elapsed:
+    def run() -> Measured:
         ended = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - our own
         said = json.loads(ended.stdout)
-        return Elapsed(said["bytes"] / 1e9, said["found"])
+        return Measured(said["bytes"], said["found"])
 
     return run
 

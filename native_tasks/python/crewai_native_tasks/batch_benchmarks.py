@@ -11,7 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from crewai_native.bench import Case, Elapsed
+from crewai_native.bench import Case, Measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -174,7 +174,7 @@ def _answered(results: Mapping[str, Any]) -> str | None:
 def _many(side: str) -> contextlib.AbstractContextManager[Run]:
     from crewai_native_tasks import imap_crew
 
-    def run() -> Elapsed:
+    def run() -> Measured:
         crew = _crew(1, 1, 1.0)
         inputs = ({"topic": f"t{n}"} for n in range(_MANY))
         began, filled, done = time.perf_counter(), 0, 0
@@ -183,7 +183,7 @@ def _many(side: str) -> contextlib.AbstractContextManager[Run]:
             if done == 2 * _AT_A_TIME:
                 filled = _peak()
         grown = (_peak() - filled) / (_MANY - 2 * _AT_A_TIME)
-        return Elapsed(time.perf_counter() - began, {"done": done, "bytes_per_input": grown})
+        return Measured(time.perf_counter() - began, {"done": done, "bytes_per_input": grown})
 
     return _bound(side, run)
 
@@ -206,7 +206,7 @@ def _flat(results: Mapping[str, Any]) -> str | None:
 def _cancel(side: str) -> contextlib.AbstractContextManager[Run]:
     from crewai_native_tasks import ItemState, imap_crew
 
-    def run() -> Elapsed:
+    def run() -> Measured:
         crew = _crew(_CALLS, _TASKS, 0.01)
         batch = imap_crew(crew, ({"topic": f"t{n}"} for n in range(_MANY)), concurrency=20)
         for _ in range(3):
@@ -223,34 +223,38 @@ def _cancel(side: str) -> contextlib.AbstractContextManager[Run]:
         canceller.start()
         states = {item.state for item in batch}
         canceller.join()
-        return Elapsed(elapsed, ItemState.CANCELLED in states)
+        return Measured(elapsed, ItemState.CANCELLED in states)
 
     return _bound(side, run)
 
 
 def _limit(side: str) -> contextlib.AbstractContextManager[Run]:
-    def run() -> Elapsed:
+    def run() -> Measured:
         crew, began = _slow(), time.perf_counter()
         try:
             crew.kickoff()
         except TimeoutError as error:
-            return Elapsed(time.perf_counter() - began - _TIME_LIMIT, str(error))
-        return Elapsed(0.0, "")
+            return Measured(time.perf_counter() - began - _TIME_LIMIT, str(error))
+        raise _not_ended()
 
     return _bound(side, run)
 
 
 def _awaited_limit(side: str) -> contextlib.AbstractContextManager[Run]:
-    async def run() -> Elapsed:
+    async def run() -> Measured:
         crew, began = _slow(), time.perf_counter()
         try:
             await crew.akickoff()
         except TimeoutError as error:
-            return Elapsed(time.perf_counter() - began - _TIME_LIMIT, str(error))
-        return Elapsed(0.0, "")
+            return Measured(time.perf_counter() - began - _TIME_LIMIT, str(error))
+        raise _not_ended()
 
     # The end of a loop waits for its threads, of which one is in the model.
     return _bound(side, lambda: asyncio.run(run()))
+
+
+def _not_ended() -> RuntimeError:
+    return RuntimeError(f"a model that takes {_TOO_LONG} s was waited for, not ended")
 
 
 def _slow() -> Any:
@@ -262,7 +266,7 @@ def _slow() -> Any:
 def _interrupt(side: str) -> contextlib.AbstractContextManager[Run]:
     from crewai_native_tasks import imap_crew
 
-    def run() -> Elapsed:
+    def run() -> Measured:
         crew = _crew(_CALLS, _TASKS, 1.0)
         batch = imap_crew(crew, ({"topic": f"t{n}"} for n in range(_MANY)), concurrency=20)
         pressed = 0.0
@@ -281,7 +285,7 @@ def _interrupt(side: str) -> contextlib.AbstractContextManager[Run]:
         except KeyboardInterrupt:
             said = "KeyboardInterrupt"
         key.join()
-        return Elapsed(time.perf_counter() - pressed, said)
+        return Measured(time.perf_counter() - pressed, said)
 
     return _bound(side, run)
 

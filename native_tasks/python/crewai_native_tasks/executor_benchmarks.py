@@ -7,7 +7,7 @@ import functools
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from crewai_native.bench import Case, Elapsed
+from crewai_native.bench import Case, Measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,7 +68,7 @@ def _steps(side: str, *, native: bool, tools: int) -> Iterator[Run]:
         lambda turn: " and ".join(turn.results),
     ]
 
-    def run() -> Elapsed:
+    def run() -> Measured:
         start = time.process_time()
         llm = ScriptedLLM(script, native=native)
         agent = crewai.Agent(
@@ -82,7 +82,7 @@ def _steps(side: str, *, native: bool, tools: int) -> Iterator[Run]:
         steps = _TASKS * (_CALLS + 1)
         seconds = (time.process_time() - start) / steps
         said = [[call.turn.messages, call.tools, call.answer] for call in llm.calls]
-        return Elapsed(seconds, [[output.raw for output in result.tasks_output], said])
+        return Measured(seconds, [[output.raw for output in result.tasks_output], said])
 
     if side == "native":
         crewai_native.activate(enabled=True)

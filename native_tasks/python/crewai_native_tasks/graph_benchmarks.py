@@ -8,7 +8,7 @@ import graphlib
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from crewai_native.bench import Case, Elapsed
+from crewai_native.bench import Case, Measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -77,10 +77,10 @@ def _crew(side: str) -> Iterator[Run]:
     ]
     crew = crewai.Crew(agents=agents, tasks=tasks)
 
-    def run() -> Elapsed:
+    def run() -> Measured:
         start = time.perf_counter()
         output = crew.kickoff()
-        return Elapsed(time.perf_counter() - start, [task.raw for task in output.tasks_output])
+        return Measured(time.perf_counter() - start, [task.raw for task in output.tasks_output])
 
     if side == "native":
         slots = {"tasks.graph": _DISTRIBUTION}

@@ -10,7 +10,7 @@ import time
 import types
 from typing import TYPE_CHECKING, Any, Final
 
-from crewai_native.bench import Case, Elapsed
+from crewai_native.bench import Case, Measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -171,14 +171,14 @@ def _everything() -> Policy:
     )
 
 
-def _percentile(call: Callable[[], Any], share: float) -> Elapsed:
+def _percentile(call: Callable[[], Any], share: float) -> Measured:
     """Return how long a call takes that is longer than this share of many."""
     times = []
     for _ in range(_SAMPLE):
         start = time.perf_counter()
         result = call()
         times.append(time.perf_counter() - start)
-    return Elapsed(sorted(times)[int(share * _SAMPLE)], result)
+    return Measured(sorted(times)[int(share * _SAMPLE)], result)
 
 
 @contextlib.contextmanager
@@ -394,14 +394,14 @@ def _crew(side: str, *, native: bool, tools: int) -> Iterator[Run]:
         lambda turn: str(turn.results[-1]),
     ]
 
-    def run() -> Elapsed:
+    def run() -> Measured:
         start = time.process_time()
         agent = crewai.Agent(
             role="r", goal="g", backstory="b", llm=ScriptedLLM(script, native=native), tools=sources
         )
         task = crewai.Task(description="d", expected_output="e", agent=agent)
         raw = crewai.Crew(agents=[agent], tasks=[task]).kickoff().raw
-        return Elapsed(time.process_time() - start, raw)
+        return Measured(time.process_time() - start, raw)
 
     if side == "native":
         crewai_native.activate(enabled=True, slots={"tools.schemas": _DISTRIBUTION})

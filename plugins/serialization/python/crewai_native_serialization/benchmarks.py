@@ -9,7 +9,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from crewai_native.bench import Case, Elapsed, Unavailable
+from crewai_native.bench import Case, Measured, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -136,13 +136,13 @@ def _turns(side: str) -> Run:
     function = _function(side)
     recorded = _recorded_turns()
 
-    def run() -> Elapsed:
+    def run() -> Measured:
         last: Any = None
         start = time.process_time()
         # One after the other, as in a run: what becomes of a result is not what is measured.
         for value, rest, options in recorded:
             last = function(value, *rest, **options) or last
-        return Elapsed(time.process_time() - start, [len(recorded), last])
+        return Measured(time.process_time() - start, [len(recorded), last])
 
     return run
 
