@@ -336,6 +336,56 @@ def test_a_store_in_a_directory_that_cannot_be_written_is_read(public, script, r
     assert reader.returncode == 0
 
 
+LEFT_TO_CREWAI = """
+import os, warnings
+from pathlib import Path
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from crewai.memory.storage.lancedb_storage import LanceDBStorage
+    from crewai_native_memory import plugin, records
+if os.geteuid() == 0:
+    os.setgid(65534), os.setuid(65534)
+for _ in range(2):
+    print(plugin.crewai_native_memory_storage(spec="lancedb"))
+print([record.id for record in LanceDBStorage().list_records()])
+try:
+    plugin.crewai_native_memory_storage(spec="native").count()
+except PermissionError as error:
+    print(error.filename)
+"""
+
+
+def test_what_can_only_be_read_where_it_is_is_left_to_crewai(public, script, record):
+    from crewai.memory.storage.lancedb_storage import LanceDBStorage
+
+    LanceDBStorage(public / "memory", compact_every=0).save([record("a", embedding=[1.0])])
+    environment = os.environ | {"CREWAI_STORAGE_DIR": str(public), "TMPDIR": str(public / "tmp")}
+    (public / "tmp").mkdir()
+    (public / "tmp").chmod(0o777)
+
+    def run():
+        (public / "memory").chmod(0o555)
+        public.chmod(0o555)
+        done = subprocess.run(
+            script(LEFT_TO_CREWAI), capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    done = run()
+    assert done.stdout.splitlines() == ["None", "None", "['a']", str(public / "native")]
+    assert done.stderr.count("native/memory.db cannot be made: CrewAI itself reads") == 1
+    # Once ours is there, it is the one.
+    public.chmod(0o755)
+    storage = NativeStorage(public)
+    storage.save([record("b")])
+    storage.close()
+    for file in (public / "native").iterdir():
+        file.chmod(0o444)
+    (public / "native").chmod(0o555)
+    assert run().stdout.startswith("NativeStorage")
+
+
 def test_no_store_is_made_by_reading(tmp_path):
     storage = NativeStorage(tmp_path / "none" / "memory.db")
     assert storage.count() == 0

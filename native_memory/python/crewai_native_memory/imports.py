@@ -8,8 +8,10 @@ import itertools
 import json
 import logging
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from crewai_native_memory import location
 from crewai_native_memory.progress import progress
 from crewai_native_memory.sources import MoveError
 from crewai_native_memory.storage import NativeStorage
@@ -25,6 +27,8 @@ _logger = logging.getLogger("crewai_native_memory")
 
 # Stores of this process that need not be asked again whether something has to be imported.
 _settled: set[str] = set()
+# Stores of this process of which was told that they cannot be made.
+_unwritable: set[str] = set()
 _NAMED: Final = 10
 
 
@@ -133,6 +137,26 @@ def import_first(storage: NativeStorage, look: Callable[[], Source | None]) -> N
         if source is not None:
             storage.do_first(functools.partial(_import_once, storage.path, source))
     return storage
+
+
+def must_stay(storage: NativeStorage, directory: Path, look: Callable[[], Source | None]) -> bool:
+    """Whether what a look finds in a directory can be read there and nothing else.
+
+    It cannot be brought here, where nothing can be written, either. As nobody can add to it, whoever
+    reads it where it is begins no second history.
+    """
+    here = Path(storage.path)
+    if here.exists() or location.is_writable(here.parent) or location.is_writable(directory):
+        return False
+    source = look()
+    if source is not None and storage.path not in _unwritable:
+        _unwritable.add(storage.path)
+        _logger.warning(
+            "%s cannot be made: CrewAI itself reads %s, where nothing can be written, either",
+            storage.path,
+            source.name,
+        )
+    return source is not None
 
 
 def reset_with(storage: NativeStorage, look: Callable[[], Source | None]) -> NativeStorage:

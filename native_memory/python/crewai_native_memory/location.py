@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import os
 
 FILE_NAME = "memory.db"
 _DATABASE_SUFFIXES = {".db", ".sqlite", ".sqlite3"}
@@ -29,3 +26,9 @@ def resolve(place: str | os.PathLike[str]) -> Path:
     if path.is_file() or (path.suffix in _DATABASE_SUFFIXES and not path.is_dir()):
         return path
     return path / "native" / FILE_NAME
+
+
+def is_writable(directory: Path) -> bool:
+    """Whether files can be made in a directory, which may have to be made itself."""
+    existing = next((place for place in (directory, *directory.parents) if place.exists()), None)
+    return existing is not None and os.access(existing, os.W_OK | os.X_OK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -114,7 +115,8 @@ def crewai_native_memory_storage(spec: str) -> NativeStorage | None:
     and any other path mean that place; ``"qdrant-edge"`` is the user's choice of another store.
 
     Where CrewAI's own store lies at that place and ours does not yet, the first operation brings
-    its records over; a reset of everything erases that store as well.
+    its records over; a reset of everything erases that store as well. If neither can be written,
+    as on a read-only file system, CrewAI's own serves unless ours was named.
     """
     if spec in _OTHER_STORES:
         return None
@@ -122,9 +124,13 @@ def crewai_native_memory_storage(spec: str) -> NativeStorage | None:
     from crewai_native_memory import imports, sources
 
     directory = sources.default_directory() if place is None else Path(place).expanduser()
-    storage = imports.reset_with(open_store(place), lambda: sources.find(directory))
+    look = functools.partial(sources.find, directory)
+    storage = imports.reset_with(open_store(place), look)
     if _options.get("import", True):
-        imports.import_first(storage, lambda: sources.find(directory))
+        named = spec == "native" or spec.startswith(_PREFIX)
+        if not named and imports.must_stay(storage, directory, look):
+            return None
+        imports.import_first(storage, look)
     return storage
 
 
