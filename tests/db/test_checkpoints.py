@@ -758,6 +758,30 @@ import crewai_native
 status = crewai_native.activate(enabled=True)
 assert status["checkpoint.writer"].provider == "crewai-native-db", status["checkpoint.writer"]
 """
+KEPT = """
+import sys
+from crewai import Flow
+from crewai.flow.flow import start
+from crewai.flow.persistence import persist
+from crewai.state.checkpoint_config import CheckpointConfig
+
+@persist()
+class Kept(Flow):
+    @start()
+    def only(self):
+        self.state["kept"] = True
+
+made = CheckpointConfig(location=sys.argv[1], on_events=["method_execution_finished"])
+Kept(checkpoint=made).kickoff()
+"""
+RESUMED = """
+import sys
+from crewai import Flow
+from crewai.state.checkpoint_config import CheckpointConfig
+
+flow = Flow.from_checkpoint(CheckpointConfig(restore_from=sys.argv[1]))
+print(flow.persistence.persistence_type, flow.persistence.load_state(flow.state["id"]) is not None)
+"""
 KILLED = """
 import os, sys
 from crewai.state.checkpoint_config import CheckpointConfig
@@ -768,6 +792,17 @@ while True:
     print("run", flush=True)
     crew("one", "two", checkpoint=config).kickoff(inputs={"topic": "x"})
 """
+
+
+class TestElsewhere:
+    def test_a_process_that_has_loaded_nothing_else_resumes_a_persisted_flow(self, tmp_path, start):
+        # As `crewai checkpoint resume` does, without the program that wrote it.
+        ran = start(BOUND + KEPT, tmp_path / "saved")
+        ran.communicate()
+        assert ran.returncode == 0
+        ((where, _),) = saved(tmp_path / "saved")
+        said, _ = start(BOUND + RESUMED, where).communicate()
+        assert said.split() == ["NativeFlowPersistence", "True"]
 
 
 class TestKilled:

@@ -31,7 +31,8 @@ from crewai.events.types.checkpoint_events import (
 )
 from crewai.state.provider.json_provider import JsonProvider
 
-from crewai_native_db import _native
+# A flow's checkpoint names the class that keeps its states, which CrewAI finds once it is loaded.
+from crewai_native_db import _native, persistence  # noqa: F401
 from crewai_native_db.checkpoints import assembly, outline, places
 from crewai_native_db.checkpoints.placeholders import restore_guardrails
 
