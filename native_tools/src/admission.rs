@@ -1,11 +1,13 @@
 //! Who may start now, who waits, and who is sent away.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crewai_native_sdk::process::{self, PerProcess};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::handoff::Ticket;
 
 /// At most so many starts in any stretch of so much time.
 ///
@@ -54,8 +56,19 @@ impl Rate {
 /// So many at a time; the others wait in the order in which they came.
 pub struct Gate {
     places: usize,
+    gives_way: bool,
     /// A fork takes no place along: those who hold the others are not in the child.
-    free: PerProcess<Arc<Semaphore>>,
+    inside: PerProcess<Arc<Inside>>,
+}
+
+/// What is behind a gate.
+#[derive(Debug)]
+pub struct Inside {
+    places: usize,
+    gives_way: bool,
+    free: Arc<Semaphore>,
+    /// By their addresses. The lock is held for a few instructions, and no other is taken under it.
+    holders: Mutex<HashMap<usize, Weak<Ticket>>>,
 }
 
 impl Gate {
@@ -63,25 +76,64 @@ impl Gate {
     pub const fn new(places: usize) -> Self {
         Self {
             places: if places == 0 { 1 } else { places },
-            free: PerProcess::new(),
+            gives_way: false,
+            inside: PerProcess::new(),
         }
     }
 
-    fn free(&self) -> &Arc<Semaphore> {
-        self.free
-            .get_or_init(|| Arc::new(Semaphore::new(self.places.min(Semaphore::MAX_PERMITS))))
+    /// Lets in more than it has places for where nobody could go on otherwise.
+    #[must_use]
+    pub const fn giving_way(mut self) -> Self {
+        self.gives_way = true;
+        self
+    }
+
+    /// Returns what is behind it in this process.
+    pub fn inside(&self) -> &Arc<Inside> {
+        self.inside.get_or_init(|| {
+            let places = self.places.min(Semaphore::MAX_PERMITS);
+            Arc::new(Inside {
+                places,
+                gives_way: self.gives_way,
+                free: Arc::new(Semaphore::new(places)),
+                holders: Mutex::default(),
+            })
+        })
     }
 
     /// Takes a place if one is free and nobody waits for it.
     pub fn try_enter(&self) -> Option<Place> {
-        let permit = Arc::clone(self.free()).try_acquire_owned().ok()?;
-        Some(Place::of(permit))
+        let inside = self.inside();
+        let permit = Arc::clone(&inside.free).try_acquire_owned().ok()?;
+        Some(Place::of(permit, Arc::clone(inside)))
     }
 
     /// Waits for a place. A future that is dropped gives up its turn.
     pub fn enter(&self) -> impl Future<Output = Option<Place>> + Send + use<> {
-        let free = Arc::clone(self.free());
-        async move { free.acquire_owned().await.ok().map(Place::of) }
+        let inside = Arc::clone(self.inside());
+        async move {
+            let permit = Arc::clone(&inside.free).acquire_owned().await.ok()?;
+            Some(Place::of(permit, inside))
+        }
+    }
+}
+
+impl Inside {
+    fn held(&self) -> MutexGuard<'_, HashMap<usize, Weak<Ticket>>> {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns whether those who wait may be let in without a place.
+    pub const fn gives_way(&self) -> bool {
+        self.gives_way
+    }
+
+    /// Returns the calls that hold its places, or None while one is free or on its way to a call.
+    pub fn holders(&self) -> Option<Vec<Arc<Ticket>>> {
+        let held = self.held();
+        let holders: Vec<_> = held.values().filter_map(Weak::upgrade).collect();
+        drop(held);
+        (holders.len() == self.places).then_some(holders)
     }
 }
 
@@ -89,15 +141,26 @@ impl Gate {
 #[derive(Debug)]
 pub struct Place {
     permit: Option<OwnedSemaphorePermit>,
+    inside: Arc<Inside>,
+    holder: usize,
     pid: u32,
 }
 
 impl Place {
-    fn of(permit: OwnedSemaphorePermit) -> Self {
+    fn of(permit: OwnedSemaphorePermit, inside: Arc<Inside>) -> Self {
         Self {
             permit: Some(permit),
+            inside,
+            holder: 0,
             pid: process::id(),
         }
+    }
+
+    /// Says whose it is, so that those who wait for it can see what that call waits for.
+    pub fn is_held_by(&mut self, ticket: &Arc<Ticket>) {
+        self.holder = ticket.address();
+        let mut held = self.inside.held();
+        held.insert(self.holder, Arc::downgrade(ticket));
     }
 }
 
@@ -106,6 +169,8 @@ impl Drop for Place {
         // In a forked child the gate that it belongs to is another process's ruin.
         if self.pid != process::id() {
             std::mem::forget(self.permit.take());
+        } else if self.holder != 0 {
+            self.inside.held().remove(&self.holder);
         }
     }
 }
@@ -161,7 +226,7 @@ mod tests {
         drop(first);
         let third = gate.try_enter().unwrap();
         drop((second, third));
-        assert_eq!(gate.free().available_permits(), 2);
+        assert_eq!(gate.inside().free.available_permits(), 2);
     }
 
     #[test]

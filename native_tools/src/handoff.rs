@@ -5,7 +5,7 @@
 
 use std::hint;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crewai_native_sdk::process::{self, PerProcess};
@@ -43,9 +43,23 @@ pub enum Verdict {
     Cancelled,
 }
 
+/// Where a call comes from.
+#[derive(Debug, Default, Clone)]
+pub struct Origin {
+    /// The tool that is called.
+    pub tool: Arc<str>,
+    /// The call that it is made inside of.
+    pub outer: Option<Weak<Ticket>>,
+    /// The event loop that runs where it is made, by any number but 0.
+    pub event_loop: u64,
+    /// Whether it is awaited on that event loop; otherwise it holds the loop up.
+    pub awaited: bool,
+}
+
 /// One call: when it must be answered, and who answers it.
 #[derive(Debug)]
 pub struct Ticket {
+    origin: Origin,
     started: Instant,
     deadline: Option<Instant>,
     cancelled: AtomicBool,
@@ -71,8 +85,14 @@ struct State {
 impl Ticket {
     /// Starts a call that must be answered in so much time, or whenever it ends.
     pub fn new(time: Option<Duration>) -> Self {
+        Self::of(Origin::default(), time)
+    }
+
+    /// As [`new`](Self::new), for a call that comes from somewhere.
+    pub fn of(origin: Origin, time: Option<Duration>) -> Self {
         let started = Instant::now();
         Self {
+            origin,
             started,
             deadline: time.map(|time| started + time),
             cancelled: AtomicBool::new(false),
@@ -85,6 +105,31 @@ impl Ticket {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns where it comes from.
+    pub const fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// Returns what tells it from others, as long as it exists.
+    pub fn address(self: &Arc<Self>) -> usize {
+        Arc::as_ptr(self).addr()
+    }
+
+    /// Returns whether there is a verdict, so that nobody waits for it any more.
+    pub fn is_settled(&self) -> bool {
+        self.answered.load(Ordering::Acquire)
+    }
+
+    /// Returns whether it has ended, and gave back its places.
+    pub fn has_left(&self) -> bool {
+        self.state().left
+    }
+
+    /// Returns whether it holds places.
+    pub fn holds_places(&self) -> bool {
+        !self.state().places.is_empty()
     }
 
     /// Returns the time since it started.
@@ -123,7 +168,8 @@ impl Ticket {
     }
 
     /// Keeps a place until it has ended.
-    pub fn keep(&self, place: Place) {
+    pub fn keep(self: &Arc<Self>, mut place: Place) {
+        place.is_held_by(self);
         let mut state = self.state();
         if !state.left {
             state.places.push(place);
@@ -281,7 +327,7 @@ impl<J> Desk<J> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Barrier};
+    use std::sync::Barrier;
     use std::thread;
 
     use tokio::runtime::{Builder, Runtime};
@@ -328,7 +374,7 @@ mod tests {
         assert_eq!(abandoned(), 0);
 
         let gate = Gate::new(1);
-        let busy = Ticket::new(Some(Duration::ZERO));
+        let busy = Arc::new(Ticket::new(Some(Duration::ZERO)));
         busy.keep(gate.try_enter().unwrap());
         assert!(busy.start());
         assert_eq!(busy.time_out(), Verdict::TimedOut);
@@ -379,10 +425,10 @@ mod tests {
     #[test]
     fn places_are_given_back_once_and_for_all() {
         let gate = Gate::new(1);
-        let take = |ticket: &Ticket| ticket.keep(gate.try_enter().unwrap());
+        let take = |ticket: &Arc<Ticket>| ticket.keep(gate.try_enter().unwrap());
         let free = || gate.try_enter().is_some();
 
-        let inline = Ticket::new(None);
+        let inline = Arc::new(Ticket::new(None));
         take(&inline);
         assert!(!free());
         inline.leave_unless_running();

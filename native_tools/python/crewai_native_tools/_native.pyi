@@ -60,6 +60,8 @@ class Call:
     @property
     def cancelled(self) -> bool: ...
     @property
+    def ended(self) -> bool: ...
+    @property
     def elapsed(self) -> float: ...
     @property
     def left(self) -> float | None: ...
@@ -69,6 +71,7 @@ class Call:
 class Rules:
     def __new__(
         cls,
+        tool: str,
         tally: Tally,
         doors: Sequence[Admission],
         threads: Admission,
@@ -77,7 +80,15 @@ class Rules:
         max_depth: int | None = None,
     ) -> Self: ...
     def begin(
-        self, timeout: float | None, uses: Uses, depth: int, alone: bool, on_thread: bool
+        self,
+        timeout: float | None,
+        uses: Uses,
+        depth: int,
+        alone: bool,
+        on_thread: bool,
+        outer: Call | None,
+        event_loop: int,
+        awaited: bool,
     ) -> Call: ...
 
 @final
@@ -95,9 +106,13 @@ class Admission:
         calls: int | None = None,
         seconds: float = 1.0,
         waits: bool = True,
+        *,
+        gives_way: bool = False,
     ) -> Self: ...
-    def enter(self, call: Call) -> float | str | None: ...
-    def enter_later(self, call: Call, callback: Callable[[str | None], object]) -> bool | float: ...
+    def enter(self, call: Call) -> float | str | list[tuple[str, str, bool]] | None: ...
+    def enter_later(
+        self, call: Call, callback: Callable[[str | list[tuple[str, str, bool]] | None], object]
+    ) -> bool | float: ...
 
 @final
 class Uses:

@@ -131,7 +131,7 @@ class Shared:
 
     def __init__(self, max_threads: int) -> None:
         self.max_threads = max_threads
-        self.threads = Admission(max_threads)
+        self.threads = Admission(max_threads, gives_way=True)
         self._doors: dict[Any, Admission] = {}
         self._tallies: dict[str, Tally] = {}
 
@@ -181,6 +181,7 @@ class Plan:
         self.agent_budget: Budget | None = values["agent_budget"]
         self.doors = tuple(self._doors(sayings))
         self.rules = Rules(
+            tool,
             shared.tally(tool),
             self.doors,
             shared.threads,
@@ -248,15 +249,20 @@ class Execution:
         left: float | None,
         *,
         on_thread: bool,
+        event_loop: int,
+        awaited: bool = False,
     ) -> None:
         self.parent = parent = _current.get()
         self.depth: int = 1 if parent is None else parent.depth + 1
-        self.call = plan.rules.begin(
+        self.call: Call = plan.rules.begin(
             plan.timeout if left is None else left,
             run.uses(plan),
             self.depth,
             (parent is None or not plan.doors) and not run.cancelled,
             on_thread,
+            None if parent is None else parent.call,
+            event_loop,
+            awaited,
         )
         self.id = next(_ids)
         self.plan = plan
@@ -347,10 +353,12 @@ class Execution:
             )
 
     def _outer(self) -> list[Execution]:
+        """Return the calls that it is inside of, without those that have ended and left it behind."""
         found = []
         execution = self.parent
         while execution is not None:
-            found.append(execution)
+            if not execution.call.ended:
+                found.append(execution)
             execution = execution.parent
         return found
 
@@ -384,9 +392,21 @@ class Execution:
             self._entered(got)
         self._claim()
 
-    def _entered(self, got: float | str | None) -> None:
+    def _entered(self, got: float | str | list[tuple[str, str, bool]] | None) -> None:
         if got is None:
             return
+        if isinstance(got, list):
+            ring = ", ".join(
+                f"'{holder}' for '{waiter}'" + (", which blocks its event loop" if blocks else "")
+                for holder, waiter, blocks in got
+            )
+            self.stop(
+                ToolRefused,
+                "max_concurrency",
+                f"'{self.plan.tool}' was not run: its turn would never come, because calls would "
+                f"wait for each other: {ring}.",
+                retryable=True,
+            )
         if isinstance(got, float):
             self.stop(
                 ToolRefused,
@@ -545,7 +565,9 @@ def execute(
         BaseException: What the tool raised, with a note that says of which call.
     """
     on_thread = detached or plan.timeout is not None
-    this = Execution(plan, run, arguments, proceed, left, on_thread=on_thread)
+    this = Execution(
+        plan, run, arguments, proceed, left, on_thread=on_thread, event_loop=_event_loop()
+    )
     try:
         if not this.call.admitted:
             this.queue()
@@ -578,7 +600,12 @@ async def aexecute(
         on_thread: Whether ``proceed`` returns the result itself, and is called on a thread.
         left: As there.
     """
-    this = Execution(plan, run, arguments, proceed, left, on_thread=on_thread)
+    # What runs on a thread needs no event loop to come to its end.
+    awaited = not on_thread
+    loop = _event_loop() if awaited else 0
+    this = Execution(
+        plan, run, arguments, proceed, left, on_thread=on_thread, event_loop=loop, awaited=awaited
+    )
     try:
         if not this.call.admitted:
             await this.aqueue()
@@ -589,6 +616,12 @@ async def aexecute(
         raise
     this.end()
     return result
+
+
+def _event_loop() -> int:
+    """Return a number of the event loop that runs on this thread, or 0."""
+    loop = asyncio._get_running_loop()  # noqa: SLF001 - public, and raises nothing where there is none
+    return 0 if loop is None else id(loop)
 
 
 async def _on_loop(this: Execution) -> Any:

@@ -3,7 +3,7 @@
 //! What is locked here is locked for a few instructions, never while Python is called.
 
 use std::cell::Cell;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
@@ -18,9 +18,10 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 
-use crate::admission::{Gate, Place, Rate};
-use crate::handoff::{self, Desk, Ticket, Verdict};
+use crate::admission::{Gate, Rate};
+use crate::handoff::{self, Desk, Origin, Ticket, Verdict};
 use crate::quota::Quota;
+use crate::waits::{self, Waiting, Word};
 
 static RUNTIME: Runtime = Runtime::new("crewai-native-tools", 1);
 
@@ -103,6 +104,12 @@ impl Call {
         self.ticket.is_cancelled()
     }
 
+    /// Whether it has ended, and holds no places any more.
+    #[getter]
+    fn ended(&self) -> bool {
+        self.ticket.has_left()
+    }
+
     /// Seconds since it started.
     #[getter]
     fn elapsed(&self) -> f64 {
@@ -136,6 +143,7 @@ impl Call {
 /// passes it in one step.
 #[pyclass(frozen, module = "crewai_native_tools._native")]
 pub(super) struct Rules {
+    tool: Arc<str>,
     counts: Counted,
     doors: Vec<Py<Admission>>,
     threads: Py<Admission>,
@@ -146,11 +154,12 @@ pub(super) struct Rules {
 
 #[pymethods]
 impl Rules {
-    /// Has calls counted in `tally`, and lets in whom `doors` let in, at most `max_calls` of them,
+    /// Has calls of `tool` counted in `tally`, and lets in whom `doors` let in, at most `max_calls` of them,
     /// and at most `max_depth` inside each other. Those on threads pass `threads`, too.
     #[new]
-    #[pyo3(signature = (tally, doors, threads, max_threads, max_calls=None, max_depth=None))]
+    #[pyo3(signature = (tool, tally, doors, threads, max_threads, max_calls=None, max_depth=None))]
     fn new(
+        tool: &str,
         tally: &Tally,
         doors: Vec<Py<Admission>>,
         threads: Py<Admission>,
@@ -159,6 +168,7 @@ impl Rules {
         max_depth: Option<u64>,
     ) -> Self {
         Self {
+            tool: tool.into(),
             counts: Arc::clone(&tally.0),
             doors,
             threads,
@@ -172,6 +182,10 @@ impl Rules {
     ///
     /// `alone`: nothing is known that keeps it from running. It has taken a use of `uses` and its
     /// places, and is `admitted`, if it need not wait for them; otherwise it has taken nothing.
+    ///
+    /// It is made inside of `outer`, where an event loop runs, by its number, or none, which is 0;
+    /// and is `awaited` there, or holds the loop up.
+    #[allow(clippy::too_many_arguments)] // One crossing into Rust for each call of a tool.
     fn begin(
         &self,
         timeout: Option<f64>,
@@ -179,8 +193,17 @@ impl Rules {
         depth: u64,
         alone: bool,
         on_thread: bool,
+        outer: Option<&Bound<'_, Call>>,
+        event_loop: u64,
+        awaited: bool,
     ) -> Call {
-        let ticket = Arc::new(Ticket::new(timeout.map(duration)));
+        let origin = Origin {
+            tool: Arc::clone(&self.tool),
+            outer: outer.map(|call| Arc::downgrade(&call.get().ticket)),
+            event_loop,
+            awaited,
+        };
+        let ticket = Arc::new(Ticket::of(origin, timeout.map(duration)));
         counts(&self.counts).running += 1;
         let admitted = alone && depth <= self.max_depth && self.admit(&ticket, uses, on_thread);
         Call {
@@ -192,7 +215,7 @@ impl Rules {
 }
 
 impl Rules {
-    fn admit(&self, ticket: &Ticket, uses: &Uses, on_thread: bool) -> bool {
+    fn admit(&self, ticket: &Arc<Ticket>, uses: &Uses, on_thread: bool) -> bool {
         if uses.0.used() >= self.max_calls
             || (on_thread && handoff::abandoned() >= self.max_threads)
         {
@@ -389,17 +412,24 @@ impl Admission {
 
 #[pymethods]
 impl Admission {
-    /// Lets `max_concurrency` run at a time, and `calls` start in `seconds`.
+    /// Lets `max_concurrency` run at a time, and `calls` start in `seconds`. Where it `gives_way`,
+    /// more run where calls would wait for each other for ever.
     #[new]
-    #[pyo3(signature = (max_concurrency=None, calls=None, seconds=1.0, waits=true))]
+    #[pyo3(signature = (max_concurrency=None, calls=None, seconds=1.0, waits=true, *, gives_way=false))]
     fn new(
         max_concurrency: Option<usize>,
         calls: Option<usize>,
         seconds: f64,
         waits: bool,
+        gives_way: bool,
     ) -> Self {
+        let gate = max_concurrency.map(Gate::new);
         Self {
-            gate: max_concurrency.map(Gate::new),
+            gate: if gives_way {
+                gate.map(Gate::giving_way)
+            } else {
+                gate
+            },
             rate: calls.map(|calls| (Rate::new(calls, duration(seconds)), waits)),
         }
     }
@@ -407,7 +437,7 @@ impl Admission {
     /// Waits until a call may run, by its deadline at the latest. The call has its place then.
     ///
     /// Returns None; or seconds, where its rate allows none before so much time; or how its call was
-    /// settled while it waited.
+    /// settled while it waited; or, where its turn would never come, for whom it and others wait.
     fn enter<'py>(&self, py: Python<'py>, call: &Call) -> PyResult<Option<Bound<'py, PyAny>>> {
         let ticket = &call.ticket;
         let start = match self.reserve(ticket.deadline()) {
@@ -417,27 +447,17 @@ impl Admission {
         if start.is_none() && self.entered(ticket) {
             return Ok(None);
         }
-        let entered = RUNTIME.block_on(py, async {
-            let admitted = self.admitted(start);
-            anyhow::Ok(first(ticket.when_settled(), admitted).await)
-        });
-        match entered {
-            Ok(Ok(place)) => {
-                if let Some(place) = place {
-                    ticket.keep(place);
-                }
-                Ok(None)
-            }
-            Ok(Err(verdict)) => Ok(Some(code(verdict).into_pyobject(py)?.into_any())),
-            Err(error) => {
+        let turn = self.turn(ticket, start);
+        let answer = RUNTIME
+            .block_on(py, async { anyhow::Ok(turn.await) })
+            .inspect_err(|_| {
                 ticket.cancel();
-                Err(error)
-            }
-        }
+            })?;
+        answer.map(|answer| answer.into_pyobject(py)).transpose()
     }
 
-    /// Does what [`enter`](Self::enter) does without waiting: `callback` is called with None or with
-    /// how the call was settled.
+    /// Does what [`enter`](Self::enter) does without waiting: `callback` is called with None, with
+    /// how the call was settled, or with who waits for whom.
     ///
     /// Returns False where it will be; True where the call may run already; or seconds.
     fn enter_later<'py>(
@@ -452,27 +472,24 @@ impl Admission {
         };
         let at_once = start.is_none() && self.entered(&call.ticket);
         if !at_once {
-            let (ticket, admitted) = (Arc::clone(&call.ticket), self.admitted(start));
-            later(py, callback, async move {
-                match first(ticket.when_settled(), admitted).await {
-                    Err(verdict) => Some(code(verdict)),
-                    Ok(place) => {
-                        // A caller that has left meanwhile keeps none.
-                        if let Some(place) = place {
-                            ticket.keep(place);
-                        }
-                        None
-                    }
-                }
-            })?;
+            later(py, callback, self.turn(&call.ticket, start))?;
         }
         Ok(at_once.into_pyobject(py)?.to_owned().into_any())
     }
 }
 
+/// Why a call that has waited does not run.
+#[derive(IntoPyObject)]
+enum NoTurn {
+    Settled(&'static str),
+    /// By their tools: whose call holds what the one before waits for, whose holds that one up, and
+    /// whether it does so by blocking its event loop.
+    Ring(Vec<(String, String, bool)>),
+}
+
 impl Admission {
     /// Takes a place for a call if one is free, or none is needed.
-    fn entered(&self, ticket: &Ticket) -> bool {
+    fn entered(&self, ticket: &Arc<Ticket>) -> bool {
         match self.gate.as_ref().map(Gate::try_enter) {
             None => true,
             Some(None) => false,
@@ -482,22 +499,52 @@ impl Admission {
             }
         }
     }
-}
 
-impl Admission {
-    /// Waits for the start that was reserved, then for a place.
-    fn admitted(
+    /// Waits for the start that was reserved, then for a place, which the call then has.
+    fn turn(
         &self,
+        ticket: &Arc<Ticket>,
         start: Option<Instant>,
-    ) -> impl Future<Output = Option<Place>> + Send + use<> {
-        let place = self.gate.as_ref().map(Gate::enter);
+    ) -> impl Future<Output = Option<NoTurn>> + Send + use<> {
+        let ticket = Arc::clone(ticket);
+        let gate = self.gate.as_ref();
+        // From now on, not from when it is first polled.
+        let mut waiting = gate.and_then(|gate| Waiting::begin(&ticket, gate.inside()));
+        let place = gate.map(Gate::enter);
         async move {
-            if let Some(start) = start {
-                tokio::time::sleep_until(start.into()).await;
-            }
-            match place {
-                Some(place) => place.await,
-                None => None,
+            let admitted = async {
+                if let Some(start) = start {
+                    tokio::time::sleep_until(start.into()).await;
+                }
+                match place {
+                    Some(place) => place.await,
+                    None => None,
+                }
+            };
+            let told = async {
+                match &mut waiting {
+                    Some(waiting) => waiting.told().await,
+                    None => pending().await,
+                }
+            };
+            let came = first(ticket.when_settled(), first(told, admitted)).await;
+            // Before it has its place: else it would seem to wait for itself.
+            drop(waiting);
+            match came {
+                // A caller that has left meanwhile keeps none.
+                Ok(Ok(place)) => {
+                    if let Some(place) = place {
+                        ticket.keep(place);
+                        waits::has_place(&ticket);
+                    }
+                    None
+                }
+                Ok(Err(Word::GoOn)) => None,
+                Ok(Err(Word::Ring(ring))) => {
+                    let tools = |link: waits::Link| (link.holder, link.waiter, link.blocks_loop);
+                    Some(NoTurn::Ring(ring.into_iter().map(tools).collect()))
+                }
+                Err(verdict) => Some(NoTurn::Settled(code(verdict))),
             }
         }
     }
