@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import json
 import logging
@@ -721,6 +722,38 @@ class TestFailures:
         store = _native.CheckpointStore(places.of(made.location).store)
         assert [name for name, _ in store.ids()] == [attempts[0], attempts[2]]
         assert store.check() == []
+
+    def test_one_is_told_of_whose_data_cannot_be_taken_back_either(self, config, monkeypatch):
+        class Full:
+            """A store on a disk on which there is no room to take anything back."""
+
+            def __init__(self, path):
+                self._store = _native.CheckpointStore(path)
+
+            def __getattr__(self, name):
+                return getattr(self._store, name)
+
+            def forget(self, _ids):
+                raise OSError(errno.ENOSPC, "no room")
+
+        def publish(*_):
+            raise sqlite3.OperationalError("disk I/O error")
+
+        failed = []
+
+        def told(_, event):
+            failed.append(event.error)
+
+        monkeypatch.setattr(writer.CheckpointWriter, "_store", lambda _, path: Full(path))
+        crewai_event_bus.on(CheckpointFailedEvent)(told)
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(places.Table, "publish", publish)
+                crew_of("one", checkpoint=config(SqliteProvider)).kickoff()
+            crewai_event_bus.flush()
+        finally:
+            crewai_event_bus.off(CheckpointFailedEvent, told)
+        assert failed == ["disk I/O error"]
 
     def test_a_listener_that_fails_does_not_keep_others_waiting(self, config, monkeypatch):
         made = config()

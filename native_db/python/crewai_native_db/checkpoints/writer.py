@@ -388,8 +388,12 @@ class CheckpointWriter:
                 continue
             # Those after it say that they come after it: they are stored anew.
             later = dues[index + 1 :]
-            trail.store.forget([due.checkpoint_id for due in dues[index:]])
             trail.segments = None
+            try:
+                trail.store.forget([due.checkpoint_id for due in dues[index:]])
+            except Exception:
+                # A full disk, for one, has failed both. What no outline leads to is reclaimed later.
+                _logger.exception("data of no checkpoint was left in %s", trail.store.path)
             self._fail(run, due, failure)
             if later:
                 again = ((one, [due for due in batch if due in later]) for one, batch in moments)
