@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 import subprocess
 import sys
@@ -172,6 +174,35 @@ def test_runs_of_one_place_prune_it_one_after_another(tmp_path):
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(prune, range(6))) == [5] * 6
     assert served.statistics()["pruned"] == 30
+
+
+@pytest.mark.parametrize("kind", [places.Files, places.Table])
+def test_what_cannot_be_read_is_not_taken_for_removed(tmp_path, monkeypatch, kind):
+    location = tmp_path / "saved"
+    place = kind(location)
+    store = _native.CheckpointStore(place.store)
+    store.add(None, 0, b"", [([b"{}"], [], [("20260101T000000_aaaaaaaa", "{}", 0)])], [])
+    place.publish("20260101T000000_aaaaaaaa", None, "main", "{}")
+
+    def refuse(path, *_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        patch.setattr(places, "open", refuse, raising=False)
+        for look in (
+            lambda: places.reclaim(place, store),
+            lambda: place.ids("main"),
+            lambda: list(place.texts()),
+        ):
+            with pytest.raises(OSError, match="Permission denied"):
+                look()
+    assert places.reclaim(place, store) == 0
+    assert place.ids("main") == place.ids() == {"20260101T000000_aaaaaaaa"}
+    assert [name for name, _ in store.ids()] == ["20260101T000000_aaaaaaaa"]
+    assert place.ids("other") == set()
+    assert kind(tmp_path / "saved" / "not" / "there").ids() == set()
+    assert kind(tmp_path / "not" / "there").ids("main") == set()
 
 
 def test_pruning_begins_again_where_another_process_was_faster(tmp_path):

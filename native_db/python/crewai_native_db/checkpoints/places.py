@@ -8,6 +8,7 @@ drop one another's locks on a file.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import sqlite3
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from crewai_native_db import _native
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _STORE: Final = "checkpoints.db"
 _SUFFIX: Final = ".native"
@@ -119,7 +120,7 @@ class Files:
     def ids(self, branch: str | None = None) -> set[str]:  # noqa: D102 - see Place
         if branch is None:
             return {_parsed(path)[0] for path in self._files()}
-        return {_parsed(path)[0] for path in (self._directory / branch).glob("*.json")}
+        return {_parsed(path)[0] for path in next(_walk(self._directory / branch), ())}
 
     def texts(self) -> Iterable[tuple[str, str | None, str, str]]:  # noqa: D102 - see Place
         for path in sorted(self._files(), key=lambda path: path.stat().st_mtime_ns):
@@ -127,7 +128,8 @@ class Files:
             yield *_parsed(path), branch, path.read_text(encoding="utf-8")
 
     def _files(self) -> Iterable[Path]:
-        return (path for path in self._directory.rglob("*.json") if path.is_file())
+        files = itertools.chain.from_iterable(_walk(self._directory))
+        return (path for path in files if path.is_file())
 
     def _path(self, checkpoint_id: str, parent_id: str | None, branch: str) -> Path:
         directory = self._directory / branch
@@ -201,9 +203,26 @@ def of(location: str | os.PathLike[str]) -> Place:
 
 def is_table(location: str | os.PathLike[str]) -> bool:
     """Whether there is a SQLite file."""
-    with contextlib.suppress(OSError), open(location, "rb") as file:  # noqa: PTH123 - as CrewAI's
+    if os.path.isdir(location):  # noqa: PTH112 - it may be text
+        return False
+    # Whatever else is wrong does not mean that there is none: what it refers to would be dropped.
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        open(location, "rb") as file,  # noqa: PTH123 - as CrewAI's
+    ):
         return file.read(len(_MAGIC)) == _MAGIC
     return False
+
+
+def _walk(directory: Path) -> Iterator[list[Path]]:
+    """Yield the paths that end in ``.json`` in a directory and each below it."""
+    for above, _, names in os.walk(directory, onerror=_refuse):
+        yield [Path(above, name) for name in names if name.endswith(".json")]
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def reclaim(place: Place, store: _native.CheckpointStore) -> int:
