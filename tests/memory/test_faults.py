@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from crewai_native_memory import (
     NativeStorage,
     NewerFormatError,
     StoreError,
+    exports,
 )
 
 
@@ -235,6 +237,70 @@ def test_a_full_disk_costs_the_save_that_met_it_and_no_other(place, script, audi
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 1
     assert audit(place) == int(done.stdout) + 1
+
+
+FULL_FOR_COPIES = """
+import os, resource, sys
+from pathlib import Path
+from crewai_native_memory import NativeStorage, exports
+
+place = Path(sys.argv[1])
+storage = NativeStorage(place)
+there = place.parent / "copies"
+there.mkdir()
+size = place.stat().st_size
+
+def try_with(limit, copy, name):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        copy(there / name)
+    except OSError as error:
+        print(error.filename)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    assert os.listdir(there) == []
+
+def lines(to):
+    exports.export_json_lines(storage, to)
+
+try_with(size // 2, storage.backup, "backup.db")
+try_with(size // 2, lines, "lines.jsonl")
+# Room for a copy of the store, and not for what is made of it.
+try_with(size + 4096, lines, "lines.jsonl")
+"""
+
+
+def test_a_copy_that_finds_no_room_leaves_nothing_and_is_named(place, script, record):
+    storage = NativeStorage(place)
+    rng = random.Random(5)
+    storage.save([record(f"r{n}", embedding=[rng.random() for _ in range(500)]) for n in range(99)])
+    storage.optimize()
+    storage.close()
+    done = subprocess.run(script(FULL_FOR_COPIES, place), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    there = place.parent / "copies"
+    backup, snapshot, lines = done.stdout.splitlines()
+    assert backup == str(there / "backup.db-new")
+    assert snapshot.startswith(str(there / ".crewai-native-"))
+    assert lines == str(there / "lines.jsonl")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from crewai_native_memory import NativeStorage, exports
+exports._line = lambda record: os.kill(os.getpid(), signal.SIGKILL)
+exports.export_json_lines(NativeStorage(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_an_export_that_is_killed_does_not_look_like_one_of_nothing(place, filled, script):
+    lines = place.parent / "records.jsonl"
+    done = subprocess.run(script(KILLED, place, lines), capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not lines.exists()
+    assert exports.export_json_lines(NativeStorage(place), lines) == len(filled)
+    with pytest.raises(FileExistsError, match=r"records\.jsonl"):
+        exports.export_json_lines(NativeStorage(place), lines)
 
 
 UNPRIVILEGED = """

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from unittest import mock
 
 import lancedb
 import numpy as np
@@ -653,6 +654,12 @@ def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
         ):
             with pytest.raises(OSError, match="No space"):
                 export(storage, tmp_path / name)
+    assert sorted(tmp_path.iterdir()) == before
+    with monkeypatch.context() as patch:
+        fails = RuntimeError("lance error: LanceError(IO): No space left on device")
+        patch.setattr(LanceDBStorage, "save", mock.Mock(side_effect=fails))
+        with pytest.raises(sources.MoveError, match=r"cannot write .*lance: .*No space"):
+            exports.export_lance(storage, tmp_path / "lance")
     assert sorted(tmp_path.iterdir()) == before
     assert exports.export_lance(storage, tmp_path / "lance") == 3
     assert exports.export_json_lines(storage, tmp_path / "records.jsonl") == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -248,6 +249,17 @@ def test_vectors_of_different_length_change_nothing(storage):
     assert storage.check() == []
     reembed(storage, wide)
     assert_embedded(storage)
+
+
+def test_a_vector_that_is_none_is_named(storage):
+    fill(storage, 3)
+    vectors = {"0000 text": [1.0], "0001 text": [math.nan], "0002 text": [1.0]}
+    with pytest.raises(
+        ValueError, match=r'^the embedder .*"0001 text".* component 0 is NaN'
+    ) as told:
+        reembed(storage, lambda texts: [vectors[text] for text in texts])
+    assert "query" not in str(told.value)
+    assert storage.get_record("r0001").embedding is not None
 
 
 def test_a_store_remembers_its_embedder_and_tells_of_another(storage, caplog):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,24 +32,37 @@ def export_json_lines(storage: NativeStorage, path: Path) -> int:
     Raises:
         FileExistsError: There is such a file.
     """
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     count = 0
-    path.open("x").close()
-    try:
-        with snapshot(storage, path) as (copy, draft):
-            with (
-                draft.open("w", encoding="utf-8") as out,
-                progress(f"Exporting to {path}", copy.count()) as advance,
-            ):
-                out.write(json.dumps({"format": FORMAT, "version": VERSION}) + "\n")
-                for batch in _oldest_first(copy):
-                    out.writelines(map(_line, batch))
-                    count += len(batch)
-                    advance(len(batch))
-            draft.replace(path)
-    except BaseException:
-        path.unlink()
-        raise
+    with snapshot(storage, path) as (copy, draft), _naming(path):
+        with (
+            draft.open("w", encoding="utf-8") as out,
+            progress(f"Exporting to {path}", copy.count()) as advance,
+        ):
+            out.write(json.dumps({"format": FORMAT, "version": VERSION}) + "\n")
+            for batch in _oldest_first(copy):
+                out.writelines(map(_line, batch))
+                count += len(batch)
+                advance(len(batch))
+        # Only now: were it there before, an export that is killed would look like one of nothing.
+        path.open("x").close()
+        draft.replace(path)
     return count
+
+
+@contextmanager
+def _naming(place: Path) -> Iterator[None]:
+    """Name the place in whatever goes wrong while it is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(place)) from error
+    except RuntimeError as error:
+        # LanceDB's.
+        raise MoveError(f"cannot write {place}: {error}") from error
 
 
 def _line(record: MemoryRecord) -> str:
@@ -77,7 +92,7 @@ def export_lance(storage: NativeStorage, directory: Path) -> int:
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with snapshot(storage, directory) as (copy, draft):
+    with snapshot(storage, directory) as (copy, draft), _naming(directory):
         # From the first records CrewAI tells the length of all; those may have no embedding.
         target = LanceDBStorage(path=draft, vector_dim=copy.stats().dimension, compact_every=0)
         with progress(f"Exporting to {directory}", copy.count()) as advance:

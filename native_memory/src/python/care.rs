@@ -10,7 +10,7 @@ use crate::store::care::Note;
 use crate::store::reembed::Pending;
 use crate::store::{Engine, Filter, Visibility, scope};
 
-use super::convert::query;
+use super::convert;
 use super::handle::{Store, object};
 use super::rows::Rows;
 
@@ -142,7 +142,14 @@ pub(super) fn reembed_stage(
     let vectors = vectors
         .into_iter()
         .map(|(record, content, vector)| {
-            let vector = (!vector.is_none()).then(|| query(&vector)).transpose()?;
+            let vector = (!vector.is_none()).then(|| convert::vector(&vector));
+            let vector = vector.transpose().map_err(|reason| {
+                let beginning: String = content.chars().take(40).collect();
+                PyValueError::new_err(format!(
+                    "the embedder {embedder} gave for the text that begins with {beginning:?} a \
+                     vector that is none: {reason}"
+                ))
+            })?;
             Ok((Pending { record, content }, vector))
         })
         .collect::<PyResult<Vec<_>>>()?;

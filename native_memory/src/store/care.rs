@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use crewai_native_sdk::files;
+use rusqlite::ffi::SQLITE_IOERR_WRITE;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 use super::engine::Engine;
@@ -135,29 +136,47 @@ impl Engine {
                 }
                 _ => {}
             }
-            let name = draft.to_str().ok_or_else(|| {
-                StoreError::InvalidArgument(format!("{} is not valid Unicode", draft.display()))
+            // Half a copy takes room that may be what is lacking.
+            copy(&link.connection, &draft).inspect_err(|_| {
+                for suffix in ["", "-journal", "-wal", "-shm"] {
+                    drop(fs::remove_file(sibling(&draft, suffix)));
+                }
             })?;
-            link.connection
-                .execute("VACUUM INTO ?1", [name])
-                .map_err(|error| match error.sqlite_error_code() {
-                    // It is the copy that cannot be opened: this store is open.
-                    Some(ErrorCode::CannotOpen) => StoreError::Sqlite(error).at(&draft),
-                    _ => StoreError::Sqlite(error),
-                })?;
-            // The copy is made without a log, which is what lets readers and writers coexist.
-            let copy = Connection::open(&draft)?;
-            copy.pragma_update(None, "journal_mode", "WAL")?;
-            copy.close()
-                .map_err(|(_, error)| StoreError::Sqlite(error))?;
-            fs::File::open(&draft)
-                .and_then(|file| file.sync_all())
-                .map_err(failed)?;
             fs::rename(&draft, to).map_err(failed)?;
             files::sync_name(to).map_err(|error| StoreError::io(to, error))?;
             Ok(true)
         })
     }
+}
+
+/// Writes a copy of the store that `connection` is open on to `draft`.
+fn copy(connection: &Connection, draft: &Path) -> Result<()> {
+    let name = draft.to_str().ok_or_else(|| {
+        StoreError::InvalidArgument(format!("{} is not valid Unicode", draft.display()))
+    })?;
+    connection
+        .execute("VACUUM INTO ?1", [name])
+        .map_err(|error| {
+            // What cannot be written is the copy: the store is only read.
+            let of_copy = match error.sqlite_error() {
+                Some(known) => {
+                    matches!(known.code, ErrorCode::CannotOpen | ErrorCode::DiskFull)
+                        || known.extended_code == SQLITE_IOERR_WRITE
+                }
+                None => false,
+            };
+            let error = StoreError::Sqlite(error);
+            if of_copy { error.at(draft) } else { error }
+        })?;
+    // The copy is made without a log, which is what lets readers and writers coexist.
+    let switched = Connection::open(draft).and_then(|copy| {
+        copy.pragma_update(None, "journal_mode", "WAL")?;
+        copy.close().map_err(|(_, error)| error)
+    });
+    switched.map_err(|error| StoreError::Sqlite(error).at(draft))?;
+    fs::File::open(draft)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| StoreError::io(draft, error))
 }
 
 /// What SQLite finds wrong with its own pages and indexes.
