@@ -106,7 +106,7 @@ class TestScriptedLLM:
             assert (turn.prompt, turn.number, turn.results) == ("add", 1, ["3"])
 
     def test_a_script_may_go_by_the_prompt(self):
-        llm = ScriptedLLM({"sky": ["blue"], r"gr[ae]ss": ["green"]})
+        llm = ScriptedLLM({"sky": ["blue"], r"gr[ae]ss": "green"})
         assert llm.call("What colour is grass?") == "green"
         with pytest.raises(ScriptError, match=r"nothing for the prompt 'What .* 'sky', 'gr\[ae\]"):
             llm.call("What colour is coal?")

@@ -50,7 +50,7 @@ class ScriptedLLM(BaseLLM):
 
     Args:
         script: Answers by turn, or a mapping of such by a regular expression that is searched in
-            the prompt. A single text is a script of that one answer.
+            the prompt. A single text stands for a script of that one answer.
         native: Whether the model calls functions natively; else it speaks ReAct.
         latency: Seconds that each call takes.
         structured: Answers by the name of the pydantic model that is asked for: an instance, a
@@ -77,9 +77,11 @@ class ScriptedLLM(BaseLLM):
         **fields: Any,
     ) -> None:
         super().__init__(**{"model": "scripted", **fields})
-        if isinstance(script, str):
-            script = [script]
-        self._script = script if isinstance(script, Mapping) else {"": script}
+        by_prompt = script if isinstance(script, Mapping) else {"": script}
+        self._script = {
+            pattern: [steps] if isinstance(steps, str) else steps
+            for pattern, steps in by_prompt.items()
+        }
         self._native = native
         self._latency = latency
         self._structured = dict(structured or {})

@@ -80,8 +80,8 @@ Step = (
 )
 """One answer: a text (a final answer), tool calls, an error to raise, or a function that decides."""
 
-Script = Sequence[Step] | Mapping[str, Sequence[Step]] | str
-"""Answers by turn; the last one repeats. A mapping has them by a regular expression that is searched
+Script = Sequence[Step] | Mapping[str, Sequence[Step] | str] | str
+"""Answers by turn; the last one repeats, and a text stands for one of them. A mapping has them by a regular expression that is searched
 in the prompt, the first that is found deciding."""
 
 
