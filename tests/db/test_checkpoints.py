@@ -667,6 +667,20 @@ class TestLineage:
         assert state._parent_id not in rows.values()
 
 
+    def test_locations_of_runs_that_are_over_are_not_kept_open(self, tmp_path):
+        def run(count):
+            for number in range(count):
+                made = CheckpointConfig(location=str(tmp_path / str(number)))
+                crew_of("one", checkpoint=made).kickoff()
+            return len(os.listdir("/proc/self/fd"))
+
+        some = run(writer._OPEN)
+        assert run(2 * writer._OPEN) <= some + 4
+        # One that is open again, and one that never was closed.
+        for number in (0, 2 * writer._OPEN - 1):
+            assert len(list(saved(tmp_path / str(number)))) == (2 if number == 0 else 1)
+
+
 class TestFailures:
     def test_a_checkpoint_that_cannot_be_written_is_told(self, config, tmp_path, caplog):
         (tmp_path / "saved").write_text("not a directory")

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("crewai_native")
 # Snapshots that wait to be stored, for each run. A disk that is slower than the run slows it down.
 _BACKLOG: Final = 16
+# Stores that stay open, those last used. A program may have a location for each of its runs.
+_OPEN: Final = 16
 # Text before a segment that the store may pack it with, in bytes.
 _TAIL: Final = 1 << 16
 
@@ -484,9 +486,13 @@ class CheckpointWriter:
 
     def _store(self, path: Path) -> _native.CheckpointStore:
         with self._lock:
-            if path not in self._stores:
-                self._stores[path] = _native.CheckpointStore(path)
-            return self._stores[path]
+            store = self._stores.pop(path, None) or _native.CheckpointStore(path)
+            self._stores[path] = store
+            idle = [self._stores.pop(known) for known in list(self._stores)[:-_OPEN]]
+        for one in idle:
+            # A run that uses it still opens it again.
+            one.close()
+        return store
 
     def _count(self, what: str, by: int = 1) -> None:
         with self._lock:
