@@ -666,13 +666,12 @@ class TestLineage:
         assert state._parent_id in rows
         assert state._parent_id not in rows.values()
 
-
     def test_locations_of_runs_that_are_over_are_not_kept_open(self, tmp_path):
         def run(count):
             for number in range(count):
                 made = CheckpointConfig(location=str(tmp_path / str(number)))
                 crew_of("one", checkpoint=made).kickoff()
-            return len(os.listdir("/proc/self/fd"))
+            return len(list(Path("/proc/self/fd").iterdir()))
 
         some = run(writer._OPEN)
         assert run(2 * writer._OPEN) <= some + 4
