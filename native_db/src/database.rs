@@ -110,11 +110,17 @@ pub fn query(connection: &Connection, sql: &str, values: &[Value]) -> Result<Tab
 }
 
 fn prepared<'c>(connection: &'c Connection, sql: &str) -> Result<rusqlite::CachedStatement<'c>> {
-    let word = first_word(sql).to_ascii_uppercase();
+    let word = words(sql).next().unwrap_or("").to_ascii_uppercase();
     if REFUSED.contains(&word.as_str()) {
         return Err(DbError::InvalidArgument(format!(
             "{word} is not for one statement on a connection that threads share; \
              transaction() runs several statements as one"
+        )));
+    }
+    if gives_up(sql) {
+        return Err(DbError::InvalidArgument(format!(
+            "ROLLBACK at a conflict takes back what other threads have written as well; \
+             ABORT takes back the statement: {sql}"
         )));
     }
     connection.prepare_cached(sql).map_err(|error| match error {
@@ -139,22 +145,46 @@ fn bind(statement: &mut Statement<'_>, values: &[Value]) -> Result<()> {
     Ok(())
 }
 
-/// The first word of a statement, after blanks and comments.
-fn first_word(sql: &str) -> &str {
+/// Whether a statement, or what it creates, may end the transaction that it runs in.
+fn gives_up(sql: &str) -> bool {
+    let mut before = "";
+    words(sql).any(|word| {
+        let is_reaction = ["OR", "CONFLICT", "RAISE"]
+            .iter()
+            .any(|known| before.eq_ignore_ascii_case(known));
+        before = word;
+        is_reaction && word.eq_ignore_ascii_case("ROLLBACK")
+    })
+}
+
+/// The words of a statement that are neither in comments nor in quotes.
+fn words(sql: &str) -> impl Iterator<Item = &str> {
     let mut rest = sql;
-    loop {
-        rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == ';' || c == '\u{feff}');
-        rest = if let Some(comment) = rest.strip_prefix("--") {
-            comment.split_once('\n').map_or("", |(_, after)| after)
-        } else if let Some(comment) = rest.strip_prefix("/*") {
-            comment.split_once("*/").map_or("", |(_, after)| after)
-        } else {
-            let end = rest
-                .find(|c: char| !c.is_ascii_alphabetic())
-                .unwrap_or(rest.len());
-            return &rest[..end];
-        };
-    }
+    std::iter::from_fn(move || {
+        loop {
+            let is_word = |c: char| c.is_alphanumeric() || c == '_';
+            let first = rest.chars().next()?;
+            let after = |end: &str| {
+                let inside = rest.get(first.len_utf8()..).unwrap_or("");
+                inside.split_once(end).map_or("", |(_, after)| after)
+            };
+            rest = match first {
+                '-' if rest.starts_with("--") => after("\n"),
+                '/' if rest.starts_with("/*") => after("*/"),
+                '\'' => after("'"),
+                '"' => after("\""),
+                '`' => after("`"),
+                '[' => after("]"),
+                _ if is_word(first) => {
+                    let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
+                    let (word, after) = rest.split_at(end);
+                    rest = after;
+                    return Some(word);
+                }
+                _ => &rest[first.len_utf8()..],
+            };
+        }
+    })
 }
 
 /// What a crew remembers of a task.
@@ -257,9 +287,32 @@ mod tests {
             let refused = query(&db, sql, &[]).unwrap_err();
             assert!(refused.to_string().contains("transaction()"), "{refused}");
         }
-        assert_eq!(first_word("/* never closed"), "");
+        assert_eq!(words("/* never closed").next(), None);
         assert!(query(&db, "SELECT 1; DELETE FROM crewai_memories", &[]).is_err());
         assert!(query(&db, "DELETE FROM crewai_memories", &[]).is_err());
+    }
+
+    #[test]
+    fn what_would_end_the_transaction_of_others_is_refused() {
+        let db = database();
+        db.execute_batch("CREATE TABLE t (x UNIQUE)").unwrap();
+        for sql in [
+            "INSERT OR ROLLBACK INTO t VALUES (1)",
+            "update or/**/rollback t SET x = 1",
+            "CREATE TABLE u (x UNIQUE ON CONFLICT ROLLBACK)",
+            "CREATE TRIGGER r AFTER INSERT ON t BEGIN SELECT RAISE(ROLLBACK, 'no'); END",
+        ] {
+            let refused = query(&db, sql, &[]).unwrap_err();
+            assert!(refused.to_string().contains("ABORT"), "{refused}");
+        }
+        for sql in [
+            "SELECT 'OR ROLLBACK', \"x\" FROM t -- or rollback",
+            "SELECT x AS [or rollback], 'it''s OR ROLLBACK' FROM t /* OR ROLLBACK */",
+            "SELECT x AS rollback FROM t WHERE x = 1 OR x = 2",
+            "SELECT 'never closed'' OR ROLLBACK'",
+        ] {
+            query(&db, sql, &[]).unwrap();
+        }
     }
 
     #[test]

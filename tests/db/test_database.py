@@ -84,6 +84,40 @@ class TestStatements:
         with pytest.raises(ValueError, match="threads share"):
             database.query(sql)
 
+    @pytest.mark.parametrize("named", [{"a": 1}, {1}])
+    def test_values_by_name_or_in_no_order_are_refused(self, database, named):
+        with database.transaction() as work:
+            for within in (database, work):
+                with pytest.raises(TypeError, match=f"by position.*got a {type(named).__name__}"):
+                    within.query("SELECT :a", named)
+            with pytest.raises(TypeError, match="by position"):
+                work.execute("INSERT INTO items VALUES (:a)", named)
+        with pytest.raises(TypeError, match="by position"):
+            database.executemany("INSERT INTO items VALUES (:a)", [named])
+        assert values(database) == []
+
+    def test_no_statement_takes_back_what_others_write_with_it(self, database):
+        database.execute("CREATE UNIQUE INDEX unique_items ON items (value)")
+        database.execute("INSERT INTO items VALUES (-1)")
+
+        def collide(stop):
+            while not stop.is_set():
+                with pytest.raises(ValueError, match="ROLLBACK at a conflict"):
+                    database.execute("INSERT OR ROLLBACK INTO items VALUES (-1)")
+
+        stop = threading.Event()
+        others = [threading.Thread(target=collide, args=(stop,)) for _ in range(2)]
+        for other in others:
+            other.start()
+        try:
+            for number in range(100):
+                database.execute("INSERT INTO items VALUES (?)", [number])
+        finally:
+            stop.set()
+            for other in others:
+                other.join()
+        assert values(database) == [-1, *range(100)]
+
     def test_a_query_changes_nothing(self, database):
         with pytest.raises(ValueError, match=r"use execute\(\)"):
             database.query("INSERT INTO items VALUES (1) RETURNING value")

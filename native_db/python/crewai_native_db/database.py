@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime as Datetime  # noqa: N812 - a parameter has CrewAI's name for it
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -14,7 +15,7 @@ from weakref import WeakValueDictionary
 from crewai_native_db import _native
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     Value = str | bytes | float | None
@@ -74,17 +75,17 @@ class Database:
 
     def execute(self, sql: str, parameters: Sequence[Value] = ()) -> int:
         """Run a statement that changes something; return how many rows it changed."""
-        (changed,) = self._file.execute([(sql, [list(parameters)])])
+        (changed,) = self._file.execute([(sql, [_by_position(parameters)])])
         return changed
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> int:
         """Run a statement once for each row of values, all or none; return the rows changed."""
-        (changed,) = self._file.execute([(sql, [list(row) for row in rows])])
+        (changed,) = self._file.execute([(sql, [_by_position(row) for row in rows])])
         return changed
 
     def query(self, sql: str, parameters: Sequence[Value] = ()) -> list[dict[str, Any]]:
         """Return the rows that a statement gives, each as a dict by the names of its columns."""
-        return self._file.query(sql, list(parameters))
+        return self._file.query(sql, _by_position(parameters))
 
     def transaction(self, *, timeout: float = 60.0) -> Transaction:
         """Return a block whose statements are kept together when it ends, or not at all.
@@ -215,17 +216,17 @@ class Transaction:
 
     def execute(self, sql: str, parameters: Sequence[Value] = ()) -> int:
         """Run a statement that changes something; return how many rows it changed."""
-        (changed,) = self._own().execute([(sql, [list(parameters)])])
+        (changed,) = self._own().execute([(sql, [_by_position(parameters)])])
         return changed
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> int:
         """Run a statement once for each row of values, all or none; return the rows changed."""
-        (changed,) = self._own().execute([(sql, [list(row) for row in rows])])
+        (changed,) = self._own().execute([(sql, [_by_position(row) for row in rows])])
         return changed
 
     def query(self, sql: str, parameters: Sequence[Value] = ()) -> list[dict[str, Any]]:
         """Return the rows that a statement gives, by what the transaction has come to."""
-        return self._own().query(sql, list(parameters))
+        return self._own().query(sql, _by_position(parameters))
 
     def __enter__(self) -> Self:
         self._refuse_again()
@@ -306,6 +307,16 @@ def _end(opened: _native.Transaction, *, keep: bool) -> None:
 def _give_up(begun: Future[_native.Transaction]) -> None:
     if not begun.cancelled() and begun.exception() is None:
         begun.result().rollback()
+
+
+def _by_position(values: Sequence[Value]) -> list[Value]:
+    # Of a dict that is meant by name this would be the keys, and of a set any order.
+    if isinstance(values, Mapping | set | frozenset):
+        raise TypeError(
+            "a statement takes its values by position, as a list or a tuple;"
+            f" got a {type(values).__name__}"
+        )
+    return list(values)
 
 
 def _memories(rows: list[tuple[str, str, str, float]]) -> list[dict[str, Any]]:
