@@ -74,6 +74,7 @@ class _Change:
             if upper is not None and upper.before is self.after:
                 # Another binding's, made on top of this one: it gives back what stood there before both.
                 upper.before = self.before
+                _relink(_function(upper.after), _function(self.after))
             else:
                 self._give_back()
 
@@ -415,6 +416,32 @@ def layers(function: Any) -> Iterator[Any]:
             return
         yield function
         function = getattr(function, "__wrapped__", None)
+
+
+def _relink(upper: Any, gone: Any) -> None:
+    """Have what was put over a function call what that stood on, now that its change is undone.
+
+    Slots that are bound anew by turns would otherwise lengthen the way of each call with every turn.
+    """
+    beneath_it = _stood.get(gone) if type(gone) is types.FunctionType else None
+    if beneath_it is None:
+        return
+    parts, seen = [upper], set()
+    while parts:
+        part = _function(parts.pop())
+        if type(part) is not types.FunctionType or part in seen:
+            continue
+        seen.add(part)
+        if vars(part).get("__wrapped__") is gone:
+            part.__wrapped__ = beneath_it  # type: ignore[attr-defined]
+        if _stood.get(part) is gone:
+            _stood[part] = beneath_it
+        for cell in part.__closure__ or ():
+            with contextlib.suppress(ValueError):  # nothing is in it
+                if cell.cell_contents is gone:
+                    cell.cell_contents = beneath_it
+                else:
+                    parts.append(cell.cell_contents)
 
 
 def is_ours(function: Any) -> bool:

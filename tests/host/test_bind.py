@@ -135,6 +135,28 @@ class TestUndo:
         assert _bind._piles == {}
         assert caplog.text == ""
 
+    @pytest.mark.parametrize("name", ["method", "inherited"])
+    def test_slots_that_are_bound_by_turns_pile_nothing_up(self, binding, name):
+        def over(letter):
+            return lambda original: lambda self: f"{letter}{original(self)}"
+
+        original = getattr(Target, name)
+        plain = getattr(Target(), name)()
+        bindings = {"X": binding, "Y": Binding(Watch("locks")), "Z": Binding(Watch("locks"))}
+        for letter, each in bindings.items():
+            each.stand_in(Target, name, over(letter))
+        for letter in "XYZ" * 10:
+            outlives = getattr(Target, name)
+            bindings[letter].undo()
+            bindings[letter] = Binding(Watch("locks"))
+            bindings[letter].stand_in(Target, name, over(letter))
+            assert sum(1 for _ in _bind.layers(vars(Target)[name])) == 4
+            assert _bind.beneath(vars(Target)[name]) is original
+            assert sorted(getattr(Target(), name)()) == sorted(f"XYZ{plain}")
+            assert sorted(outlives(Target())) == sorted(f"XYZ{plain}".replace(letter, ""))
+        for each in bindings.values():
+            each.undo()
+
     def test_one_that_is_under_anothers_and_a_foreign_one_stays(self, binding, caplog):
         class Mine:
             value = 1
