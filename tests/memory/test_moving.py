@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import subprocess
+import tracemalloc
 from pathlib import Path
 from unittest import mock
 
@@ -242,6 +243,24 @@ def test_qdrant_edge_is_imported_too(crewai_home, native, script):
     assert everything(native()) == {record.id: as_data(record) for record in records}
     assert tree(crewai_home / "memory") == before
     dying._closed = True  # its atexit handler would merge the shards into what pytest removes
+
+
+def test_vectors_of_qdrant_edge_take_the_room_of_float32(crewai_home):
+    from crewai.memory.storage.qdrant_edge_storage import QdrantEdgeStorage
+
+    count, dimensions = 300, 1536
+    stock = QdrantEdgeStorage()
+    stock.save([make(number, embedding=[0.5] * dimensions) for number in range(count)])
+    source = sources.find(crewai_home / "memory")
+    tracemalloc.start()
+    try:
+        found, batches = source.open()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == sum(map(len, batches)) == count
+    assert held < 2 * count * dimensions * 4
+    stock._closed = True  # its atexit handler would merge the shards into what pytest removes
 
 
 # --- a reset ----------------------------------------------------------------------------------

@@ -103,7 +103,8 @@ class Source(ABC):
         if vector is None or not any(vector):
             return None
         with np.errstate(over="ignore"):
-            finite = np.isfinite(np.asarray(vector, np.float32)).all()
+            vector = np.asarray(vector, np.float32)
+            finite = np.isfinite(vector).all()
         self._length = self._length or len(vector)
         if not finite:
             reason = "not all of its components are finite numbers of float32"
