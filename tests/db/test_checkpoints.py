@@ -38,7 +38,7 @@ from crewai_native.slots import SLOT_NAMES
 from crewai_native.slots.checkpoint_writer import Checkpoint
 from crewai_native.testing import ScriptedLLM, ToolCall
 from crewai_native.testing.contract.crews import crew as crew_of
-from crewai_native_db import _native
+from crewai_native_db import _native, exports
 from crewai_native_db.checkpoints import places, recorder, writer
 from crewai_native_db.checkpoints.assembly import assemble
 from crewai_native_db.cli import app
@@ -849,6 +849,11 @@ class TestElsewhere:
         ((where, _),) = saved(tmp_path / "saved")
         said, _ = start(BOUND + RESUMED, where).communicate()
         assert said.split() == ["NativeFlowPersistence", "True"]
+        # And one that is of CrewAI alone.
+        exports.checkpoints(tmp_path / "saved", tmp_path / "whole")
+        ((where, _),) = saved(tmp_path / "whole")
+        said, _ = start(RESUMED, where).communicate()
+        assert said.split() == ["SQLiteFlowPersistence", "False"]
 
 
 class TestKilled:

@@ -8,7 +8,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from crewai_native_db import _native
+from crewai_native_db import _native, location
 from crewai_native_db.checkpoints import assembly, outline, places
 
 if TYPE_CHECKING:
@@ -98,11 +98,25 @@ def as_stock(store: _native.FlowStore, file: Path, flow: str | None = None) -> i
     return len(states)
 
 
-def checkpoints(location: Path, target: Path) -> int:
+def _with_stock_persistence(text: str) -> str:
+    """Return a checkpoint whose flows keep their states in CrewAI's own file.
+
+    CrewAI by itself does not know our class, and restores nothing that names it.
+    """
+    checkpoint = json.loads(text)
+    for entity in checkpoint["entities"]:
+        kept = entity.get("persistence")
+        if kept and kept["persistence_type"] == "NativeFlowPersistence":
+            path = kept["import_from"] or str(location.crewai_directory() / "flow_states.db")
+            entity["persistence"] = {"persistence_type": "SQLiteFlowPersistence", "db_path": path}
+    return json.dumps(checkpoint)
+
+
+def checkpoints(place: Path, target: Path) -> int:
     """Write the checkpoints at a location whole, to a new one that CrewAI restores them from.
 
     Args:
-        location: A directory or a SQLite file, as ``CheckpointConfig`` has it.
+        place: A directory or a SQLite file, as ``CheckpointConfig`` has it.
         target: The same, not there yet.
 
     Returns:
@@ -114,15 +128,15 @@ def checkpoints(location: Path, target: Path) -> int:
     """
     if target.exists():
         raise FileExistsError(f"{target} exists; choose a new place to write to")
-    source = places.of(location)
-    copy = places.Table(target) if places.is_table(location) else places.Files(target)
+    source = places.of(place)
+    copy = places.Table(target) if places.is_table(place) else places.Files(target)
     store = _native.CheckpointStore(source.store)
     count = 0
     for checkpoint_id, parent_id, branch, text in source.texts():
         if outline.read(text) is None:
             whole = text
         else:
-            whole = assembly.whole(store, checkpoint_id, str(location))
+            whole = _with_stock_persistence(assembly.whole(store, checkpoint_id, str(place)))
         copy.publish(checkpoint_id, parent_id, branch, whole)
         count += 1
     return count
