@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pathlib
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from crewai import Agent, Crew, Task
@@ -310,6 +312,38 @@ def test_agents_tools_in_processes():
         then.pop("current_usage_count")
         now.pop("current_usage_count")
         assert now == then
+
+
+@pytest.mark.parametrize("kind", ["class", "function", "structured"])
+def test_a_tool_in_a_process_can_be_called_and_copied_meanwhile(tmp_path, kind):
+    import agent_tools
+
+    configure(default=Policy(isolation="process"))
+    made = agent_tools.Risky() if kind == "class" else agent_tools.risky
+    call = made.run
+    if kind == "structured":
+        structured = made.to_structured_tool()
+        call = lambda what: structured.invoke({"what": what})  # noqa: E731
+    place = tmp_path / "go"
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(call, what=f"wait for {place}")
+        until(place.with_suffix(".here").exists)
+        assert call(what="fine").startswith("fine in ")
+        copies = [copy.copy(made), made.model_copy(), made.to_structured_tool()]
+        place.touch()
+        assert first.result().startswith("wait for")
+    if kind == "class":
+        copies[0].mark = " marked"
+    for each in copies:
+        use = getattr(each, "run", None) or (lambda what, tool=each: tool.invoke({"what": what}))
+        mark = getattr(each, "mark", "")
+        assert use(what="fine").startswith(f"fine{mark} in ")
+        assert not use(what="fine").endswith(f" {os.getpid()}")
+        configure()
+        assert use(what="fine") == f"fine{mark} in {os.getpid()}"
+        configure(default=Policy(isolation="process"))
+    assert "_run" not in vars(made)
+    assert agent_tools.Risky._run.__code__.co_name == "_run"
 
 
 async def test_awaited_tools_in_processes():

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import inspect
 import math
 import sys
 import threading
@@ -73,7 +74,7 @@ def target_of(tool: Any, name: str) -> isolation.Target:
     Raises:
         NotTransferable: No other process can have it.
     """
-    function = tool.func if _has_function(tool) else tool
+    function = isolation.unforked(tool.func) if _has_function(tool) else tool
     return isolation.check_transferable(function, name=name)
 
 
@@ -85,11 +86,12 @@ def limits(plan: Plan) -> isolation.Limits:
     )
 
 
-# Plan and function of the call that is to be diverted, in the context of that call.
-_diverted: contextvars.ContextVar[tuple[Plan, isolation.Target] | None] = contextvars.ContextVar(
-    "crewai_native_tool_diverted", default=None
+# Tool, plan and function of the call that is to be diverted, in the context of that call.
+_diverted: contextvars.ContextVar[tuple[Any, Plan, isolation.Target] | None] = (
+    contextvars.ContextVar("crewai_native_tool_diverted", default=None)
 )
-# Tools whose function is forked at present: by tool and name, how many calls use that and what stood there.
+_NOTHING: Final = object()
+# Where a function is forked at present: by holder and name, how many calls use that, and what stood there.
 _forks: dict[tuple[int, str], tuple[int, Any]] = {}
 
 
@@ -115,7 +117,7 @@ def isolated(
     target = target_of(author_tool, plan.tool)
 
     def call() -> Any:
-        with _forked(tool, name), _in_context(plan, target):
+        with _forked(tool, name), _in_context(tool, plan, target):
             return proceed()
 
     return call
@@ -137,15 +139,15 @@ def aisolated(
     target = target_of(called, plan.tool)
 
     async def call() -> Any:
-        with _forked(tool, name), _in_context(plan, target):
+        with _forked(tool, name), _in_context(tool, plan, target):
             return await proceed()
 
     return call
 
 
 @contextlib.contextmanager
-def _in_context(plan: Plan, target: isolation.Target) -> Iterator[None]:
-    token = _diverted.set((plan, target))
+def _in_context(tool: Any, plan: Plan, target: isolation.Target) -> Iterator[None]:
+    token = _diverted.set((tool, plan, target))
     try:
         yield
     finally:
@@ -154,12 +156,19 @@ def _in_context(plan: Plan, target: isolation.Target) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _forked(tool: Any, name: str) -> Iterator[None]:
-    key = (id(tool), name)
+    """Have a fork stand where CrewAI finds a tool's function.
+
+    That is the tool where it has the function itself, and a copy that is made meanwhile takes the fork
+    along, which means the same function there. A method is its class's, and goes on being the copy's own.
+    """
+    holder = tool if name in vars(tool) else type(tool)
+    key = (id(holder), name)
     with _lock:
         users, before = _forks.get(key, (0, None))
         if users == 0:
-            before = vars(tool).get(name)
-            object.__setattr__(tool, name, _fork(getattr(tool, name)))
+            before = vars(holder).get(name, _NOTHING)
+            fork = _fork_of(tool, name) if holder is tool else _fork_of_method(holder, name)
+            _put(holder, name, fork)
         _forks[key] = (users + 1, before)
     try:
         yield
@@ -168,32 +177,67 @@ def _forked(tool: Any, name: str) -> Iterator[None]:
             users, before = _forks.pop(key)
             if users > 1:
                 _forks[key] = (users - 1, before)
-            elif before is None:
-                object.__delattr__(tool, name)
             else:
-                object.__setattr__(tool, name, before)
+                _put(holder, name, before)
 
 
-def _fork(function: Any) -> Any:
+def _put(holder: Any, name: str, value: Any) -> None:
+    # A model's own way would validate it.
+    set_ = type.__setattr__ if isinstance(holder, type) else object.__setattr__
+    delete = type.__delattr__ if isinstance(holder, type) else object.__delattr__
+    if value is _NOTHING:
+        delete(holder, name)
+    else:
+        set_(holder, name, value)
+
+
+def _fork_of(tool: Any, name: str) -> Any:
+    function = getattr(tool, name)
+    # A copy of a tool may have the fork of the one that it was copied from.
+    function = isolation.unforked(function)
+    return _fork(function, lambda args: (tool, function, args))
+
+
+def _fork_of_method(cls: type, name: str) -> Any:
+    method = isolation.unforked(inspect.getattr_static(cls, name))
+
+    def parts(args: tuple[Any, ...]) -> tuple[Any, Any, tuple[Any, ...]]:
+        tool, *others = args
+        return tool, method.__get__(tool, type(tool)), tuple(others)
+
+    return _fork(method, parts)
+
+
+def _fork(
+    function: Any, parts: Callable[[tuple[Any, ...]], tuple[Any, Any, tuple[Any, ...]]]
+) -> Any:
+    """Return a function that goes to a worker where a call of this tool is to.
+
+    Args:
+        function: What it stands for.
+        parts: Gives, of the arguments that it is called with, the tool, its function, and the others.
+    """
     if asyncio.iscoroutinefunction(function):
 
         @functools.wraps(function)
         async def afork(*args: Any, **kwargs: Any) -> Any:
+            tool, called, args = parts(args)
             where = _diverted.get()
-            if where is None:
-                return await function(*args, **kwargs)
-            return await asyncio.to_thread(in_process, *where, args, kwargs)
+            if where is None or where[0] is not tool:
+                return await called(*args, **kwargs)
+            return await asyncio.to_thread(in_process, *where[1:], args, kwargs)
 
-        return afork
+        return isolation.forked(afork, function)
 
     @functools.wraps(function)
     def fork(*args: Any, **kwargs: Any) -> Any:
+        tool, called, args = parts(args)
         where = _diverted.get()
-        if where is None:
-            return function(*args, **kwargs)
-        return in_process(*where, args, kwargs)
+        if where is None or where[0] is not tool:
+            return called(*args, **kwargs)
+        return in_process(*where[1:], args, kwargs)
 
-    return fork
+    return isolation.forked(fork, function)
 
 
 def _has_function(tool: Any) -> bool:

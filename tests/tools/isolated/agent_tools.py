@@ -1,7 +1,9 @@
 """CrewAI tools for worker processes."""
 
 import os
+import pathlib
 import threading
+import time
 from collections.abc import Iterator
 
 from crewai.tools import BaseTool, tool
@@ -60,13 +62,19 @@ def double(number: int) -> int:
 class Risky(BaseTool):
     name: str = "Risky"
     description: str = "Does what it is told to."
+    mark: str = ""
 
     def _run(self, what: str) -> str:
         if what == "crash":
             os.abort()
+        if what.startswith("wait for "):
+            place = pathlib.Path(what.removeprefix("wait for "))
+            place.with_suffix(".here").touch()
+            while not place.exists():
+                time.sleep(0.005)
         if what == "hang":
             sum(range(10**14))
-        return f"{what} in {os.getpid()}"
+        return f"{what}{self.mark} in {os.getpid()}"
 
 
 @tool("Risky function")

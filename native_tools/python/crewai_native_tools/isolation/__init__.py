@@ -25,7 +25,7 @@ from crewai_native_tools.isolation._errors import (
 )
 from crewai_native_tools.isolation._limits import Limits
 from crewai_native_tools.isolation._pool import Pool
-from crewai_native_tools.isolation._transfer import Target, check_transferable
+from crewai_native_tools.isolation._transfer import Target, check_transferable, forked, unforked
 
 __all__ = [
     "Cancelled",
@@ -44,7 +44,9 @@ __all__ = [
     "ResultTooLarge",
     "Target",
     "check_transferable",
+    "forked",
     "in_worker",
+    "unforked",
 ]
 
 

@@ -164,6 +164,23 @@ class _Bounded(io.BytesIO):
 
 # --- functions and tools ----------------------------------------------------------------------
 
+_STANDS_FOR: Final = "__crewai_native_stands_for__"
+
+
+def forked(fork: Any, function: Any) -> Any:
+    """Mark a function as one that stands for another while calls go to workers."""
+    setattr(fork, _STANDS_FOR, function)
+    return fork
+
+
+def unforked(function: Any) -> Any:
+    """Return the function that another stands for, or itself."""
+    if isinstance(function, types.MethodType):
+        method = unforked(function.__func__)
+        owner = function.__self__
+        return function if method is function.__func__ else method.__get__(owner, type(owner))
+    return getattr(function, _STANDS_FOR, function)
+
 
 class _TargetPickler(pickle.Pickler):
     """Pickles a function by where it is found, and says why if that does not work."""
@@ -174,7 +191,8 @@ class _TargetPickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, types.FunctionType):
-            return self._function(value)
+            function = unforked(value)
+            return self._function(value) if function is value else (_itself, (function,))
         if isinstance(value, type):
             self._check_place(value)
             return NotImplemented
@@ -190,8 +208,10 @@ class _TargetPickler(pickle.Pickler):
         found = _find(function.__module__, function.__qualname__)
         if found is function:
             return NotImplemented
+        if unforked(found) is function:
+            return _find, (function.__module__, function.__qualname__)
         # `@tool` leaves a Tool where the function was.
-        if getattr(found, "func", None) is function:
+        if unforked(getattr(found, "func", None)) is function:
             return _find_function, (function.__module__, function.__qualname__)
         raise NotTransferable(
             _refusal(
@@ -235,6 +255,10 @@ def _rebuild_tool(
     object.__setattr__(tool, "__pydantic_fields_set__", was_set)
     object.__setattr__(tool, "__pydantic_extra__", None)
     return tool
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 def _find(module: str, qualname: str) -> Any:
