@@ -150,6 +150,7 @@ class Host:
             settings = _settings.load()
             strict = settings.strict
             self.activate(settings, "CrewAI was imported")
+            self._log_passed_over()
         except _NoCrewAIError:
             if strict:
                 raise
@@ -161,6 +162,25 @@ class Host:
             raise
         except Exception:
             _logger.exception("crewai-native could not be activated; CrewAI runs as it is")
+
+    def _log_passed_over(self) -> None:
+        """Log who could serve and does not: a broken plug-in so that it is seen by default."""
+        with self.lock:
+            _logger.info("%d of %d slots are bound", len(self._bound), len(slots.SLOT_NAMES))
+            told: dict[tuple[str, State, str], list[str]] = {}
+            for offer in self.offers():
+                one = offer.candidate
+                if one.state in _PASSED_OVER:
+                    told.setdefault((one.distribution, one.state, one.reason), []).append(one.slot)
+        for (distribution, state, reason), names in told.items():
+            _logger.log(
+                logging.WARNING if state is State.BROKEN else logging.INFO,
+                "crewai-native: %s does not serve %s; it is %s: %s",
+                distribution,
+                ", ".join(names),
+                state,
+                reason,
+            )
 
     def deactivate(self) -> None:
         """Restore CrewAI exactly."""

@@ -492,6 +492,20 @@ def test_a_crash_while_binding_undoes_the_slot(miniature):
     assert backend is None
 
 
+def test_a_broken_plugin_is_logged_and_others_that_do_not_serve_for_those_who_ask(miniature):
+    broken = "import acme_missing\n"
+    miniature.site.add("acme-broken", broken, slots=["locks", "memory.storage"])
+    miniature.site.valid("acme-later", slots=["flow.persistence"], accelerates=">=1.16")
+    done = miniature.run("import crewai")
+    assert done.stderr == (
+        "crewai-native: acme-broken does not serve memory.storage, locks; it is broken: "
+        "ModuleNotFoundError: No module named 'acme_missing'\n"
+    )
+    done = miniature.run("import logging; logging.basicConfig(level=logging.INFO); import crewai")
+    assert "0 of 15 slots are bound" in done.stderr
+    assert "acme-later does not serve flow.persistence; it is incompatible: " in done.stderr
+
+
 def test_a_plugin_that_fails_to_let_go_is_logged_and_crewai_restored(miniature):
     source = WATCHED.replace("{name}", "acme") + "    raise RuntimeError('I stay')\n"
     miniature.site.add("acme-clingy", source)
