@@ -1,5 +1,6 @@
 //! A database for a program's own tables, and for what crews remember of tasks they did.
 
+use crewai_native_sdk::text::is_unspaced;
 use rusqlite::types::Value;
 use rusqlite::{Connection, Statement, params, params_from_iter};
 
@@ -39,6 +40,9 @@ CREATE TRIGGER crewai_memories_changed AFTER UPDATE ON crewai_memories BEGIN
 END;
 ",
 };
+
+/// Words, and pairs of letters, of a query that are looked for; later ones of a longer query are not.
+const MAX_WORDS: usize = 200;
 
 /// What belongs to a connection and not to a statement: threads share connections and commits.
 const REFUSED: [&str; 11] = [
@@ -221,47 +225,115 @@ pub fn load_memories(connection: &Connection, task: &str, limit: usize) -> Resul
         connection,
         "SELECT task_description, metadata, datetime, score FROM crewai_memories
          WHERE task_description = ?1 ORDER BY datetime DESC, score LIMIT ?2",
-        task,
+        [task.to_owned().into()],
         limit,
     )
 }
 
 /// The memories with any of the words of a text, the best match first.
+///
+/// The index takes a run of letters of a script without spaces for one word. Of such a script each two
+/// letters that follow one another are looked for in the memories themselves, and how many of them are
+/// there comes first.
 pub fn search_memories(connection: &Connection, text: &str, limit: usize) -> Result<Vec<Memory>> {
-    // SQLite ends a query at a NUL.
-    let words: Vec<_> = text
-        .split(|c: char| c.is_whitespace() || c == '\0')
-        .filter(|word| !word.is_empty())
-        .map(|word| format!("\"{}\"", word.replace('"', "\"\"")))
-        .collect();
-    if words.is_empty() {
+    let (words, pairs) = sought(text);
+    if words.is_empty() && pairs.is_empty() {
         return Ok(Vec::new());
     }
+    let words: Vec<_> = words
+        .iter()
+        .map(|word| format!("\"{}\"", word.replace('"', "\"\"")))
+        .collect();
+    let words = words.join(" OR ");
+    if pairs.is_empty() {
+        return memories(
+            connection,
+            "SELECT m.task_description, m.metadata, m.datetime, m.score
+             FROM crewai_memories_text t JOIN crewai_memories m ON m.memory = t.rowid
+             WHERE crewai_memories_text MATCH ?1 ORDER BY bm25(crewai_memories_text), m.memory DESC
+             LIMIT ?2",
+            [words.into()],
+            limit,
+        );
+    }
+    let pairs = serde_json::to_string(&pairs).map_err(|error| {
+        DbError::InvalidArgument(format!("what is looked for is no text: {error}"))
+    })?;
+    let words = if words.is_empty() { "\"\"" } else { &words };
     memories(
         connection,
-        "SELECT m.task_description, m.metadata, m.datetime, m.score
-         FROM crewai_memories_text t JOIN crewai_memories m ON m.memory = t.rowid
-         WHERE crewai_memories_text MATCH ?1 ORDER BY bm25(crewai_memories_text), m.memory DESC
-         LIMIT ?2",
-        &words.join(" OR "),
+        "WITH worded AS MATERIALIZED (
+             SELECT rowid AS memory, bm25(crewai_memories_text) AS rank
+             FROM crewai_memories_text WHERE crewai_memories_text MATCH ?1
+         ), paired AS MATERIALIZED (
+             SELECT m.memory, count(*) AS pairs FROM crewai_memories m, json_each(?3) p
+             WHERE instr(m.task_description, p.value) OR instr(m.metadata, p.value)
+             GROUP BY m.memory
+         )
+         SELECT m.task_description, m.metadata, m.datetime, m.score
+         FROM crewai_memories m LEFT JOIN worded w ON w.memory = m.memory
+         LEFT JOIN paired p ON p.memory = m.memory
+         WHERE w.memory IS NOT NULL OR p.memory IS NOT NULL
+         ORDER BY coalesce(p.pairs, 0) DESC, w.rank, m.memory DESC LIMIT ?2",
+        [words.to_owned().into(), pairs.into()],
         limit,
     )
 }
 
-fn memories(connection: &Connection, sql: &str, text: &str, limit: usize) -> Result<Vec<Memory>> {
-    let limit = Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX));
+/// The words of a text, and, of scripts without spaces, each two letters side by side; letters of other
+/// scripts beside those are both.
+fn sought(text: &str) -> (Vec<&str>, Vec<&str>) {
+    let (mut words, mut pairs) = (Vec::new(), Vec::new());
+    // SQLite ends a query at a NUL.
+    for word in text.split(|c: char| c.is_whitespace() || c == '\0') {
+        if !word.contains(is_unspaced) {
+            words.extend(Some(word).filter(|word| !word.is_empty()));
+            continue;
+        }
+        let mut rest = word;
+        while let Some(first) = rest.chars().next() {
+            let is_other = |c| is_unspaced(c) != is_unspaced(first);
+            let (run, after) = rest.split_at(rest.find(is_other).unwrap_or(rest.len()));
+            rest = after;
+            if !is_unspaced(first) {
+                let run = run.trim_matches(|c: char| !c.is_alphanumeric());
+                words.extend(Some(run).filter(|run| !run.is_empty()));
+                pairs.extend(Some(run).filter(|run| !run.is_empty()));
+                continue;
+            }
+            let places: Vec<_> = run.char_indices().map(|(at, _)| at).collect();
+            let ends = places.iter().skip(2).copied().chain([run.len()]);
+            pairs.extend(
+                places
+                    .iter()
+                    .zip(ends)
+                    .map(|(&start, end)| &run[start..end]),
+            );
+        }
+    }
+    words.truncate(MAX_WORDS);
+    pairs.truncate(MAX_WORDS);
+    (words, pairs)
+}
+
+/// The memories that a statement selects, whose second parameter is how many at most.
+fn memories<const N: usize>(
+    connection: &Connection,
+    sql: &str,
+    values: [Value; N],
+    limit: usize,
+) -> Result<Vec<Memory>> {
+    let mut values = Vec::from(values);
+    values.insert(1, i64::try_from(limit).unwrap_or(i64::MAX).into());
     let mut statement = connection.prepare_cached(sql)?;
-    let found = statement.query_map(
-        params_from_iter([Value::Text(text.to_owned()), limit]),
-        |row| {
-            Ok(Memory {
-                task_description: row.get(0)?,
-                metadata: row.get(1)?,
-                datetime: row.get(2)?,
-                score: row.get(3)?,
-            })
-        },
-    )?;
+    let found = statement.query_map(params_from_iter(values), |row| {
+        Ok(Memory {
+            task_description: row.get(0)?,
+            metadata: row.get(1)?,
+            datetime: row.get(2)?,
+            score: row.get(3)?,
+        })
+    })?;
     Ok(found.collect::<rusqlite::Result<_>>()?)
 }
 
@@ -337,5 +409,40 @@ mod tests {
         assert_eq!(found("\0invoice\0river"), 2);
         db.execute("DELETE FROM crewai_memories", []).unwrap();
         assert_eq!(found("river"), 0);
+    }
+
+    #[test]
+    fn letters_of_scripts_without_spaces_are_found_two_by_two() {
+        let (words, pairs) = sought("a\"b iPhone15の在庫、庫 が \0 。");
+        assert_eq!(words, ["a\"b", "iPhone15", "。"]);
+        assert_eq!(pairs, ["iPhone15", "の在", "在庫", "庫", "が"]);
+        let db = database();
+        for text in [
+            "東京に行く",
+            "東京の天気を京都で",
+            "サウル 서울에서 만나요",
+            "Tokyo",
+        ] {
+            let memory = Memory {
+                task_description: text.to_owned(),
+                metadata: r#"{"q":"大阪"}"#.to_owned(),
+                datetime: "2026".to_owned(),
+                score: 1.0,
+            };
+            save_memory(&db, &memory).unwrap();
+        }
+        let found = |text, limit| -> Vec<_> {
+            let found = search_memories(&db, text, limit).unwrap();
+            found
+                .into_iter()
+                .map(|memory| memory.task_description)
+                .collect()
+        };
+        assert_eq!(found("東京都", 9), ["東京の天気を京都で", "東京に行く"]);
+        assert_eq!(found("서울", 9), ["サウル 서울에서 만나요"]);
+        assert_eq!(found("天気 tokyo", 9), ["東京の天気を京都で", "Tokyo"]);
+        assert_eq!(found("大阪", 9).len(), 4);
+        assert_eq!(found("大阪", 1), ["Tokyo"]);
+        assert_eq!(found("北海道、。", 9), [""; 0]);
     }
 }

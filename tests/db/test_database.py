@@ -378,6 +378,19 @@ class TestMemories:
         assert database.search_memories("\0") == []
         assert len(database.search_memories("berlin", limit=1)) == 1
 
+    def test_words_of_any_script_are_found_in_a_task_and_in_its_metadata(self, database):
+        database.save_memory("東京に行く", {"place": "Köln"}, "2026", 1)
+        database.save_memory("go", {"place": "北京の駅", "half": "\ud800"}, "2026", 1)
+        database.save_memory("go", {"place": "北京の駅"}, "2026", 1)
+
+        def found(text):
+            return [memory["metadata"]["place"] for memory in database.search_memories(text)]
+
+        assert found("köln") == found("東京") == ["Köln"]
+        assert found("北京") == ["北京の駅"]
+        assert database.load_memories("go")[1]["metadata"]["half"] == "\ud800"
+        assert found(" ".join(map(str, range(10_000))) + "京" * 10_000) == []
+
 
 class TestSharing:
     def test_coroutines_have_every_method(self, database):

@@ -11,6 +11,7 @@
 //! | [`process`] | state that is built anew after a fork |
 //! | [`pool`] | a private thread pool for CPU kernels |
 //! | `runtime` | a private Tokio runtime (cargo feature `tokio`) |
+//! | [`text`] | letters that a search by words has to treat by themselves |
 //! | [`atexit`] | what must be over before the interpreter is torn down |
 //!
 //! An accelerator's `#[pymodule]` starts like this:
@@ -64,6 +65,7 @@ pub mod pool;
 pub mod process;
 #[cfg(feature = "tokio")]
 pub mod runtime;
+pub mod text;
 
 pub use error::{Error, HasKind, Kind, ResultExt};
 

@@ -122,9 +122,7 @@ class Database:
             score: How well it went.
         """
         moment = datetime.isoformat() if isinstance(datetime, Datetime) else datetime
-        return self._file.save_memory(
-            task_description, json.dumps(dict(metadata)), moment, float(score)
-        )
+        return self._file.save_memory(task_description, _json(metadata), moment, float(score))
 
     def load_memories(self, task_description: str, latest_n: int = 3) -> list[dict[str, Any]]:
         """Return the newest memories of a task; of those of one time the worst first.
@@ -135,7 +133,10 @@ class Database:
         return _memories(self._file.load_memories(task_description, latest_n))
 
     def search_memories(self, text: str, limit: int = 10) -> list[dict[str, Any]]:
-        """Return the memories whose task or metadata have any of the words, best match first."""
+        """Return the memories whose task or metadata have any of the words, best match first.
+
+        Of scripts that have no spaces between words, two letters side by side count as one.
+        """
         return _memories(self._file.search_memories(text, limit))
 
     def statistics(self) -> dict[str, int]:
@@ -317,6 +318,16 @@ def _by_position(values: Sequence[Value]) -> list[Value]:
             f" got a {type(values).__name__}"
         )
     return list(values)
+
+
+def _json(metadata: Mapping[str, Any]) -> str:
+    # As it is, so that its words are found.
+    text = json.dumps(dict(metadata), ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(dict(metadata))  # a half of a character has no other form
+    return text
 
 
 def _memories(rows: list[tuple[str, str, str, float]]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
+use crewai_native_sdk::text::is_unspaced;
 use rusqlite::functions::FunctionFlags;
 use rusqlite::{Connection, OptionalExtension};
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
@@ -67,23 +68,6 @@ pub fn register(connection: &Connection) -> rusqlite::Result<()> {
         })?;
     }
     Ok(())
-}
-
-/// Whether a letter is of a script that has no spaces between words, or (Hangul) has them between
-/// what is more than a word. The index's tokenizer would take a whole sentence for one word.
-fn is_unspaced(c: char) -> bool {
-    matches!(c,
-        '\u{1100}'..='\u{11ff}'       // Hangul Jamo
-        | '\u{2e80}'..='\u{2fdf}'     // radicals
-        | '\u{3005}'..='\u{3007}'     // marks that repeat an ideograph, and zero
-        | '\u{3040}'..='\u{31ff}'     // kana, Bopomofo, compatibility Jamo
-        | '\u{3400}'..='\u{4dbf}'
-        | '\u{4e00}'..='\u{9fff}'     // ideographs
-        | '\u{a960}'..='\u{a97f}'
-        | '\u{ac00}'..='\u{d7ff}'     // Hangul syllables
-        | '\u{f900}'..='\u{faff}'
-        | '\u{ff66}'..='\u{ffdc}'     // half-width kana and Jamo
-        | '\u{20000}'..='\u{3ffff}') // further ideographs
 }
 
 /// Whether it is a vowel or another point of Hebrew or Arabic, which most texts leave out. The index's
