@@ -25,6 +25,7 @@ _TRUE: Final = frozenset({"1", "true", "on", "yes"})
 _FALSE: Final = frozenset({"0", "false", "off", "no"})
 TRUST_LEVELS: Final = ("all", "listed", "locked")
 LOCK_FILE: Final = "crewai-native.lock"
+_MENTIONED: Final = re.compile(rb"crewai[-_.]native", re.IGNORECASE)
 
 _logger = logging.getLogger("crewai_native")
 _HERE: Final = Path()
@@ -188,12 +189,17 @@ def _nearest_pyproject(directory: Path | None) -> tuple[Path, Mapping[str, Any]]
         except OSError as error:
             raise ConfigurationError(f"{path} cannot be read: {error}") from error
         # Most projects' files say nothing of us: those are neither parsed nor complained about.
-        if b"crewai-native" not in text:
+        if not _MENTIONED.search(text):
             return None
         try:
             tool = _mapping(tomllib.loads(text.decode()).get("tool", {}), f"[tool] in {path}")
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"{path} is not valid TOML: {error}") from error
+        for name in tool:
+            if name != "crewai-native" and normalise(name) == "crewai-native":
+                raise ConfigurationError(
+                    f"[tool.{name}] in {path} is read by nobody; settings are in [tool.crewai-native]"
+                )
         table = tool.get("crewai-native", {})
         return path, _mapping(table, f"[tool.crewai-native] in {path}")
     return None

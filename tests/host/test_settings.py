@@ -134,6 +134,14 @@ def test_a_pyproject_above_that_may_not_be_read_is_skipped_and_said(project, tmp
 
 # --- what means nothing -----------------------------------------------------------------------
 
+
+@pytest.mark.parametrize("name", ["crewai_native", "CrewAI-Native", '"crewai.native"'])
+def test_a_table_under_another_spelling_is_no_setting(project, name):
+    folder = project(f'[tool.{name}]\ntrust = "locked"\n')
+    with pytest.raises(ConfigurationError, match=r"settings are in \[tool.crewai-native\]"):
+        load(folder)
+
+
 ENVIRONMENT = [
     ({"CREWAI_NATIVE": "maybe"}, ["CREWAI_NATIVE", "'maybe'", "1 or 0"]),
     ({"CREWAI_NATIVE": ""}, ["CREWAI_NATIVE", "''", "1 or 0"]),
