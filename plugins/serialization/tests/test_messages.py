@@ -8,6 +8,7 @@ import gc
 import io
 import json
 import math
+import os
 import pickle
 import random
 import re
@@ -483,6 +484,29 @@ def test_a_stream_comes_back_in_whatever_pieces(form, tmp_path):
         file.seek(0)
         assert list(serializer.read(file)) == batch
     assert list(serializer.deserialize_stream(serializer.serialize_stream([]))) == []
+
+
+def test_a_file_without_a_buffer_gets_all_of_a_stream_or_an_error_tells(tmp_path):
+    class Narrow(io.FileIO):
+        def write(self, data):
+            return super().write(bytes(data[:7]))
+
+    with Narrow(tmp_path / "messages", "w") as file:
+        written = Serializer().write([MESSAGE] * 3, file)
+    assert written == (tmp_path / "messages").stat().st_size
+    assert list(Serializer().read(tmp_path / "messages")) == [MESSAGE] * 3
+    # What is no file and does not say has taken all.
+    pieces = []
+    assert Serializer().write([MESSAGE], types.SimpleNamespace(write=pieces.append)) > 0
+    assert list(Serializer().deserialize_stream(pieces)) == [MESSAGE]
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with (
+        open(reader, "rb"),  # noqa: PTH123
+        open(writer, "wb", buffering=0) as full,  # noqa: PTH123
+        pytest.raises(BlockingIOError, match="nothing more"),
+    ):
+        Serializer().write([MESSAGE] * 10_000, full)
 
 
 def test_a_damaged_stream_gives_what_came_before_and_then_raises():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -130,13 +132,16 @@ class Serializer:
 
         Returns:
             The number of bytes.
+
+        Raises:
+            BlockingIOError: A file that is not to be waited for takes no more at the moment.
         """
         if isinstance(file, str | os.PathLike):
             with Path(file).open("wb") as opened:
                 return self.write(messages, opened)
         written = 0
         for piece in self.serialize_stream(messages):
-            file.write(piece)
+            _write_all(file, piece)
             written += len(piece)
         return written
 
@@ -173,6 +178,17 @@ class Serializer:
             return AgentMessage(**found)
         except TypeError as error:
             raise _error(f"message {number}, upgraded from schema {schema}: {error}", 0) from error
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    """Write bytes to a file, which takes a part at a time if it has no buffer."""
+    while data:
+        taken: Any = file.write(data)
+        if taken is None and not isinstance(file, io.RawIOBase):
+            return  # of an object that is no file and does not say
+        if not taken:
+            raise BlockingIOError(errno.EAGAIN, "the file takes nothing more at the moment")
+        data = data[taken:]
 
 
 def _error(text: str, offset: int) -> MessageError:
