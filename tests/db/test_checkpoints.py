@@ -233,6 +233,27 @@ class TestAgainstStock:
         states = [checkpoint["entities"][0]["checkpoint_state"] for _, checkpoint in found]
         assert states[-1]["seen"] == ["first", "first", "third"]
 
+    @pytest.mark.parametrize("beside", [None, 2**70])  # what only Python writes
+    def test_numbers_that_are_not_finite(self, config, both, beside):
+        class Scored(BaseModel):
+            score: float = float("nan")
+            scores: dict[str, float] = {"NaN": float("-inf"), "Infinity": 1.0}
+            beside: int | None = None
+
+        class Scoring(Flow):
+            @start()
+            def first(self):
+                return Scored(beside=beside)
+
+            @listen(first)
+            def second(self, made):
+                return {"score": made.score}
+
+        made = config(on_events=["*"])
+        Scoring(checkpoint=made).kickoff()
+        output = same(made.location, both)[-1][1]["entities"][0]["checkpoint_method_outputs"][0]
+        assert output["output"]["scores"] == {"NaN": None, "Infinity": 1.0}
+
     def test_a_crew_in_a_flow(self, config, both):
         class Outer(Flow):
             @start()

@@ -92,7 +92,8 @@ LEFT = st.sampled_from(
 @settings(max_examples=300, deadline=None)
 def test_plain_values_are_written_natively_as_python_writes_them(value):
     assert _native.dumps(value) == json.dumps(value)
-    assert _native.dumps_compact(value) == json.dumps(value, separators=(",", ":")).encode()
+    finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    assert _native.dumps_compact(value) == json.dumps(finite, separators=(",", ":")).encode()
 
 
 @given(value=PLAIN, left=LEFT)

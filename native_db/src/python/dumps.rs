@@ -32,7 +32,8 @@ pub(super) fn dumps(
     }
 }
 
-/// The same for `json.dumps(value, separators=(",", ":"))`, as bytes.
+/// The same for `json.dumps(value, separators=(",", ":"))`, as bytes, but with `null` for a number that is
+/// not finite, as pydantic writes it.
 #[pyfunction]
 pub(super) fn dumps_compact<'py>(
     value: &Bound<'py, PyAny>,
@@ -89,7 +90,11 @@ impl<'py, const COMPACT: bool> Writer<'_, 'py, COMPACT> {
             // Writing to a `String` cannot fail.
             _ = write!(self.out, "{number}");
         } else if let Ok(number) = value.cast::<PyFloat>() {
-            write_float(&mut self.out, number.value());
+            if COMPACT && !number.value().is_finite() {
+                self.out.push_str("null");
+            } else {
+                write_float(&mut self.out, number.value());
+            }
         } else if value.is_none() {
             self.out.push_str("null");
         } else {

@@ -488,5 +488,11 @@ _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _json(value: Any) -> bytes:
-    text = _native.dumps_compact(value)
-    return _encode(value).encode("ascii") if text is None else text
+    native = _native.dumps_compact(value)
+    if native is not None:
+        return native
+    text = _encode(value)
+    if "NaN" in text or "Infinity" in text:
+        # CrewAI dumps a checkpoint twice over, and pydantic makes null of them the second time.
+        text = _encode(json.loads(text, parse_constant=lambda _: None))
+    return text.encode("ascii")
