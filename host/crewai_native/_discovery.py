@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from importlib.metadata import Distribution, EntryPoint
 
-_GROUP: Final = "crewai_native.v"
+# What is nearly the name of a group is told of, and not used.
+_GROUP: Final = re.compile(r"crewai[-_.]native(?:[-_.]?v?\d+)?", re.IGNORECASE)
+_SECTION: Final = re.compile(rb"\[\s*crewai[-_.]native", re.IGNORECASE)
 # As every build back-end writes it.
 _ACCELERATES: Final = re.compile(
     r"""crewai ?\(?([<>=!~.,*\w]+)\)? ?; ?extra ?== ?["']accelerates["']"""
@@ -83,7 +85,7 @@ def offers() -> tuple[dict[str, list[Offer]], list[Candidate]]:
             strangers.append(candidate)
             continue
         place = first[normalise(name)]
-        for major, entry in entries:
+        for entry in entries:
             candidate = Candidate(entry.name, name, version, entry.value, location)
             if place != (location, version):
                 candidate.failed(
@@ -91,11 +93,15 @@ def offers() -> tuple[dict[str, list[Offer]], list[Candidate]]:
                     State.SHADOWED,
                     f"by the copy of {name} {place[1]} that comes first on the path, in {place[0]}",
                 )
-            elif major != CONTRACT:
+            elif entry.group != f"crewai_native.v{CONTRACT}":
+                major = entry.group.removeprefix("crewai_native.v")
                 candidate.failed(
                     "compatibility",
                     State.INCOMPATIBLE,
-                    f"offers contract {major}; this host speaks contract {CONTRACT}",
+                    f"offers contract {major}; this host speaks contract {CONTRACT}"
+                    if major.isdecimal()
+                    else f"is in the group of entry points {entry.group!r}; this host reads "
+                    f"'crewai_native.v{CONTRACT}'",
                 )
             elif entry.name not in found:
                 candidate.failed(
@@ -118,7 +124,7 @@ def _distributions() -> Iterator[Distribution]:
     seen = set()
     for distribution in importlib.metadata.distributions():
         text = _entry_points(distribution)
-        if not text or _GROUP.encode() not in text:
+        if not text or not _SECTION.search(text):
             continue
         # A folder that is on the path twice, or under two names, holds one installation.
         place = (os.path.realpath(str(distribution.locate_file(""))), text)
@@ -198,14 +204,9 @@ def _headers(distribution: Distribution) -> dict[str, list[str]]:
     return found
 
 
-def _entries(distribution: Distribution) -> list[tuple[int, EntryPoint]]:
-    """Return a distribution's entry points for any contract, with the contract's major version."""
-    return [
-        (int(major), entry)
-        for entry in distribution.entry_points
-        if entry.group.startswith(_GROUP)
-        if (major := entry.group.removeprefix(_GROUP)).isdecimal()
-    ]
+def _entries(distribution: Distribution) -> list[EntryPoint]:
+    """Return a distribution's entry points for any contract."""
+    return [entry for entry in distribution.entry_points if _GROUP.fullmatch(entry.group)]
 
 
 def _accelerates(headers: dict[str, list[str]]) -> str | None:

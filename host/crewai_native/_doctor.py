@@ -280,10 +280,11 @@ def _conflicts(host: Host) -> Iterator[Check]:
 def _own_checks(plugin: Plugin) -> Iterator[Check]:
     distribution = plugin.distribution
     found = plugin.call("crewai_native_health", ())
-    if not isinstance(found, Iterable):
+    if isinstance(found, str) or not isinstance(found, Iterable):
         yield error(
             distribution,
-            f"crewai_native_health() gave {type(found).__name__!r}; it accepts checks",
+            f"crewai_native_health() gave {type(found).__name__!r}; it accepts a list of "
+            "crewai_native.health.Check",
         )
         return
     for check in found:

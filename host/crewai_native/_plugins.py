@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+import inspect
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pluggy
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from crewai_native._discovery import Offer
+
+_PREFIX: Final = "crewai_native_"
 
 
 class Plugin(NamedTuple):
@@ -93,9 +97,14 @@ class Plugins:
         try:
             self._manager.register(found, name=value)
             return self._implementations(found)
-        except pluggy.PluginValidationError:
+        except pluggy.PluginValidationError as error:
             self._manager.unregister(name=value)
-            raise
+            accepted = [
+                f"{name} accepts {', '.join(inspect.signature(spec).parameters) or 'no argument'}"
+                for name, spec in vars(hookspecs).items()
+                if f"'{name}'" in str(error)
+            ]
+            raise pluggy.PluginValidationError(found, "; ".join([str(error), *accepted])) from error
 
     def _implementations(self, plugin: object) -> dict[str, Callable[..., Any]]:
         found = {}
@@ -104,9 +113,7 @@ class Plugins:
                 if implementation.plugin is not plugin:
                     continue
                 if caller.spec is None and not implementation.optionalhook:
-                    raise pluggy.PluginValidationError(
-                        plugin, f"{caller.name} is no hook of this host's contract"
-                    )
+                    raise pluggy.PluginValidationError(plugin, _no_hook(caller.name))
                 if implementation.wrapper or implementation.hookwrapper:
                     raise pluggy.PluginValidationError(
                         plugin, f"{caller.name}: this host calls no hook wrappers"
@@ -114,6 +121,15 @@ class Plugins:
                 if caller.spec is not None:
                     found[caller.name] = _by_keyword(implementation, caller.spec.argnames)
         return found
+
+
+def _no_hook(name: str) -> str:
+    # What all of them begin with makes none of them alike.
+    hooks = [hook.removeprefix(_PREFIX) for hook in vars(hookspecs) if hook.startswith(_PREFIX)]
+    near = difflib.get_close_matches(name.removeprefix(_PREFIX), hooks, n=1)
+    meant = f" (did you mean {_PREFIX}{near[0]}?)" if near else ""
+    there_are = "" if near else f"; there are: {', '.join(_PREFIX + hook for hook in hooks)}"
+    return f"{name} is no hook of this host's contract{meant}{there_are}"
 
 
 def _by_keyword(implementation: pluggy.HookImpl, offered: tuple[str, ...]) -> Callable[..., Any]:

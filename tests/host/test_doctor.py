@@ -248,6 +248,11 @@ def panic():
         (lambda: 1 / 0, "acme", (Health.ERROR, "could not be checked: ZeroDivisionError")),
         (panic, "acme", (Health.ERROR, "could not be checked: PanicException: index out")),
         (lambda: None, "acme", (Health.ERROR, "crewai_native_health() gave 'NoneType'")),
+        (
+            lambda: "fine",
+            "acme",
+            (Health.ERROR, "crewai_native_health() gave 'str'; it accepts a list"),
+        ),
         (lambda: ["fine"], "acme", (Health.ERROR, "crewai_native_health() gave 'str'")),
         (lambda: [Check("index", "odd", "")], "acme", (Health.ERROR, "could not be checked")),
     ],

@@ -24,7 +24,7 @@ BAD = {
     "segfaulting": ("broken", "SIGSEGV"),
     "wrong_range": ("incompatible", "accelerates crewai >=0.1,<0.2, installed is 1.15.30"),
     "missing_hook": ("broken", "implements no crewai_native_memory_storage"),
-    "bad_signature": ("broken", "moon"),
+    "bad_signature": ("broken", "crewai_native_memory_storage accepts spec"),
     "declining": ("declined", "no GPU here"),
 }
 
@@ -86,6 +86,40 @@ def test_another_contract_and_an_unknown_slot_are_told(miniature):
     assert SLOT in stranger["reason"]  # what would be accepted
     assert len(status["warnings"]) == 2
     assert status.slot(SLOT)["state"] == "stock"
+
+
+@pytest.mark.parametrize("group", ["crewai-native.v1", "crewai_native", "crewai_native.1"])
+def test_a_mistyped_group_of_entry_points_is_told(group, miniature):
+    entries = miniature.site.valid("acme-valid").info / "entry_points.txt"
+    entries.write_text(entries.read_text().replace("crewai_native.v1", group))
+    status = miniature.status()
+    (stranger,) = status["strangers"]
+    assert stranger["reason"] == (
+        f"is in the group of entry points {group!r}; this host reads 'crewai_native.v1'"
+    )
+
+
+def test_other_entry_points_are_none_of_ours(miniature):
+    entries = miniature.site.valid("acme-valid").info / "entry_points.txt"
+    entries.write_text(entries.read_text().replace("crewai_native.v1", "crewai_native_acme.parts"))
+    status = miniature.status()
+    assert (status["strangers"], status["warnings"]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("tool_cache", "(did you mean crewai_native_tools_cache?)"), ("x", "crewai_native_locks")],
+)
+def test_a_hook_that_there_is_not_is_told_with_those_that_there_are(name, words, miniature):
+    source = f"""
+    from crewai_native import hookimpl
+    @hookimpl
+    def crewai_native_{name}(): pass
+    """
+    miniature.site.add("acme-mistyped", source)
+    reason = miniature.status().candidate("acme-mistyped")["reason"]
+    assert f"crewai_native_{name} is no hook" in reason
+    assert words in reason
 
 
 def test_the_first_copy_on_the_path_counts(miniature, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import inspect
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from crewai_native._errors import ProviderError
@@ -94,20 +95,27 @@ class Provider:
 
     def wrong_type(self, value: object, accepts: str) -> ProviderError:
         """Return the error for a hook that gave something the slot cannot use."""
+        given = repr(type(value).__name__)
+        if isinstance(value, type):
+            given = f"the class {value.__name__!r}"
         return ProviderError(
-            f"{self.distribution} {self.version} returned {type(value).__name__!r} for "
-            f"{self.slot}; the slot accepts {accepts}"
+            f"{self.distribution} {self.version} returned {given} for {self.slot}; "
+            f"the slot accepts {accepts}"
         )
 
     def require(self, value: Any, methods: tuple[str, ...], accepts: str) -> Any:
         """Return ``value`` if it has the methods of the slot's protocol.
 
         Raises:
-            ProviderError: It lacks one.
+            ProviderError: It lacks one, or is a class whose objects have them.
         """
         if not all(callable(getattr(value, method, None)) for method in methods):
             missing = [m for m in methods if not callable(getattr(value, m, None))]
             raise self.wrong_type(value, f"{accepts} (missing: {', '.join(missing)})")
+        if isinstance(value, type) and any(
+            inspect.isfunction(inspect.getattr_static(value, method)) for method in methods
+        ):
+            raise self.wrong_type(value, f"{accepts}: an object, not its class")
         return value
 
 

@@ -646,6 +646,18 @@ class TestCache:
         with pytest.raises(ProviderError, match=r"fake-dist 1\.2 returned 'dict'.*a ToolCache"):
             serve("tools.cache", lambda handler: {})
 
+    def test_a_class_is_no_object_of_it(self, serve):
+        class Cache:
+            def add(self, *what): ...
+            def read(self, *what): ...
+
+        class Static:
+            add = read = staticmethod(lambda *_: None)
+
+        with pytest.raises(ProviderError, match=r"the class 'Cache'.*an object, not its class"):
+            serve("tools.cache", lambda handler: Cache)
+        serve("tools.cache", lambda handler: Static)
+
 
 class Arguments(BaseModel):
     first: int
