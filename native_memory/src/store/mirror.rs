@@ -3,7 +3,7 @@
 //! The file is the truth. A mirror belongs to one state of it, named by its `seq`, and catches up
 //! by reading the changes since; it never holds what is not committed.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fs;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crewai_native_sdk::pool::Pool;
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row};
 use serde_json::{Map, Value};
 
 use crate::vector::{
@@ -896,9 +896,11 @@ impl<'c> Vectors<'c> {
     }
 }
 
-/// Ids of records, looked up only to order equal scores.
+/// Ids of records, looked up only to order equal scores: each once, as where many rows are alike each
+/// is compared several times.
 struct Ids<'c> {
-    statement: std::cell::RefCell<CachedStatement<'c>>,
+    statement: RefCell<CachedStatement<'c>>,
+    known: RefCell<HashMap<i64, String>>,
     failure: Cell<Option<rusqlite::Error>>,
 }
 
@@ -908,26 +910,27 @@ impl<'c> Ids<'c> {
             statement: connection
                 .prepare_cached("SELECT id FROM records WHERE record = ?1")?
                 .into(),
+            known: RefCell::default(),
             failure: Cell::new(None),
         })
     }
 
     fn compare(&self, a: i64, b: i64) -> Ordering {
-        let id = |record: i64| {
-            let mut statement = self.statement.borrow_mut();
-            match statement.query_row(params![record], |row| row.get::<_, String>(0)) {
-                Ok(id) => id,
-                Err(error) => {
-                    self.failure.set(Some(error));
-                    String::new()
-                }
-            }
-        };
-        if a == b {
-            Ordering::Equal
-        } else {
-            id(a).cmp(&id(b))
+        let mut known = self.known.borrow_mut();
+        for record in [a, b] {
+            known.entry(record).or_insert_with(|| self.read(record));
         }
+        known[&a].cmp(&known[&b])
+    }
+
+    fn read(&self, record: i64) -> String {
+        let mut statement = self.statement.borrow_mut();
+        statement
+            .query_row([record], |row| row.get(0))
+            .unwrap_or_else(|error| {
+                self.failure.set(Some(error));
+                String::new()
+            })
     }
 
     fn finish(self) -> Result<()> {
