@@ -172,10 +172,13 @@ impl Engine {
             .and_then(|snapshot| work(&snapshot))
             .map_err(|error| error.at(&self.path));
         self.counters.reads.fetch_add(1, Ordering::Relaxed);
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        // A connection on which something failed is not worth trusting again.
-        if done.is_ok() && readers.len() < self.idle_readers.load(Ordering::Relaxed) {
-            readers.push(link);
+        // A connection on which something failed is not worth trusting again. One that reads what nobody
+        // changes is good for so long: somebody else may begin to.
+        if done.is_ok() && !link.connection.is_readonly("main").unwrap_or(true) {
+            let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+            if readers.len() < self.idle_readers.load(Ordering::Relaxed) {
+                readers.push(link);
+            }
         }
         done
     }

@@ -63,6 +63,13 @@ while True:
     print(n, flush=True)
     n += 1
 """
+READING = """
+if os.geteuid() == 0:
+    os.setgid(65534), os.setuid(65534)
+assert store.has("w", 0) and not store.has("w", 1)
+assert store.store.check() == []
+print(sorted(os.listdir(os.path.dirname(sys.argv[2]))))
+"""
 FULL = """
 import resource
 store.add("w", 0)
@@ -156,6 +163,29 @@ def test_a_directory_that_turns_read_only_is_an_error_that_names_it(tmp_path, ki
         done = run(UNPRIVILEGED, kind, place, env={**os.environ, "HOME": str(tmp_path)})
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(str(place))
+    finally:
+        tmp_path.chmod(0o755)
+
+
+@STORES
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_is_in_a_read_only_directory_can_be_read(tmp_path, kind, copied):
+    place = tmp_path / "store.db"
+    assert run("store.add('w', 0); store.store.close()", kind, place).returncode == 0
+    if copied:
+        # As a copy has it: all of it is in one file.
+        for file in tmp_path.iterdir():
+            if file != place:
+                file.unlink()
+    names = sorted(file.name for file in tmp_path.iterdir())
+    for file in tmp_path.iterdir():
+        file.chmod(0o444)
+    tmp_path.chmod(0o555)
+    for above in tmp_path.parents[:2]:
+        above.chmod(0o755)
+    try:
+        done = run(READING, kind, place, env={**os.environ, "HOME": str(tmp_path)})
+        assert (done.returncode, done.stdout) == (0, f"{names}\n"), done.stderr
     finally:
         tmp_path.chmod(0o755)
 

@@ -1,6 +1,7 @@
 //! How a file comes into being, and how it is opened.
 
 use std::ffi::{c_int, c_void};
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,7 +46,7 @@ pub(super) fn sibling(path: &Path, suffix: &str) -> PathBuf {
 /// Opens the file at `path`, or gives `None` where there is none yet.
 ///
 /// A file that is not a readable one of a known format is an error, never a reason to begin a new
-/// one.
+/// one. One that nobody has open can be read where nothing can be written, too.
 pub(super) fn open(path: &Path, schema: &Schema) -> Result<Option<Connection>> {
     match fs::metadata(path) {
         Ok(file) if file.is_dir() => {
@@ -61,14 +62,48 @@ pub(super) fn open(path: &Path, schema: &Schema) -> Result<Option<Connection>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(DbError::io(path, &error)),
     }
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
+    let connection = match connect(path, flags, path, schema) {
+        Err(DbError::Io { errno, .. }) if errno == libc::EACCES && !is_in_use(path) => {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+            connect(&unchanging(path), flags, path, schema)
+        }
+        connected => connected,
+    };
+    connection.map(Some)
+}
+
+fn connect(name: &Path, flags: OpenFlags, path: &Path, schema: &Schema) -> Result<Connection> {
     let located = |error: rusqlite::Error| DbError::from(error).at(path);
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(located)?;
+    let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(name, flags).map_err(located)?;
     connection.busy_handler(Some(wait_busy)).map_err(located)?;
     check_format(&connection, path, schema)?;
     check_length(&connection, path)?;
     configure(&connection).map_err(located)?;
-    Ok(Some(connection))
+    Ok(connection)
+}
+
+/// Whether somebody has the file open, or has left what is not written back to it.
+fn is_in_use(path: &Path) -> bool {
+    let length = |suffix| fs::metadata(sibling(path, suffix)).map_or(0, |file| file.len());
+    length("-shm") > 0 || length("-wal") > 0
+}
+
+/// The name by which SQLite reads a file as one that nobody changes, without one of its own beside it: for
+/// a directory in which none can be made.
+fn unchanging(path: &Path) -> PathBuf {
+    let mut name = "file:".to_owned();
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' => name.push(char::from(*byte)),
+            _ if byte.is_ascii_alphanumeric() => name.push(char::from(*byte)),
+            // Writing to a `String` cannot fail.
+            _ => _ = write!(name, "%{byte:02X}"),
+        }
+    }
+    name.push_str("?immutable=1");
+    name.into()
 }
 
 fn check_format(connection: &Connection, path: &Path, schema: &Schema) -> Result<()> {
@@ -222,6 +257,20 @@ fn write_empty(path: &Path, schema: &Schema) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_read_by_its_name_as_one_that_nobody_changes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("50% of #1?é.db");
+        create(&path, &crate::replay::SCHEMA).unwrap();
+        assert!(!is_in_use(&path));
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+        let fixed = connect(&unchanging(&path), flags, &path, &crate::replay::SCHEMA).unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        fixed.execute("DELETE FROM runs", []).unwrap_err();
+        let _open = open(&path, &crate::replay::SCHEMA).unwrap().unwrap();
+        assert!(is_in_use(&path));
+    }
 
     #[test]
     fn a_file_begins_whole_alone_and_with_a_log() {
