@@ -156,6 +156,15 @@ def test_a_plugin_that_is_not_trusted_or_switched_off_is_not_imported_for_its_co
         assert not mark.exists()
 
 
+def test_a_command_that_there_is_not_is_told_with_those_that_there_are(plugin, cli):
+    plugin()
+    done = cli("brw")
+    assert "No such command 'brw'" in done.stderr
+    assert "There are: list, explain, " in done.stderr
+    assert done.stderr.endswith(", brew\n")
+    assert cli("plan").stderr.endswith("; plan comes with crewai-native-tasks\n")
+
+
 @pytest.mark.parametrize("error", ["ValueError('acme cannot')", "SystemExit('acme stops')"])
 def test_a_hook_that_raises_costs_only_its_own_commands(plugin, cli, error):
     plugin()

@@ -28,6 +28,14 @@ app = typer.Typer(
 
 _NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
+# Commands that the documentation names, by the wheel that brings them.
+_OF_WHEELS: Final = {
+    "memory": "crewai-native-memory",
+    "db": "crewai-native-db",
+    "plan": "crewai-native-tasks",
+    "celery": "crewai-native-celery",
+}
+
 # typer's own copy of click's ClickException, which has no public name of its own.
 _UsageError: Any = typer.BadParameter.__mro__[2]
 
@@ -48,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _console.complain(str(error))
         code = 2
     except _UsageError as error:
-        _console.complain(error.format_message())
+        _console.complain(_with_commands(error))
         code = error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         code = 130
@@ -63,6 +71,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _console.forsake_stdout()
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _with_commands(error: Any) -> str:
+    """Return what a usage error says, and where a command is wrong or missing, which there are."""
+    message: str = error.format_message()
+    if error.ctx is None or not message.startswith(("No such command", "Missing command")):
+        return message
+    there_are = f"{message} There are: {', '.join(error.ctx.command.list_commands(error.ctx))}"
+    if error.ctx.parent is None:
+        for command, wheel in _OF_WHEELS.items():
+            if message.startswith(f"No such command {command!r}"):
+                return f"{there_are}; {command} comes with {wheel}"
+    return there_are
 
 
 def _look_only() -> None:
