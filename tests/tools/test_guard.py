@@ -491,6 +491,18 @@ class TestBudgets:
             agent.kickoff("do it")
         assert len(llm.calls) == 2
 
+    def test_an_agent_inherits_nothing_from_one_that_is_gone(self):
+        configure(default=Policy(agent_budget={"tool_calls": 1}))
+        for _ in range(20):
+            # Many of them get the place in memory, and so the id, of the one before.
+            counter = Counter(calls=[])
+            llm = ScriptedLLM([ToolCall("count", {"q": "a"}), last])
+            agent = Agent(role="r", goal="g", backstory="b", llm=llm, tools=[counter])
+            agent.execute_task(Task(description="d", expected_output="e", agent=agent))
+            assert len(counter.calls) == 1
+            del agent
+            gc.collect()
+
     def test_code_that_asks_a_model_gets_an_exception(self):
         llm = ScriptedLLM(["yes"] * 3)
         assert llm.call("?") == "yes"
@@ -503,7 +515,7 @@ class TestBudgets:
         model = types.SimpleNamespace(
             model="m", _token_usage={"prompt_tokens": 10, "completion_tokens": 10}
         )
-        purse = Purse([model], {"m": (2.0, 10.0)})
+        purse = Purse([model], {"m": (2.0, 10.0)}, lambda: model)
         assert purse.spend(Budget(money=5)) is None
         model._token_usage = {"prompt_tokens": 1_000_010, "completion_tokens": 300_010}
         assert purse.spent()["money"] == 5.0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from crewai_native_tools._native import Uses
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from crewai_native_tools.policy import Budget
 
@@ -27,9 +27,19 @@ class Purse:
     Args:
         models: The language models that it uses.
         prices: What a million tokens cost, in and out, by the name of a model.
+        owner: Returns whose it is, or None once that is gone.
+
+    Attributes:
+        owner: As there.
     """
 
-    def __init__(self, models: Iterable[Any], prices: Mapping[str, tuple[float, float]]) -> None:
+    def __init__(
+        self,
+        models: Iterable[Any],
+        prices: Mapping[str, tuple[float, float]],
+        owner: Callable[[], Any],
+    ) -> None:
+        self.owner = owner
         self._started = time.monotonic()
         self._calls = Uses()
         self._asked = Uses()

@@ -96,7 +96,7 @@ class Run:
         cancelled: Whether it was cancelled; nothing more starts in it.
         active: Calls that can be cancelled.
         name: What tells it from others, in other processes too.
-        purses: What was spent, by whom; under None by the run.
+        purses: What was spent, by the ids of the run and of its agents.
     """
 
     __slots__ = ("__weakref__", "_uses", "active", "cancelled", "name", "purses")
@@ -104,7 +104,7 @@ class Run:
     def __init__(self, name: str | None = None) -> None:
         self.cancelled = False
         self.active: set[Cancellable] = set()
-        self.purses: dict[int | None, Purse] = {}
+        self.purses: dict[int, Purse] = {}
         self.name = secrets.token_hex(16) if name is None else name
         self._uses: dict[Any, Uses] = {}
 

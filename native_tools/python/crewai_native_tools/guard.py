@@ -304,14 +304,19 @@ class NativeGuard:
 
     def _purse(self, run: Run, work: ToolCall | ModelCall, *, whose: str) -> Purse:
         """Return what a run, or the agent that works in it, has spent."""
-        key = None if whose == "run" else id(work.agent)
-        purse = run.purses.get(key)
-        if purse is None:
+        owner = run if whose == "run" or work.agent is None else work.agent
+        purse = run.purses.get(id(owner))
+        if purse is None or purse.owner() is not owner:
+            # The program's run outlives its agents, and a new one may have the number of an old one.
+            for key, old in list(run.purses.items()):
+                if old.owner() is None:
+                    run.purses.pop(key, None)
             agents = [work.agent]
             if whose == "run":
                 agents = list(getattr(work.crew, "agents", ())) or agents
             models = [m for a in agents if (m := getattr(a, "llm", None)) is not None]
-            purse = run.purses.setdefault(key, Purse(models, self._prices))
+            mine = Purse(models, self._prices, _reference(owner))
+            purse = run.purses.setdefault(id(owner), mine)
         return purse
 
     def _watched(self, call: ToolCall, plan: Plan, outcome: Any, *, ended: bool = False) -> Any:
