@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import os
+import signal
 import subprocess
 import sys
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -122,6 +126,79 @@ async def test_awaited_calls_too(store):
     go.set()
     assert await asyncio.gather(*tasks) == ["paid"] * 3
     assert effect.calls == 2
+
+
+async def test_awaited_calls_that_wait_leave_the_threads_to_the_first(store):
+    effect, calls = Effect(), Journal(store)
+
+    async def on_a_thread():
+        await asyncio.sleep(0.01)
+        return await asyncio.to_thread(effect)
+
+    # More than there are threads for what event loops do not do themselves.
+    many = [calls.aonce(on_a_thread, **PLACE, arguments={}) for _ in range(64)]
+    assert await asyncio.wait_for(asyncio.gather(*many), 60) == ["paid"] * 64
+    assert effect.calls == 1
+
+
+def test_a_call_inside_of_itself_does_not_wait_for_itself(store):
+    calls = Journal(store)
+
+    def again():
+        return calls.once(again, **PLACE, arguments={})
+
+    async def aagain():
+        return await calls.aonce(aagain, **PLACE, arguments={"other": 1})
+
+    with pytest.raises(Uncertain, match=r"'pay' was not run: .*inside of the same call"):
+        calls.once(again, **PLACE, arguments={})
+    with pytest.raises(Uncertain, match=r"'pay' was not run: .*inside of the same call"):
+        asyncio.run(calls.aonce(aagain, **PLACE, arguments={"other": 1}))
+
+
+def test_what_a_call_leaves_behind_may_make_it_again(store):
+    calls, effect, later = Journal(store), Effect("paid"), []
+
+    def leaves_its_context():
+        later.append(contextvars.copy_context())
+        return effect()
+
+    assert calls.once(leaves_its_context, **PLACE, arguments={}) == "paid"
+    assert later[0].run(calls.once, effect, **PLACE, arguments={}) == "paid"
+    assert effect.calls == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_waits_for_no_call_of_its_parent():
+    calls, begun, go = Journal(), threading.Event(), threading.Event()
+
+    def slowly():
+        begun.set()
+        return go.wait(60)
+
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(calls.once, slowly, **PLACE, arguments={})
+        assert begun.wait(60)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            signal.alarm(30)
+            try:
+                calls.once(Effect(), **PLACE, arguments={})
+            except Uncertain:
+                os._exit(7)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        go.set()
+        assert answer.result(60) is True
+
+
+def test_a_call_that_was_not_made_can_be(store):
+    effect, calls = Effect(TimeoutError("no worker was free"), "paid"), Journal(store)
+    with pytest.raises(TimeoutError):
+        calls.once(effect, **PLACE, arguments={}, not_made=(TimeoutError,))
+    assert calls.once(effect, **PLACE, arguments={}) == "paid"
 
 
 def test_arguments_without_json_are_refused(store):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import os
 import pathlib
@@ -232,6 +233,36 @@ def test_an_effect_that_comes_after_the_deadline_is_known_then():
     until(lambda: engine.stats()["abandoned"] == 0)
     assert engine.execute_tool("pay", run="r") == "paid"
     assert len(calls) == 1
+
+
+def test_an_effect_that_found_no_worker_was_not_made(monkeypatch):
+    monkeypatch.setattr(processes, "_pool", None)
+    engine = ToolEngine(isolation="process", side_effects=True, timeout_seconds=0.005)
+    engine.register("who", misbehaving.whoami)
+    # A worker takes longer than that to start.
+    with pytest.raises(TimeoutError):
+        engine.execute_tool("who", run="r")
+    until(lambda: engine.stats()["abandoned"] == 0)
+    patient = ToolEngine(isolation="process", side_effects=True, timeout_seconds=LONG)
+    patient.register("who", misbehaving.whoami)
+    assert patient.execute_tool("who", run="r") is not None
+    processes.pool().close()
+
+
+async def test_an_awaited_call_is_let_go_between_attempts():
+    engine = ToolEngine(retry={"attempts": 2, "backoff": 3600})
+    failed = asyncio.Event()
+
+    async def fails():
+        failed.set()
+        raise ConnectionError
+
+    engine.register("fails", fails)
+    call = asyncio.create_task(engine.aexecute_tool("fails", run="r"))
+    await failed.wait()
+    engine.cancel("r")
+    with pytest.raises(ToolCancelled):
+        await asyncio.wait_for(call, 20)
 
 
 # --- agents -----------------------------------------------------------------------------------

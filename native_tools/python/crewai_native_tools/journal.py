@@ -19,16 +19,21 @@ In memory a journal lasts as long as its process. With ``crewai-native-db`` it l
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import hashlib
 import json
+import os
 import threading
 import time
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from crewai_native_tools import _native
+from crewai_native_tools.execution import answer
 from crewai_native_tools.kept import exact_json
 from crewai_native_tools.outputs import is_failure
 
@@ -42,6 +47,10 @@ _KEEP: Final = 30 * 86_400.0
 
 _named: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "crewai_native_tool_run", default=None
+)
+# The calls that the current context is inside of.
+_outer: contextvars.ContextVar[frozenset[Future[None]]] = contextvars.ContextVar(
+    "crewai_native_tool_effects", default=frozenset()
 )
 _default: Journal | None = None
 _default_lock = threading.Lock()
@@ -189,8 +198,8 @@ class Journal:
 
     def __init__(self, store: Store | None = None) -> None:
         self._store: Store = Memory() if store is None else store
-        self._under_way: dict[str, threading.Event] = {}
-        self._lock = threading.Lock()
+        # With the process, because a child of a fork has the entries of calls that its parent makes.
+        self._under_way: dict[tuple[int, str], Future[None]] = {}
 
     def once(
         self,
@@ -201,6 +210,7 @@ class Journal:
         tool: str,
         arguments: Any,
         unknown: tuple[type[BaseException], ...] = (TimeoutError,),
+        not_made: tuple[type[BaseException], ...] = (),
     ) -> Any:
         """Make a call, or return what it returned when it was made before.
 
@@ -215,14 +225,18 @@ class Journal:
             unknown: What ``call`` raises when it does not know whether the tool has done, or will
                 yet do, its work. What is no ``Exception`` is always meant. Anything else says that
                 the tool has failed.
+            not_made: What of these says all the same that the tool has not run.
 
         Raises:
-            Uncertain: It was begun before, and whether it took effect is not known.
+            Uncertain: It was begun before, and whether it took effect is not known; or this is
+                inside of that very call.
             TypeError: The arguments have no JSON, so that the call could not be recognised.
         """
         key = self._key(run, task, tool, arguments)
-        while (other := self._claim(key)) is not None:
-            other.wait()
+        mine: Future[None] = Future()
+        while (other := self._claim(key, tool, mine)) is not mine:
+            other.result()
+        inside = _outer.set(_outer.get() | {mine})
         try:
             found = self._store.begin(key, Entry(time.time()), tool)
             if found is not None:
@@ -230,12 +244,13 @@ class Journal:
             try:
                 result = call()
             except BaseException as error:
-                self._failed(key, error, unknown)
+                self._failed(key, error, unknown, not_made)
                 raise
             self._returned(key, result)
             return result
         finally:
-            self._release(key)
+            _outer.reset(inside)
+            self._release(key, mine)
 
     async def aonce(
         self,
@@ -246,13 +261,18 @@ class Journal:
         tool: str,
         arguments: Any,
         unknown: tuple[type[BaseException], ...] = (TimeoutError,),
+        not_made: tuple[type[BaseException], ...] = (),
     ) -> Any:
         """As :meth:`once`, for calls that are awaited."""
-        import asyncio
-
         key = self._key(run, task, tool, arguments)
-        while (other := self._claim(key)) is not None:
-            await asyncio.to_thread(other.wait)
+        mine: Future[None] = Future()
+        while (other := self._claim(key, tool, mine)) is not mine:
+            loop = asyncio.get_running_loop()
+            turn: asyncio.Future[Any] = loop.create_future()
+            # No thread waits: the first call may need all that there are.
+            other.add_done_callback(functools.partial(answer, loop, turn))
+            await turn
+        inside = _outer.set(_outer.get() | {mine})
         try:
             found = self._store.begin(key, Entry(time.time()), tool)
             if found is not None:
@@ -260,12 +280,13 @@ class Journal:
             try:
                 result = await call()
             except BaseException as error:
-                self._failed(key, error, unknown)
+                self._failed(key, error, unknown, not_made)
                 raise
             self._returned(key, result)
             return result
         finally:
-            self._release(key)
+            _outer.reset(inside)
+            self._release(key, mine)
 
     def _returned(self, key: str, result: Any) -> None:
         if is_failure(result):
@@ -274,9 +295,14 @@ class Journal:
             self._store.finish(key, Entry(time.time(), done=True, result=result))
 
     def _failed(
-        self, key: str, error: BaseException, unknown: tuple[type[BaseException], ...]
+        self,
+        key: str,
+        error: BaseException,
+        unknown: tuple[type[BaseException], ...],
+        not_made: tuple[type[BaseException], ...],
     ) -> None:
-        if isinstance(error, Exception) and not isinstance(error, unknown):
+        has_failed = isinstance(error, Exception) and not isinstance(error, unknown)
+        if has_failed or isinstance(error, not_made):
             self._store.forget(key)
 
     def _key(self, run: str, task: str, tool: str, arguments: Any) -> str:
@@ -290,16 +316,21 @@ class Journal:
         parts = json.dumps([run, task, tool]) + spelled
         return hashlib.blake2b(parts.encode("utf-8", "surrogatepass"), digest_size=24).hexdigest()
 
-    def _claim(self, key: str) -> threading.Event | None:
-        with self._lock:
-            other = self._under_way.get(key)
-            if other is None:
-                self._under_way[key] = threading.Event()
-            return other
+    def _claim(self, key: str, tool: str, mine: Future[None]) -> Future[None]:
+        """Return the same call that is under way, which may be this one now."""
+        # One step, and no lock: a fork would leave it taken to the child.
+        other = self._under_way.setdefault((os.getpid(), key), mine)
+        if other in _outer.get():
+            raise Uncertain(
+                f"tool {tool!r} was not run: it was called inside of the same call of it, whose "
+                "outcome is not known yet."
+            )
+        return other
 
-    def _release(self, key: str) -> None:
-        with self._lock:
-            self._under_way.pop(key).set()
+    def _release(self, key: str, mine: Future[None]) -> None:
+        # A tool that forks comes here in the child, too, which has no such entry.
+        self._under_way.pop((os.getpid(), key), None)
+        mine.set_result(None)
 
 
 def default_store(path: Path | None = None) -> Store:

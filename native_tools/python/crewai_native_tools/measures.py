@@ -108,6 +108,7 @@ async def arun(
                 failed=error,
                 final=_final,
                 left=clock,
+                wait=functools.partial(_await, belongs_to),
             )
     if plan.max_output is None:
         return result
@@ -141,6 +142,7 @@ def _entry(plan: Plan, belongs_to: Run, task: str, arguments: Any) -> dict[str, 
         "arguments": arguments,
         # After these nobody knows whether the tool has done its work.
         "unknown": (TimeoutError, isolation.Killed, asyncio.CancelledError),
+        "not_made": (isolation.NotStarted,),
     }
 
 
@@ -177,3 +179,10 @@ def _wait(belongs_to: Run, seconds: float) -> None:
     end = time.monotonic() + seconds
     while not belongs_to.cancelled and (left := end - time.monotonic()) > 0:
         time.sleep(min(left, _LOOK))
+
+
+async def _await(belongs_to: Run, seconds: float) -> None:
+    """As :func:`_wait`, without blocking the event loop."""
+    end = time.monotonic() + seconds
+    while not belongs_to.cancelled and (left := end - time.monotonic()) > 0:  # noqa: ASYNC110 - as there
+        await asyncio.sleep(min(left, _LOOK))

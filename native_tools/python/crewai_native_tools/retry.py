@@ -91,6 +91,7 @@ async def arun(
     failed: Exception | None = None,
     final: Callable[[Exception], bool] = lambda _: False,
     left: Callable[[], float | None] = lambda: None,
+    wait: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Any:
     """As :func:`run`, for calls that are awaited."""
     failures: list[Exception] = []
@@ -104,7 +105,7 @@ async def arun(
         if pause is None:
             raise failed
         failed = None
-        await asyncio.sleep(pause)
+        await wait(pause)
 
 
 def _pause(
