@@ -270,8 +270,8 @@ def _conflicts(host: Host) -> Iterator[Check]:
         found.append(
             warning(
                 "other patches",
-                f"{name} {version} replaces methods of CrewAI too; where it does so after "
-                "crewai-native, `crewai-native list` shows the slot as shadowed",
+                f"{name} {version} wraps methods of CrewAI too; crewai_native.status() in the "
+                "program says over which slots it stands, and which it keeps with CrewAI",
             )
         )
     yield from found or [ok("conflicts", "none known")]

@@ -53,7 +53,7 @@ def crewai_native_health() -> Iterable[Check]:  # type: ignore[empty-body]
 
 @hookspec
 def crewai_native_metrics() -> Mapping[str, float]:  # type: ignore[empty-body]
-    """Return counters and gauges of the plug-in's own, by dotted name."""
+    """Return counters and gauges of the plug-in's own, by dotted name, for ``crewai-native metrics``."""
 
 
 @hookspec

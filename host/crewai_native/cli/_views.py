@@ -335,7 +335,7 @@ def lock(*, check: bool) -> int:
         console.print(Text(f"pinned {name} {offers[name].candidate.version}"))
     console.print(
         Text(
-            f"{len(names)} distributions in {settings.lock}; in force with "
+            f"{_counted(len(names), 'distribution')} in {settings.lock}; in force with "
             'trust = "locked" under [tool.crewai-native], or CREWAI_NATIVE_TRUST=locked'
         )
     )
