@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rusqlite::ErrorCode;
+use rusqlite::{ErrorCode, ffi};
 use thiserror::Error;
 
 /// The result of every operation on a file.
@@ -73,7 +73,11 @@ impl From<rusqlite::Error> for DbError {
     fn from(error: rusqlite::Error) -> Self {
         match error {
             rusqlite::Error::SqliteFailure(failure, message) => Self::Sqlite {
-                code: failure.code,
+                // There is no room for the index of the log, and SQLite calls that an I/O error.
+                code: match failure.extended_code {
+                    ffi::SQLITE_IOERR_SHMSIZE => ErrorCode::DiskFull,
+                    _ => failure.code,
+                },
                 detail: message.unwrap_or_else(|| failure.to_string()),
             },
             rusqlite::Error::SqlInputError { error, msg, .. } => Self::Sqlite {
@@ -127,6 +131,26 @@ impl DbError {
             path: path.to_owned(),
             errno,
             detail: source.to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_without_room_for_the_index_of_a_log_is_a_full_one() {
+        for (extended, expected) in [
+            (ffi::SQLITE_FULL, libc::ENOSPC),
+            (ffi::SQLITE_IOERR_SHMSIZE, libc::ENOSPC),
+            (ffi::SQLITE_IOERR_READ, libc::EIO),
+        ] {
+            let failure = rusqlite::Error::SqliteFailure(ffi::Error::new(extended), None);
+            let DbError::Io { errno, .. } = DbError::from(failure).at(Path::new("x.db")) else {
+                panic!("{extended}");
+            };
+            assert_eq!(errno, expected);
         }
     }
 }
