@@ -48,7 +48,7 @@ class _Finder:
         # Somebody may only be looking whether there is such a module, so we go on waiting until it
         # really executes.
         if spec is not None and hasattr(spec.loader, "exec_module"):
-            spec.loader = _Loader(spec)
+            spec.loader = _Loader(spec)  # type: ignore[assignment]  # it is no subclass
         return spec
 
 
@@ -74,8 +74,8 @@ class _Loader:
     """
 
     def __init__(self, spec: "ModuleSpec") -> None:
-        self._spec = spec
-        self._loader = spec.loader
+        self._spec: Any = spec
+        self._loader: Any = spec.loader
 
     def __getattr__(self, name: str) -> "Any":
         if name == "_loader":  # not there yet, as in a copy that is being made
@@ -83,7 +83,8 @@ class _Loader:
         return getattr(self._loader, name)
 
     def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
-        return self._loader.create_module(spec)
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
 
     def exec_module(self, module: "ModuleType") -> None:
         if self._spec.loader is self:
