@@ -91,6 +91,14 @@ def test_an_embedder_finds_what_is_meant(tmp_path):
     assert contents(storage.search("", limit=1)) == []
 
 
+def test_an_embedder_makes_no_result_shorter_than_asked_for(tmp_path):
+    storage = MemoryStorage(tmp_path / "a.db", embedder=lambda texts: [[1.0] for _ in texts])
+    for number in range(120):
+        storage.save(f"text {number}")
+    found = storage.search("text", limit=110)
+    assert len({one["id"] for one in found}) == 110
+
+
 def test_metadata_must_be_json(simple):
     with pytest.raises(ValueError, match="metadata must be JSON"):
         simple.save("text", {"when": NOON})

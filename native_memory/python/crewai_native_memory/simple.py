@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from crewai_native_memory import _native, embedders, location
-from crewai_native_memory.storage import FUSION_CONSTANT, FUSION_DEPTH
+from crewai_native_memory.storage import FUSION_CONSTANT, fusion_depth
 
 if TYPE_CHECKING:
     import os
@@ -101,7 +101,7 @@ class MemoryStorage:
             # BM25 has no upper limit: brought to 0..1 without changing the order.
             found = [_found(row, row[-1] / (1 + row[-1])) for row in _taken(rows)]
         else:
-            found = self._search_both(text, embedders.query_vector(self._embedder, text))[:limit]
+            found = self._search_both(text, embedders.query_vector(self._embedder, text), limit)
         return [one for one in found if one["score"] >= score_threshold]
 
     def delete(self, *ids: str) -> int:
@@ -120,10 +120,11 @@ class MemoryStorage:
         """Return the number of texts."""
         return self._store.count("/")
 
-    def _search_both(self, text: str, vector: Any) -> list[Found]:
+    def _search_both(self, text: str, vector: Any, limit: int) -> list[Found]:
         """Merge both rankings by reciprocal rank fusion; 1 is the first of both."""
-        similar = self._store.search(vector, limit=FUSION_DEPTH, min_score=-1.0)
-        worded = _native.search_text(self._store, text, limit=FUSION_DEPTH)
+        depth = fusion_depth(limit)
+        similar = self._store.search(vector, limit=depth, min_score=-1.0)
+        worded = _native.search_text(self._store, text, limit=depth)
         rows: dict[str, Any] = {}
         scores: dict[str, float] = {}
         for result in (similar, worded):
@@ -131,9 +132,8 @@ class MemoryStorage:
                 rows[row[0]] = row
                 share = (FUSION_CONSTANT + 1) / (FUSION_CONSTANT + 1 + rank) / 2
                 scores[row[0]] = scores.get(row[0], 0.0) + share
-        return [
-            _found(rows[key], scores[key]) for key in sorted(scores, key=lambda k: (-scores[k], k))
-        ]
+        best = sorted(scores, key=lambda k: (-scores[k], k))[:limit]
+        return [_found(rows[key], scores[key]) for key in best]
 
 
 def _default_path() -> Path:

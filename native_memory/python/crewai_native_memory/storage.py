@@ -31,13 +31,18 @@ _T = TypeVar("_T")
 _logger = logging.getLogger("crewai_native_memory")
 
 _ASYNC_THREADS = 8
-# Reciprocal rank fusion: the constant of the paper, and how deep both rankings are looked at.
+# Reciprocal rank fusion: the constant of the paper.
 FUSION_CONSTANT = 60
-FUSION_DEPTH = 50
+_FUSION_DEPTH = 50
 _FUSION_FACTOR = 5
 # Fewer records are searched exactly in about the time that an approximate search takes.
 _APPROXIMATE_FROM = 20_000
 _pool: tuple[int, ThreadPoolExecutor] | None = None
+
+
+def fusion_depth(limit: int) -> int:
+    """How deep two rankings are looked at to merge them into one of so many."""
+    return max(_FUSION_DEPTH, _FUSION_FACTOR * limit)
 
 
 def _executor() -> ThreadPoolExecutor:
@@ -430,8 +435,7 @@ class NativeStorage:
         Returns:
             (record, score) pairs, best first, equal scores in the order of ids.
         """
-        depth = max(FUSION_DEPTH, _FUSION_FACTOR * limit)
-        chosen = (scope_prefix, categories, metadata_filter, depth)
+        chosen = (scope_prefix, categories, metadata_filter, fusion_depth(limit))
         scores: dict[str, float] = {}
         records: dict[str, MemoryRecord] = {}
         by_similarity = self.search(query_embedding, *chosen, min_score=-math.inf, **conditions)
