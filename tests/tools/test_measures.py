@@ -389,6 +389,26 @@ async def test_awaited_tools_in_processes():
         await structured.ainvoke({})
 
 
+@pytest.mark.parametrize("way", ["tool", "engine"])
+async def test_an_awaited_call_that_is_cancelled_ends_its_process(tmp_path, way):
+    import agent_tools
+
+    configure(default=Policy(isolation="process"))
+    if way == "tool":
+        awaited = agent_tools.risky_later.arun
+    else:
+        engine = ToolEngine(isolation="process")
+        engine.register("risky", agent_tools.Risky())
+        awaited = lambda what: engine.aexecute_tool("risky", {"what": what})  # noqa: E731
+    place = tmp_path / "never"
+    call = asyncio.create_task(awaited(what=f"wait for {place}"))
+    await asyncio.to_thread(until, place.with_suffix(".here").exists)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await asyncio.to_thread(until, lambda: not processes.pool().stats()["busy"])
+
+
 def test_a_tool_that_cannot_go_is_told_to_the_agent_and_raised_to_code():
     @tool("inner")
     def inner() -> str:

@@ -468,7 +468,7 @@ class Execution:
         try:
             verdict = await settled
         except asyncio.CancelledError:
-            self.call.cancel()
+            self.cancel()
             workers.cancel_coroutines(thread, self)
             raise
         if verdict != "done":
@@ -644,7 +644,7 @@ async def _on_loop(this: Execution) -> Any:
             {task, told}, timeout=this.call.left, return_when=asyncio.FIRST_COMPLETED
         )
     except asyncio.CancelledError:
-        this.call.cancel()
+        this.cancel()
         task.cancel()
         raise
     finally:
