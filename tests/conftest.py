@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import tempfile
 
@@ -19,9 +20,10 @@ for variable in [name for name in os.environ if name.startswith("CREWAI_NATIVE")
 # host wired in activates it, or starts a program of its own without this variable.
 os.environ["CREWAI_NATIVE"] = "0"
 # Tests name their own; this one catches what a test forgets, away from the user's data.
-os.environ["CREWAI_STORAGE_DIR"] = tempfile.mkdtemp(prefix="crewai-native-tests-")
+_storage = tempfile.mkdtemp(prefix="crewai-native-tests-")
+os.environ["CREWAI_STORAGE_DIR"] = _storage
 # No verdict on a plug-in that a test fabricates belongs into the user's cache.
-os.environ["CREWAI_NATIVE_CACHE_DIR"] = os.environ["CREWAI_STORAGE_DIR"]
+os.environ["CREWAI_NATIVE_CACHE_DIR"] = _storage
 # How long an example takes says something about the machine, not about what is tested.
 hypothesis.settings.register_profile("crewai-native", deadline=None)
 hypothesis.settings.load_profile("crewai-native")
@@ -29,3 +31,9 @@ hypothesis.settings.load_profile("crewai-native")
 # start and interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    """Remove what tests have stored; not at exit, where forked children would do so as well."""
+    # What a thread of a test still writes there is left.
+    shutil.rmtree(_storage, ignore_errors=True)
