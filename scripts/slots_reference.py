@@ -104,15 +104,16 @@ def _class(cls: type) -> Iterator[str]:
     if issubclass(cls, enum.Enum):
         yield f"One of {', '.join(f'`{member.value}`' for member in cls)}.\n"
     for name, member in vars(cls).items():
+        if isinstance(member, property):
+            yield f"- `{name}`: {_prose(member.__doc__)}\n"
         if inspect.isfunction(member) and not name.startswith("_"):
             yield f"```python\n{_signature(name, member)}\n```\n"
             yield f"{_prose(member.__doc__)}\n"
 
 
 def _signature(name: str, function: Any) -> str:
-    signature = inspect.signature(function)
     # The annotations are text, thanks to `from __future__ import annotations`: no quotes around it.
-    text = re.sub(r"'([^']*)'", r"\1", str(signature)) if "'" in str(signature) else str(signature)
+    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(function)))
     prefix = "async def" if inspect.iscoroutinefunction(function) else "def"
     return f"{prefix} {name}{text}"
 

@@ -100,17 +100,17 @@ class ForEach(NamedTuple):
 
 
 class BatchEngine(Protocol):
-    """Runs batches; known to ``map_crew(engine=…)`` by its name."""
+    """Runs batches; known to ``map_crew(engine=…)`` by its name.
+
+    Attributes:
+        name: Short and unique among the engines installed: ``local``, ``celery``.
+        takes_over: Whether ``Crew.kickoff_for_each`` and its twins go to this engine. Asked at each
+            call. The first engine that says so, in the host's order, has them; an engine that is
+            for those who name it says no.
+    """
 
     name: str
-    """Short and unique among the engines installed: ``local``, ``celery``."""
-
     takes_over: bool
-    """Whether ``Crew.kickoff_for_each`` and its twins go to this engine.
-
-    Asked at each call. The first engine that says so, in the host's order, has them; an engine
-    that is for those who name it says no.
-    """
 
     def map(
         self, target: Any, inputs: Iterable[Mapping[str, Any]], options: BatchOptions
@@ -193,12 +193,14 @@ class TasksBatch(Slot):
         """Register a further engine.
 
         Raises:
-            ProviderError: It has no name, or one that is taken.
+            ProviderError: It has no name, or one that is taken, or says not whether it takes over.
         """
         engine = provider.require(provider.call(), PROTOCOL, "a BatchEngine")
         name = getattr(engine, "name", None)
         if not isinstance(name, str) or not name:
             raise provider.wrong_type(engine, "a BatchEngine with a name")
+        if not hasattr(engine, "takes_over"):
+            raise provider.wrong_type(engine, "a BatchEngine with takes_over, True or False")
         if name in _engines:
             raise ProviderError(
                 f"{provider.distribution} {provider.version} names its engine {name!r}; "

@@ -109,6 +109,13 @@ class TestBatch:
             slot.join(binding, twin)
         assert tasks_batch.engines()["local"] is second
 
+    def test_an_engine_says_whether_it_takes_over(self, serve):
+        engine = Engine()
+        del engine.takes_over
+        with pytest.raises(ProviderError, match=r"fake-dist 1\.2.*takes_over, True or False"):
+            serve("tasks.batch", lambda: engine)
+        assert tasks_batch.engines() == {}
+
     @pytest.mark.parametrize("wrong", [object(), Engine("")])
     def test_a_wrong_type_names_the_distribution(self, serve, wrong):
         with pytest.raises(ProviderError, match=r"fake-dist 1\.2.*a BatchEngine"):
