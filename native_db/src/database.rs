@@ -1,6 +1,9 @@
 //! A database for a program's own tables, and for what crews remember of tasks they did.
 
+use std::collections::HashSet;
+
 use crewai_native_sdk::text::is_unspaced;
+use rusqlite::functions::FunctionFlags;
 use rusqlite::types::Value;
 use rusqlite::{Connection, Statement, params, params_from_iter};
 
@@ -256,9 +259,16 @@ pub fn search_memories(connection: &Connection, text: &str, limit: usize) -> Res
             limit,
         );
     }
-    let pairs = serde_json::to_string(&pairs).map_err(|error| {
-        DbError::InvalidArgument(format!("what is looked for is no text: {error}"))
-    })?;
+    let sought = Pairs::of(&pairs);
+    connection.create_scalar_function(
+        "crewai_pairs",
+        2,
+        FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DIRECTONLY,
+        move |context| {
+            let text = |at: usize| context.get_raw(at).as_str();
+            Ok(sought.count([text(0)?, text(1)?]))
+        },
+    )?;
     let words = if words.is_empty() { "\"\"" } else { &words };
     memories(
         connection,
@@ -266,18 +276,46 @@ pub fn search_memories(connection: &Connection, text: &str, limit: usize) -> Res
              SELECT rowid AS memory, bm25(crewai_memories_text) AS rank
              FROM crewai_memories_text WHERE crewai_memories_text MATCH ?1
          ), paired AS MATERIALIZED (
-             SELECT m.memory, count(*) AS pairs FROM crewai_memories m, json_each(?3) p
-             WHERE instr(m.task_description, p.value) OR instr(m.metadata, p.value)
-             GROUP BY m.memory
+             SELECT memory, crewai_pairs(task_description, metadata) AS pairs FROM crewai_memories
          )
          SELECT m.task_description, m.metadata, m.datetime, m.score
-         FROM crewai_memories m LEFT JOIN worded w ON w.memory = m.memory
-         LEFT JOIN paired p ON p.memory = m.memory
-         WHERE w.memory IS NOT NULL OR p.memory IS NOT NULL
-         ORDER BY coalesce(p.pairs, 0) DESC, w.rank, m.memory DESC LIMIT ?2",
-        [words.to_owned().into(), pairs.into()],
+         FROM paired p JOIN crewai_memories m ON m.memory = p.memory
+         LEFT JOIN worded w ON w.memory = p.memory
+         WHERE w.memory IS NOT NULL OR p.pairs > 0
+         ORDER BY p.pairs DESC, w.rank, m.memory DESC LIMIT ?2",
+        [words.to_owned().into()],
         limit,
     )
+}
+
+/// Pairs of letters, and what else is looked for in a text as it is.
+struct Pairs {
+    pairs: HashSet<String>,
+    others: HashSet<String>,
+}
+
+impl Pairs {
+    fn of(sought: &[&str]) -> Self {
+        let is_pair = |text: &&str| text.chars().count() == 2;
+        let (pairs, others) = sought.iter().copied().partition(is_pair);
+        let owned = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect();
+        Self {
+            pairs: owned(pairs),
+            others: owned(others),
+        }
+    }
+
+    /// How many of them are in texts.
+    fn count(&self, texts: [&str; 2]) -> i64 {
+        let mut found = HashSet::new();
+        for text in texts {
+            let ends = text.char_indices().map(|(at, _)| at).skip(2);
+            let pairs = text.char_indices().zip(ends.chain([text.len()]));
+            found.extend(pairs.filter_map(|((start, _), end)| self.pairs.get(&text[start..end])));
+            found.extend(self.others.iter().filter(|other| text.contains(*other)));
+        }
+        found.len() as i64
+    }
 }
 
 /// The words of a text, and, of scripts without spaces, each two letters side by side; letters of other
