@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -129,6 +132,28 @@ def test_backup_is_a_store_of_its_own(run, default, tmp_path):
     assert restored.check() == []
     assert "exists already" in run("backup", copy, code=1)
     assert "there is no store" in run("backup", "x.db", "--store", tmp_path / "no.db", code=1)
+
+
+def test_backups_to_one_file_at_once_make_one_whole_copy(default, tmp_path):
+    default.save(
+        [MemoryRecord(id=f"r{n}", content="x" * 2000, embedding=[1, n]) for n in range(500)]
+    )
+    together = threading.Barrier(4)
+
+    def back_up(to):
+        together.wait(30)
+        with contextlib.suppress(ValueError):  # there is one already
+            return default.backup(to)
+        return False
+
+    for number in range(5):
+        to = tmp_path / str(number) / "copy.db"
+        to.parent.mkdir()
+        with ThreadPoolExecutor(4) as threads:
+            assert any(threads.map(back_up, [to] * 4))
+        assert list(to.parent.iterdir()) == [to]
+        copy = NativeStorage(to)
+        assert (copy.count(), copy.check()) == (503, [])
 
 
 def test_a_backup_of_a_store_that_is_being_written_is_of_one_moment(default, tmp_path):

@@ -1,8 +1,9 @@
 //! Looking after a store: what it says about itself, and whether that is so.
 
 use std::fs;
-use std::io;
 use std::path::Path;
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crewai_native_sdk::files;
 use rusqlite::ffi::SQLITE_IOERR_WRITE;
@@ -14,6 +15,9 @@ use super::read;
 use super::schema::sibling;
 use super::sweep;
 use super::write::meta;
+
+/// Backups that this process has begun.
+static BACKUPS: AtomicU32 = AtomicU32::new(0);
 
 /// Findings after which a check stops looking for more of the same kind.
 const ENOUGH: usize = 20;
@@ -116,33 +120,36 @@ impl Engine {
     /// Writes a copy of the live store to `to`, which must not exist. Says whether there was a
     /// store to copy.
     pub fn backup(&self, to: &Path) -> Result<bool> {
-        if to.exists() {
-            return Err(StoreError::InvalidArgument(format!(
-                "{} exists already; a backup overwrites nothing",
-                to.display()
-            )));
-        }
+        let is_free = || {
+            if to.exists() {
+                return Err(StoreError::InvalidArgument(format!(
+                    "{} exists already; a backup overwrites nothing",
+                    to.display()
+                )));
+            }
+            Ok(())
+        };
+        is_free()?;
         self.read(false, |link| {
             let directory = match to.parent() {
                 Some(parent) if !parent.as_os_str().is_empty() => parent,
                 _ => Path::new("."),
             };
             fs::metadata(directory).map_err(|error| StoreError::io(directory, error))?;
-            let draft = sibling(to, "-new");
-            let failed = |error| StoreError::io(&draft, error);
-            match fs::remove_file(&draft) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(failed(error));
-                }
-                _ => {}
-            }
-            // Half a copy takes room that may be what is lacking.
-            copy(&link.connection, &draft).inspect_err(|_| {
-                for suffix in ["", "-journal", "-wal", "-shm"] {
-                    drop(fs::remove_file(sibling(&draft, suffix)));
-                }
-            })?;
-            fs::rename(&draft, to).map_err(failed)?;
+            // A name of its own: two that are made at once must not write to one file.
+            let number = BACKUPS.fetch_add(1, Ordering::Relaxed);
+            let draft = sibling(to, &format!("-{}-{number}-new", process::id()));
+            copy(&link.connection, &draft)
+                .and_then(|()| is_free())
+                .and_then(|()| {
+                    fs::rename(&draft, to).map_err(|error| StoreError::io(&draft, error))
+                })
+                .inspect_err(|_| {
+                    // Half a copy takes room that may be what is lacking.
+                    for suffix in ["", "-journal", "-wal", "-shm"] {
+                        drop(fs::remove_file(sibling(&draft, suffix)));
+                    }
+                })?;
             files::sync_name(to).map_err(|error| StoreError::io(to, error))?;
             Ok(true)
         })
