@@ -789,6 +789,23 @@ class TestFailures:
             crewai_event_bus.off(CheckpointFailedEvent, told)
         assert failed == ["disk I/O error"]
 
+    @PROVIDERS
+    def test_where_no_thread_can_be_started_it_is_stored_at_once(
+        self, config, monkeypatch, provider
+    ):
+        original = threading.Thread.start
+
+        def start(thread):
+            if thread.name == "crewai-native-checkpoints":
+                raise RuntimeError("can't start new thread")
+            original(thread)
+
+        made = config(provider)
+        monkeypatch.setattr(threading.Thread, "start", start)
+        crew_of("one", "two", checkpoint=made).kickoff(inputs={"topic": "x"})
+        assert len(list(saved(made.location))) == 2
+        assert RuntimeState(root=[]).checkpoint(str(Path(made.location).with_suffix("")))
+
     def test_a_listener_that_fails_does_not_keep_others_waiting(self, config, monkeypatch):
         made = config()
         original = writer.CheckpointWriter._complete

@@ -307,6 +307,7 @@ class CheckpointWriter:
             batch, run.waiting = run.waiting, []
             run.recording = True
         snapshot = error = None
+        stores = False
         begun = time.thread_time_ns()
         try:
             snapshot = run.recorder.snapshot(due.state)
@@ -320,20 +321,30 @@ class CheckpointWriter:
                 if snapshot is not None:
                     self._count("snapshots")
                     self._count("snapshot_us", (time.thread_time_ns() - begun) // 1000)
-                    self._queue(run, snapshot, batch)
+                    stores = self._queue(run, snapshot, batch)
                 run.changed.notify_all()
+        if stores:
+            self._store_all(run)
 
-    def _queue(self, run: _Run, snapshot: Snapshot, batch: list[_Due]) -> None:
+    def _queue(self, run: _Run, snapshot: Snapshot, batch: list[_Due]) -> bool:
+        """Have a snapshot stored; return whether that is up to the caller."""
         for due in batch:
             due.checkpoint_id = _new_id()
             run.newest = due.checkpoint_id
         run.taken.append((snapshot, batch))
-        if not run.storing:
-            run.storing = True
-            # Not a daemon: the interpreter waits for it before it exits.
-            threading.Thread(
-                target=self._store_all, args=(run,), name="crewai-native-checkpoints", daemon=False
-            ).start()
+        if run.storing:
+            return False
+        run.storing = True
+        # Not a daemon: the interpreter waits for it before it exits.
+        thread = threading.Thread(
+            target=self._store_all, args=(run,), name="crewai-native-checkpoints", daemon=False
+        )
+        try:
+            thread.start()
+        except RuntimeError:
+            # The system has none left, or the program ends.
+            return True
+        return False
 
     def _store_all(self, run: _Run) -> None:
         while True:
