@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -65,10 +64,6 @@ _FLAGS: Final = {
     "no_site": "-S",
     "dont_write_bytecode": "-B",
 }
-# Such as python, python3.13t, pythonw.exe, python3-dbg, pypy3.11.
-_INTERPRETER: Final = re.compile(
-    r"\.?(python|pypy|graalpy)w?[\d.]*(t|d|td|_d)?(-(dbg|intel64|wrapped))?(\.exe)?", re.IGNORECASE
-)
 
 
 class _NoTrialError(Exception):
@@ -148,22 +143,12 @@ def _try_all(values: list[str], limit: float) -> tuple[dict[str, str | None], st
 
 
 def _interpreter() -> str:
-    """Return the path of this process's interpreter.
+    from crewai_native import _children
 
-    Raises:
-        _NoTrialError: It is not known. A program that brings an interpreter along often calls itself
-            that, and what was started then would be the program once more.
-    """
-    if getattr(sys, "frozen", False):
-        raise _NoTrialError("the program is frozen, and has no interpreter of its own to start")
-    if not sys.executable:
-        raise _NoTrialError("sys.executable is unknown")
-    names = {Path(sys.executable).name, Path(os.path.realpath(sys.executable)).name}
-    if not any(_INTERPRETER.fullmatch(name) for name in names):
-        raise _NoTrialError(
-            f"sys.executable is {sys.executable}, which is not named like a Python interpreter"
-        )
-    return sys.executable
+    try:
+        return _children.interpreter()
+    except LookupError as error:
+        raise _NoTrialError(str(error)) from error
 
 
 def _try(executable: str, values: list[str], limit: float) -> tuple[dict[str, str | None], str]:

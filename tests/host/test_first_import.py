@@ -203,7 +203,10 @@ def test_what_python_ignores_on_the_path_does_no_harm(miniature):
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("sys.executable = None", "sys.executable is unknown"),
+        (
+            "sys.executable = None",
+            "sys.executable is unknown, and there is no /nowhere/bin/python3",
+        ),
         ("sys.executable = ''", "sys.executable is unknown"),
         ("sys.executable = '/nowhere/python3'", "No such file"),
         ("sys.executable = '/etc/passwd'", "not named like a Python interpreter"),
@@ -212,7 +215,7 @@ def test_what_python_ignores_on_the_path_does_no_harm(miniature):
 )
 def test_without_an_interpreter_nothing_is_started_nor_remembered(code, words, miniature):
     miniature.site.add("acme-counting", COUNTING)
-    status = miniature.status(f"import sys; {code}")
+    status = miniature.status(f"import sys; sys.exec_prefix = '/nowhere'; {code}")
     assert status["active"]
     assert words in status.candidate("acme-counting")["reason"]
     assert step(miniature.status()) == "tried now"
@@ -223,8 +226,11 @@ def test_a_program_that_is_its_own_interpreter_is_not_started_again(miniature, t
     application = tmp_path / "application"
     application.write_text("#!/bin/sh\necho started >> starts\n")
     application.chmod(0o755)
-    status = miniature.status(f"import sys; sys.executable = {str(application)!r}")
+    named = f"import sys; sys.executable = {str(application)!r}"
+    status = miniature.status(f"{named}; sys.exec_prefix = '/nowhere'")
     assert status.candidate("acme-counting")["state"] == "broken"
+    # A server such as uWSGI has taken its library from a Python that is installed.
+    assert step(miniature.status(named)) == "tried now"
     assert not (tmp_path / "starts").exists()
     (tmp_path / "interpreter").symlink_to(sys.executable)
     linked = f"import sys; sys.executable = {str(tmp_path / 'interpreter')!r}"

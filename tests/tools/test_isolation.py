@@ -406,6 +406,22 @@ def test_closing_cancels():
         pool.run(misbehaving.add, (1,))
 
 
+def test_a_program_that_is_its_own_interpreter_is_not_started_again(tmp_path, monkeypatch):
+    server = tmp_path / "server"
+    server.write_text(f"#!/bin/sh\necho started >> {tmp_path / 'starts'}\n")
+    server.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(server))
+    with Pool(max_workers=1) as pool:
+        assert pool.run(misbehaving.add, (1, 2)) == 3
+    monkeypatch.setattr(sys, "exec_prefix", str(tmp_path))
+    with (
+        Pool(max_workers=1) as pool,
+        pytest.raises(isolation.IsolationError, match="server, which is not named like a Python"),
+    ):
+        pool.run(misbehaving.add, (1, 2))
+    assert not (tmp_path / "starts").exists()
+
+
 def test_ctrl_c_ends_the_call_and_its_worker(tmp_path):
     begun = tmp_path / "begun"
     main = threading.main_thread().ident

@@ -405,11 +405,14 @@ class Pool:
 
 
 def _start() -> WorkerProcess:
+    from crewai_native import _children
     from crewai_native_tools._native import WorkerProcess
 
-    if not sys.executable:
-        raise IsolationError("isolation starts Python anew, and sys.executable does not say where")
-    return WorkerProcess(sys.executable, ["-c", _BOOTSTRAP, *sys.path])
+    try:
+        python = _children.interpreter()
+    except LookupError as error:
+        raise IsolationError(f"isolation starts Python anew: {error.args[0]}") from error
+    return WorkerProcess(python, ["-c", _BOOTSTRAP, *sys.path])
 
 
 def _ended(tool: str, end: tuple[int | None, int | None, str], limits: Limits) -> BaseException:
