@@ -109,7 +109,8 @@ def using(slots: dict[str, str]) -> AbstractContextManager[Status]:
     """
     from crewai_native._host import HOST
 
-    return HOST.using(dict(slots))
+    # What is no dictionary is refused with the rest of what means nothing.
+    return HOST.using(dict(slots) if isinstance(slots, dict) else slots)
 
 
 def status() -> Status:

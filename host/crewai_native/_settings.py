@@ -112,7 +112,10 @@ class Settings(NamedTuple):
 
     def override(self, slots: Mapping[str, str]) -> Settings:
         """Return the same settings with other providers chosen for some slots."""
-        chosen = {check_slot(s, "slot"): normalise(p) for s, p in slots.items()}
+        chosen = {
+            check_slot(slot, "slots (code)"): _provider(provider, slot, "code")
+            for slot, provider in _mapping(slots, "slots (code)").items()
+        }
         sources = {f"slots.{slot}": "code" for slot in chosen}
         return self._replace(
             slots={**self.slots, **chosen},
@@ -314,13 +317,17 @@ class _Reader:
         self._sources[f"{component}.{option}"] = source
 
     def _slot(self, slot: str, provider: Any, source: str) -> None:
-        if not isinstance(provider, str) or not provider.strip():
-            raise ConfigurationError(
-                f"provider of {slot} ({source}) is {provider!r}; it accepts the name of an "
-                f"installed distribution, or {STOCK!r}"
-            )
-        self._slots[slot] = normalise(provider)
+        self._slots[slot] = _provider(provider, slot, source)
         self._sources[f"slots.{slot}"] = source
+
+
+def _provider(value: Any, slot: str, source: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigurationError(
+            f"provider of {slot} ({source}) is {value!r}; it accepts the name of an installed "
+            f"distribution, or {STOCK!r}"
+        )
+    return normalise(value)
 
 
 def check_path(value: Any, setting: str) -> Path:

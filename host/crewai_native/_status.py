@@ -65,7 +65,7 @@ class Status:
         for status in self.slots:
             if status.slot == slot:
                 return status
-        raise KeyError(slot)
+        raise KeyError(f"there is no slot {slot!r}; slots: {', '.join(s.slot for s in self.slots)}")
 
     def as_json(self) -> dict[str, Any]:
         """Return the same as built-in types, ready for :func:`json.dumps`."""

@@ -309,11 +309,22 @@ def test_using_changes_a_slot_for_a_block_and_nests(watched):
     assert watched(code) == ["acme-a", ["acme-b"] * 2, "stock", "acme-b", "acme-b", "acme-a"]
 
 
+def test_a_slot_that_there_is_not_has_no_status(watched):
+    code = """
+    try:
+        crewai_native.status()["memory.store"]
+    except KeyError as error:
+        answer(str(error))
+    """
+    assert "there is no slot 'memory.store'; slots: memory.storage, " in watched(code)
+
+
 def test_using_with_wrong_names_changes_nothing(watched):
     code = """
     bound = factory._factory
     errors = []
-    for slots in ({"memory.store": "stock"}, {"memory.storage": "acme-c"}):
+    wrong = {"memory.store": "stock"}, {"memory.storage": "acme-c"}, {"locks": 3}, "locks"
+    for slots in wrong:
         try:
             with crewai_native.using(slots):
                 errors.append("entered")
@@ -324,6 +335,8 @@ def test_using_with_wrong_names_changes_nothing(watched):
     errors, *after = watched(code)
     assert "there is no slot 'memory.store'" in errors[0]
     assert "code chooses 'acme-c' for memory.storage" in errors[1]
+    assert "provider of locks (code) is 3; it accepts the name of" in errors[2]
+    assert "slots (code) is 'locks'; it accepts a table" in errors[3]
     assert after == ["acme-a", "acme-a"]
 
 
