@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,8 @@ from crewai.flow.persistence.sqlite import SQLiteFlowPersistence
 from typer.testing import CliRunner
 
 from crewai_native import ConfigurationError
-from crewai_native_db import cli, options, plugin, replay
+from crewai_native_db import cli, exports, options, plugin, replay
+from crewai_native_db.checkpoints import places
 from crewai_native_db.persistence import NativeFlowPersistence
 
 
@@ -80,6 +83,60 @@ def test_an_export_for_stock_is_what_stock_would_have_stored(saved, tmp_path):
     assert back.load_state("f") == saved.load_state("f")
     assert run("export", out, "--stock").exit_code == 1
     assert run("export", "--stock").exit_code == 2
+
+
+class Full:
+    """A file on a disk that is full from the second text on."""
+
+    def __init__(self, file):
+        self._file, self._left = file, 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._file.close()
+
+    def write(self, text):
+        self._left -= 1
+        if self._left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._file.write(text)
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_an_export_that_fails_leaves_nothing_behind(saved, tmp_path, monkeypatch, stock):
+    place = tmp_path / "exports" / "out"
+    options = ["--stock"] if stock else []
+    with monkeypatch.context() as patch:
+        if stock:
+            failing = exports._TABLES + "CREATE TABLE flow_states (id);"
+            patch.setattr(exports, "_TABLES", failing)
+        else:
+            opened = Path.open
+            patch.setattr(Path, "open", lambda *args, **named: Full(opened(*args, **named)))
+        done = run("export", place, *options)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("crewai-native: error: ")
+    assert str(place) in done.stderr.replace("\n", "")
+    assert list(place.parent.iterdir()) == []
+    assert run("export", place, *options).exit_code == 0
+    assert list(place.parent.iterdir()) == [place]
+
+
+def test_an_export_of_checkpoints_of_which_one_has_no_data_names_it(tmp_path):
+    location = places.Files(tmp_path / "saved")
+    name, outline = "20260101T000000_aaaaaaaa", '{"crewai_native":{"format":1,"data":"x","id":"y"}}'
+    location.publish("20250101T000000_aaaaaaaa", None, "main", "{}")
+    location.publish(name, None, "main", outline)
+    done = run("export", tmp_path / "out" / "whole", "--checkpoints", tmp_path / "saved")
+    assert done.exit_code == 1
+    assert f"main/{name}_p-none.json is the outline" in done.stderr.replace("\n", "")
+    assert list((tmp_path / "out").iterdir()) == []
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    done = run("export", tmp_path / "out" / "whole", "--checkpoints", nothing)
+    assert done.stdout.startswith("0 checkpoints written")
 
 
 def test_what_cannot_be_read_is_told_and_fails(saved):

@@ -181,7 +181,7 @@ def export(
         elif file is None:
             count = exports.as_lines(states, sys.stdout, flow)
         else:
-            with file.open("x", encoding="utf-8") as out:
+            with exports.drafted(file) as draft, draft.open("w", encoding="utf-8") as out:
                 count = exports.as_lines(states, out, flow)
     if file is not None:
         _console.stdout().print(f"{count} states written to {file}")

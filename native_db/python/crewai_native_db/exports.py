@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sqlite3
-from contextlib import closing
+import tempfile
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from crewai_native_db import _native, location
+from crewai_native_db import DatabaseError, _native, location
 from crewai_native_db.checkpoints import assembly, outline, places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _ALL: Final = 2**62
 _TABLES: Final = """
@@ -50,6 +53,39 @@ def _moment(microseconds: int) -> str:
     return datetime.fromtimestamp(microseconds / 10**6, UTC).isoformat()
 
 
+@contextmanager
+def drafted(target: Path) -> Iterator[Path]:
+    """Give a path to write to, which becomes ``target`` once all of it is there, and not before.
+
+    Raises:
+        FileExistsError: There is something at ``target``.
+        OSError: It cannot be written.
+        DatabaseError: It is to be a SQLite file, and cannot be written.
+    """
+    if target.exists():
+        raise FileExistsError(
+            errno.EEXIST, "it exists; choose a new place to write to", str(target)
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    directory = ""
+    try:
+        above = target.parent.absolute()
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=above) as directory:
+            draft = Path(directory, target.name)
+            yield draft
+            if draft.is_file():
+                # Nobody's file is written over.
+                target.open("x").close()
+            if draft.exists():
+                draft.replace(target)
+    except sqlite3.Error as error:
+        raise DatabaseError(f"{target}: {error}") from error
+    except OSError as error:
+        if error.errno is None or not str(error.filename or directory).startswith(directory):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
+
+
 def as_lines(store: _native.FlowStore, out: IO[str], flow: str | None = None) -> int:
     """Write one JSON object for each state: ``flow``, ``method``, ``saved_at``, ``state``.
 
@@ -73,8 +109,6 @@ def as_stock(store: _native.FlowStore, file: Path, flow: str | None = None) -> i
     Raises:
         FileExistsError: There is such a file.
     """
-    # Claimed by its creation: nobody's file is written over.
-    file.open("x").close()
     states = sorted(_states(store, flow))
     pending: list[tuple[Any, ...]] = []
     for uuid in store.flows() if flow is None else [flow]:
@@ -83,7 +117,7 @@ def as_stock(store: _native.FlowStore, file: Path, flow: str | None = None) -> i
             state, context = found
             moment = json.loads(context).get("requested_at")
             pending.append((uuid, context, state, moment or _moment(0)))
-    with closing(sqlite3.connect(file)) as db, db:
+    with drafted(file) as draft, closing(sqlite3.connect(draft)) as db, db:
         db.executescript(_TABLES)
         db.executemany(
             "INSERT INTO flow_states (flow_uuid, method_name, timestamp, state_json)"
@@ -126,17 +160,15 @@ def checkpoints(place: Path, target: Path) -> int:
         FileExistsError: There is something at ``target``.
         FileNotFoundError: The data of a checkpoint are not there.
     """
-    if target.exists():
-        raise FileExistsError(f"{target} exists; choose a new place to write to")
-    source = places.of(place)
-    copy = places.Table(target) if places.is_table(place) else places.Files(target)
+    source, count = places.of(place), 0
     store = _native.CheckpointStore(source.store)
-    count = 0
-    for checkpoint_id, parent_id, branch, text in source.texts():
-        if outline.read(text) is None:
+    with drafted(target) as draft:
+        copy = places.Table(draft) if places.is_table(place) else places.Files(draft)
+        for checkpoint_id, parent_id, branch, text in source.texts():
             whole = text
-        else:
-            whole = _with_stock_persistence(assembly.whole(store, checkpoint_id, str(place)))
-        copy.publish(checkpoint_id, parent_id, branch, whole)
-        count += 1
+            if outline.read(text) is not None:
+                where = source.name(str(place), checkpoint_id, parent_id, branch)
+                whole = _with_stock_persistence(assembly.whole(store, checkpoint_id, where))
+            copy.publish(checkpoint_id, parent_id, branch, whole)
+            count += 1
     return count
