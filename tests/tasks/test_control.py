@@ -397,3 +397,18 @@ class TestTokens:
             check=True,
         )
         assert told.stdout == "None\n"
+
+
+def test_a_scope_that_can_stop_no_crew_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with crewai_native.using({"tasks.control": "stock"}):
+        with cancel_scope(timeout=0.001):
+            crew_of(["one"]).kickoff()
+        (warning,) = caplog.messages
+        assert "stopped no crew: tasks.control is served by stock (slot set to stock" in warning
+        caplog.clear()
+        with cancel_scope(timeout=FOREVER):
+            crew_of(["one"]).kickoff()
+    with cancel_scope() as scope:
+        crew_of(["one"]).kickoff()
+        scope.cancel()
+    assert caplog.messages == []

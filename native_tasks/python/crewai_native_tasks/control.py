@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import logging
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     Observer = Callable[[float, BaseException | None], None]
 
+_logger = logging.getLogger("crewai_native.tasks")
 GRACE: Final = 0.5
 """Seconds that cancelling waits, at most, for what is between two points: a few milliseconds as a
 rule, more where many runs want the interpreter at once."""
@@ -89,6 +91,7 @@ class CancelScope:
         self._timeout = timeout
         self._scope: Scope | None = None
         self._cancelled = False
+        self._until = float("inf")
         self._undo = contextlib.ExitStack()
 
     @property
@@ -118,6 +121,8 @@ class CancelScope:
         if self._scope is not None:
             raise RuntimeError("a cancel scope can be entered once; make another")
         scope = self._scope = Scope(scope_of_run.get(), self._timeout)
+        if self._timeout is not None:
+            self._until = time.monotonic() + self._timeout
         self._undo.enter_context(running(scope))
         with contextlib.suppress(RuntimeError):  # no event loop
             if (task := asyncio.current_task()) is not None:
@@ -135,12 +140,30 @@ class CancelScope:
         """Leave the block."""
         scope = self._scope
         self._undo.close()
-        if scope is None or error is None:
+        if scope is None:
+            return
+        if error is None:
+            if self._cancelled or time.monotonic() >= self._until:
+                _warn_where_nothing_stops()
             return
         if isinstance(error, Cancelled | asyncio.CancelledError) and scope.expired:
             raise TimeoutError(f"the block took longer than {self._timeout} seconds") from error
         if isinstance(error, asyncio.CancelledError) and self._cancelled and not _cancelling():
             raise Cancelled("the run was cancelled") from error
+
+
+def _warn_where_nothing_stops() -> None:
+    """Warn of a block that ended by itself, where the crews in it could not have been stopped."""
+    import crewai_native
+    from crewai_native_tasks.graph import DISTRIBUTION
+
+    served = crewai_native.status()["tasks.control"]
+    if served.provider != DISTRIBUTION:
+        _logger.warning(
+            "a cancel scope has ended and stopped no crew: tasks.control is served by %s (%s)",
+            served.provider,
+            served.reason,
+        )
 
 
 def _cancelling() -> bool:
