@@ -426,6 +426,32 @@ def test_an_embedder_that_gives_too_few_vectors_is_named(native):
         native.save(["ant"])
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([], "gave 0 vectors for 1 texts"),
+        (None, "gave NoneType for 1 texts"),
+        ([None], "gave NoneType for a vector"),
+    ],
+)
+async def test_an_embedder_that_gives_no_vector_for_a_query_is_named(native, given, told):
+    native.save(["ant"])
+    native._function = lambda input: given
+    with pytest.raises(ValueError, match=f"the embedder .*{told}"):
+        await asyncio.wait_for(native.asearch(["ant"]), 30)
+
+
+async def test_whoever_awaits_an_embedder_that_stops_is_told(native):
+    native.save(["ant"])
+
+    def stops(texts):
+        return [next(iter(())) for _ in texts]
+
+    native._function = stops
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(native.asearch(["ant"]), 30)
+
+
 # --- what CrewAI hands over -------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from unittest import mock
 
 import pytest
 from crewai.events.event_bus import crewai_event_bus
@@ -295,6 +296,13 @@ async def test_async_memory_leaves_the_event_loop_free(storage, call):
     await asyncio.gather(getattr(own, call)(**options), open_the_gate())
     watchman.cancel()
     assert loop_is_free.is_set()
+
+
+async def test_whoever_awaits_a_memory_whose_embedder_stops_is_told(mended):
+    stops = mock.Mock(side_effect=StopIteration)
+    own = memory(mended, embedder=stops)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(own.arecall("query", depth="shallow"), 30)
 
 
 # --- consolidation ----------------------------------------------------------------------------

@@ -99,6 +99,16 @@ def test_an_embedder_makes_no_result_shorter_than_asked_for(tmp_path):
     assert len({one["id"] for one in found}) == 110
 
 
+def test_an_embedder_of_another_dimension_is_named(tmp_path):
+    MemoryStorage(tmp_path / "a.db", embedder=lambda texts: [[1.0] for _ in texts]).save("text")
+    other = MemoryStorage(tmp_path / "a.db", embedder=lambda texts: [[1.0, 2.0] for _ in texts])
+    for use in (other.save, other.search):
+        with pytest.raises(
+            ValueError, match=r"a\.db holds vectors of 1 .*lambda.* gave 2; .*reembed"
+        ):
+            use("text")
+
+
 def test_metadata_must_be_json(simple):
     with pytest.raises(ValueError, match="metadata must be JSON"):
         simple.save("text", {"when": NOON})

@@ -158,11 +158,22 @@ def _async_leaves_the_loop(binding: Binding, _provider: Provider) -> None:
         def make(twin: Callable[..., Any], name: str = name) -> Callable[..., Any]:
             @functools.wraps(twin)
             async def in_thread(self: Any, *args: Any, **kwargs: Any) -> Any:
-                return await asyncio.to_thread(getattr(self, name), *args, **kwargs)
+                return await asyncio.to_thread(_awaited, getattr(self, name), *args, **kwargs)
 
             return in_thread
 
         binding.stand_in(Memory, f"a{name}", make)
+
+
+def _awaited(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call something as a coroutine would, whose own StopIteration becomes another error.
+
+    No future takes one, and whoever waited for it would wait for ever.
+    """
+    try:
+        return call(*args, **kwargs)
+    except StopIteration as error:
+        raise RuntimeError("coroutine raised StopIteration") from error
 
 
 def _browser_opens_it(binding: Binding, provider: Provider) -> None:

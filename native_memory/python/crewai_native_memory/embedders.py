@@ -8,11 +8,12 @@ import hashlib
 import json
 import re
 import weakref
+from collections.abc import Iterable
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 # What a setting is for is told by the words of its name; whole words, so that "key" is not found
 # in "monkey" nor "retr" in "retrieval_query". Credentials, and how the work is done, do not change
@@ -82,24 +83,38 @@ def vectors(embedder: Callable[..., Any], texts: Sequence[str]) -> list[Any]:
     Raises:
         ValueError: The embedder did not give one vector for each text.
     """
-    found = list(embedder(list(texts)))
-    if len(found) != len(texts):
-        raise ValueError(
-            f"the embedder {identity(embedder)} gave {len(found)} vectors for {len(texts)} texts"
-        )
-    return [_plain(vector) for vector in found]
+    return _one_each(embedder, embedder(list(texts)), len(texts))
 
 
 def query_vector(embedder: Callable[..., Any], text: str) -> Any:
-    """Embed a query, which some embedders do differently from what is searched."""
+    """Embed a query, which some embedders do differently from what is searched.
+
+    Raises:
+        ValueError: The embedder did not give one vector.
+    """
     embed_query = getattr(embedder, "embed_query", None)
     found = embed_query([text]) if callable(embed_query) else embedder([text])
-    return _plain(next(iter(found)))
+    return _one_each(embedder, found, 1)[0]
 
 
-def _plain(vector: Any) -> Any:
+def _one_each(embedder: Callable[..., Any], found: Any, count: int) -> list[Any]:
+    """The vectors that an embedder gave for so many texts."""
+    if not isinstance(found, Iterable):
+        raise ValueError(  # noqa: TRY004 - one error for whatever is no vectors
+            f"the embedder {identity(embedder)} gave {type(found).__name__} for {count} texts"
+        )
+    found = list(found)
+    if len(found) != count:
+        raise ValueError(
+            f"the embedder {identity(embedder)} gave {len(found)} vectors for {count} texts"
+        )
+    for vector in found:
+        if not isinstance(vector, Iterable):
+            raise ValueError(  # noqa: TRY004 - one error for whatever is no vectors
+                f"the embedder {identity(embedder)} gave {type(vector).__name__} for a vector"
+            )
     # NumPy's arrays go to the store as they are, through the buffer protocol.
-    return vector if hasattr(vector, "__array_interface__") else list(vector)
+    return [one if hasattr(one, "__array_interface__") else list(one) for one in found]
 
 
 def _identity(embedder: Any) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -83,7 +84,8 @@ class MemoryStorage:
             vector = embedders.vectors(self._embedder, [value])[0]
         batch = _native.Batch()
         batch.add(key, value, "/", [], fields, 0.5, now, now, None, False, vector)
-        self._store.save(batch)
+        with self._fitting():
+            self._store.save(batch)
         return key
 
     def search(self, text: str, limit: int = 3, score_threshold: float = 0.0) -> list[Found]:
@@ -101,7 +103,9 @@ class MemoryStorage:
             # BM25 has no upper limit: brought to 0..1 without changing the order.
             found = [_found(row, row[-1] / (1 + row[-1])) for row in _taken(rows)]
         else:
-            found = self._search_both(text, embedders.query_vector(self._embedder, text), limit)
+            vector = embedders.query_vector(self._embedder, text)
+            with self._fitting():
+                found = self._search_both(text, vector, limit)
         return [one for one in found if one["score"] >= score_threshold]
 
     def delete(self, *ids: str) -> int:
@@ -119,6 +123,19 @@ class MemoryStorage:
     def __len__(self) -> int:
         """Return the number of texts."""
         return self._store.count("/")
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Name the embedder whose vectors are of another length than those that are stored."""
+        try:
+            yield
+        except _native.DimensionError as error:
+            stored, given = error.args
+            name = "" if self._embedder is None else embedders.identity(self._embedder)
+            raise ValueError(
+                f"{self.path} holds vectors of {stored} dimensions, and the embedder {name} gave "
+                f"{given}; `crewai-native memory reembed --store` makes them all anew"
+            ) from None
 
     def _search_both(self, text: str, vector: Any, limit: int) -> list[Found]:
         """Merge both rankings by reciprocal rank fusion; 1 is the first of both."""

@@ -59,9 +59,16 @@ def _executor() -> ThreadPoolExecutor:
 async def _in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     import asyncio
 
+    def call() -> _T:
+        try:
+            return function(*args, **kwargs)
+        except StopIteration as error:
+            # No future takes one, and whoever waited for it would wait for ever. An embedder, which
+            # may raise anything, raises this where one vector is too few.
+            raise RuntimeError("coroutine raised StopIteration") from error
+
     context = contextvars.copy_context()
-    call = functools.partial(context.run, function, *args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_executor(), call)
+    return await asyncio.get_running_loop().run_in_executor(_executor(), context.run, call)
 
 
 @functools.cache
