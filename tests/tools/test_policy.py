@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from crewai_native_tools import configure
 from crewai_native_tools.policy import (
     DEFAULTS,
     FIELDS,
@@ -120,3 +122,17 @@ def test_against_looking_from_the_narrowest_on(sources, tool, agent, crew):
         said = [getattr(policy, field) for policy in order if policy is not None]
         expected = next((value for value in said if value is not None), None)
         assert found[field].value == (None if expected == math.inf else expected)
+
+
+@pytest.mark.parametrize(
+    ("layers", "where"),
+    [
+        ({"default": {"timeout": 5}}, "default is {'timeout': 5}"),
+        ({"tools": {"add": 5}}, "tools['add'] is 5"),
+        ({"agents": {"Clerk": {"timeout": 5}}}, "agents['Clerk'] is {'timeout': 5}"),
+        ({"crews": ["crew"]}, "crews is ['crew']; it accepts a mapping of names"),
+    ],
+)
+def test_what_is_no_policy_is_refused_where_it_is_said(layers, where):
+    with pytest.raises(TypeError, match=re.escape(where)):
+        configure(**layers)

@@ -391,17 +391,30 @@ class Layers:
     crews: Mapping[str, Policy] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse budgets of tools.
+        """Refuse budgets of tools, and what is no policy.
 
         Raises:
+            TypeError: Something else stands in a policy's place.
             ValueError: A tool's policy says something that is not for a tool.
         """
+        _check_policy("default", self.default)
+        for field in ("tools", "agents", "crews"):
+            policies = getattr(self, field)
+            if not isinstance(policies, Mapping):
+                raise TypeError(f"{field} is {policies!r}; it accepts a mapping of names to Policy")
+            for name, policy in policies.items():
+                _check_policy(f"{field}[{name!r}]", policy)
         for name, policy in self.tools.items():
             if wrong := sorted(NOT_FOR_A_TOOL & policy.said().keys()):
                 raise ValueError(
                     f"the policy of the tool {name!r} has {', '.join(wrong)}; a budget is for "
                     "everything, for an agent or for a crew"
                 )
+
+
+def _check_policy(where: str, policy: object) -> None:
+    if not isinstance(policy, Policy):
+        raise TypeError(f"{where} is {policy!r}; it accepts a Policy, such as Policy(timeout=30)")
 
 
 class Saying(NamedTuple):
