@@ -762,3 +762,20 @@ class TestProcesses:
             "print(os.waitpid(pid, 0)[1])\n"
         )
         assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("refused", "error"),
+    [
+        (Policy(run_budget={"tokens": 1}), ValueError),
+        (Policy(isolation="process"), TypeError),
+        ({"timeout": 5}, TypeError),
+    ],
+)
+def test_a_tool_that_is_refused_leaves_nothing_behind(refused, error):
+    engine = ToolEngine()
+    with pytest.raises(error, match="'a'"):
+        engine.register("a", lambda: 1, refused)
+    engine.register("a", lambda: 2, Policy(timeout=5))
+    engine.set_tool_limit("a", 3)
+    assert engine.execute_tool("a") == 2

@@ -19,7 +19,7 @@ from crewai_native_tools import _native, isolation, measures, processes, workers
 from crewai_native_tools.errors import ToolSkipped
 from crewai_native_tools.execution import Plan, Run, Shared, from_engine
 from crewai_native_tools.plans import Plans
-from crewai_native_tools.policy import Layers, Policy
+from crewai_native_tools.policy import Layers, Policy, check_policy
 
 Arguments = Mapping[str, Any] | str | None
 """A tool's arguments by name, or the JSON text of them."""
@@ -75,7 +75,7 @@ class ToolEngine:
         self._tools: dict[str, _Tool] = {}
         self._runs: dict[Hashable, Run] = {None: Run()}
         self._lock = threading.Lock()
-        self._plans = self._resolved()
+        self._plans = self._resolved(self._policies)
 
     def register(
         self, name: str, tool: Callable[..., Any] | Any, policy: Policy | None = None
@@ -89,22 +89,23 @@ class ToolEngine:
 
         Raises:
             ValueError: The name is taken, or the policy has a budget.
-            TypeError: It cannot be called; or it is to run in a process of its own and cannot go
-                there.
+            TypeError: It cannot be called, or ``policy`` is none; or it is to run in a process of
+                its own and cannot go there.
         """
         made = _Tool(tool)
         with self._lock:
             if name in self._tools:
                 raise ValueError(f"a tool {name!r} is registered already")
+            # A tool that is refused leaves nothing behind.
+            policies, plans = self._policies, self._plans
             if policy is not None:
-                said = policy.said()
-                limit = self._policies.get(_spell(name), Policy()).said()
-                self._policies[_spell(name)] = Policy(**{**limit, **said})
-                self._plans = self._resolved()
-            plan = self._plans.of(name)
-            if plan.isolated:
+                check_policy(f"the policy of {name!r}", policy)
+                limit = policies.get(_spell(name), Policy()).said()
+                policies = {**policies, _spell(name): Policy(**{**limit, **policy.said()})}
+                plans = self._resolved(policies)
+            if plans.of(name).isolated:
                 made.check_transferable(name)
-            self._tools[name] = made
+            self._policies, self._plans, self._tools[name] = policies, plans, made
 
     def set_tool_limit(self, name: str, limit: float | None) -> None:
         """Say how often a tool may be executed in one run; None: what the engine says counts.
@@ -117,7 +118,7 @@ class ToolEngine:
         with self._lock:
             policy = self._policies.get(_spell(name), Policy())
             self._policies[_spell(name)] = dataclasses.replace(policy, max_calls=limit)
-            self._plans = self._resolved()
+            self._plans = self._resolved(self._policies)
 
     def execute_tool(self, name: str, args: Arguments = None, *, run: Hashable = None) -> Any:
         """Run a tool and return its result.
@@ -225,10 +226,10 @@ class ToolEngine:
         """
         return {"tools": self._shared.stats(), "abandoned": _native.abandoned()}
 
-    def _resolved(self) -> Plans:
+    def _resolved(self, policies: Mapping[str, Policy]) -> Plans:
         from crewai_native_tools import plugin
 
-        own = Layers(default=self._default, tools=dict(self._policies))
+        own = Layers(default=self._default, tools=dict(policies))
         return Plans(own, plugin.options().layers, self._shared, _spell)
 
     def _look_up(self, name: str, args: Arguments) -> tuple[_Tool, Any, dict[str, Any]]:

@@ -397,13 +397,13 @@ class Layers:
             TypeError: Something else stands in a policy's place.
             ValueError: A tool's policy says something that is not for a tool.
         """
-        _check_policy("default", self.default)
+        check_policy("default", self.default)
         for field in ("tools", "agents", "crews"):
             policies = getattr(self, field)
             if not isinstance(policies, Mapping):
                 raise TypeError(f"{field} is {policies!r}; it accepts a mapping of names to Policy")
             for name, policy in policies.items():
-                _check_policy(f"{field}[{name!r}]", policy)
+                check_policy(f"{field}[{name!r}]", policy)
         for name, policy in self.tools.items():
             if wrong := sorted(NOT_FOR_A_TOOL & policy.said().keys()):
                 raise ValueError(
@@ -412,7 +412,12 @@ class Layers:
                 )
 
 
-def _check_policy(where: str, policy: object) -> None:
+def check_policy(where: str, policy: object) -> None:
+    """Refuse what is no policy.
+
+    Raises:
+        TypeError: It is something else.
+    """
     if not isinstance(policy, Policy):
         raise TypeError(f"{where} is {policy!r}; it accepts a Policy, such as Policy(timeout=30)")
 
