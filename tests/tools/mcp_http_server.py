@@ -27,6 +27,12 @@ def fails(text: str) -> str:
     raise ValueError(text)
 
 
+@server.tool()
+def refused() -> str:
+    """Not come to: its calls are answered with a status."""
+    return "came through"
+
+
 def say(what):
     sys.stdout.write(f"{what}\n")
     sys.stdout.flush()
@@ -42,7 +48,23 @@ async def watched(scope, receive, send):
             say("opened")
         if scope["method"] == "DELETE":
             say("ended")
+        if scope["method"] == "POST":
+            message = await receive()
+            if b'"refused"' in message.get("body", b""):
+                await send({"type": "http.response.start", "status": 403, "headers": []})
+                await send({"type": "http.response.body"})
+                return
+            receive = after(message, receive)
     await app(scope, receive, send)
+
+
+def after(first, receive):
+    messages = [first]
+
+    async def next_one():
+        return messages.pop() if messages else await receive()
+
+    return next_one
 
 
 def main(port):

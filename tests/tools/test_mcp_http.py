@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import pathlib
 import queue
+import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
+from crewai.mcp.client import MCPClient
+from crewai.mcp.transports.http import HTTPTransport
+from crewai.tools import mcp_tool_wrapper
+from crewai.tools.mcp_native_tool import MCPNativeTool
 from crewai.tools.mcp_tool_wrapper import MCPToolWrapper
 from crewai.utilities.crew.models import CrewContext
 from opentelemetry import baggage
 from opentelemetry.context import attach, detach
 
 import crewai_native
-from crewai_native_tools.mcp import CONNECTIONS
+from crewai_native.slots.tools_mcp import _ByAddress
+from crewai_native_tools.mcp import CONNECTIONS, Connections
 
 SERVER = pathlib.Path(__file__).parent / "mcp_http_server.py"
 DISTRIBUTION = "crewai-native-tools"
@@ -131,3 +140,43 @@ def test_a_server_that_comes_back_is_found_again(guarded, server):
         finally:
             CONNECTIONS.close()
             again.stop()
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["stock", "native"])
+def test_a_server_that_is_not_there_is_tried_again(request, unbound, native, monkeypatch):
+    if native:
+        request.getfixturevalue("guarded")
+    monkeypatch.setattr(mcp_tool_wrapper, "MCP_MAX_RETRIES", 2)
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{place.getsockname()[1]}/mcp"
+        tool = MCPToolWrapper({"url": url}, "which", {"description": "which"}, "tests")
+        with crew("one"):
+            assert "failed after 2 attempts: Connection timed out" in tool.run()
+
+
+def test_what_a_server_refuses_is_said(server):
+    connections = Connections()
+    url = f"http://127.0.0.1:{server.port}/mcp"
+    make = functools.partial(MCPClient, HTTPTransport(url), max_retries=1)
+    lent = functools.partial(connections.client, make)
+    tool = MCPNativeTool(lent, "refused", {"description": "refused"}, "tests")
+    with crew("one"), pytest.raises(RuntimeError, match="HTTP 403"):
+        tool.run()
+    connections.close()
+
+
+def test_nothing_is_left_of_a_server_that_says_nothing():
+    connections = Connections()
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        place.listen()
+        url = f"http://127.0.0.1:{place.getsockname()[1]}/mcp"
+        client = connections.client(functools.partial(_ByAddress, url))
+        with pytest.raises(TimeoutError):
+            asyncio.run(asyncio.wait_for(client.connect(), 0.2))
+        limit = time.monotonic() + LONG
+        while asyncio.all_tasks(connections._loop):
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+    connections.close()

@@ -109,6 +109,15 @@ def _bind_by_address(binding: Binding, provider: Provider) -> None:
             except asyncio.CancelledError as error:
                 # CrewAI's word for it, which its callers know.
                 raise TimeoutError("MCP operation was cancelled") from error
+            except Exception as error:
+                # As there: after these it tries again.
+                if error.__cause__ is not None:
+                    raise TimeoutError(
+                        f"MCP connection error: {error.__cause__}"
+                    ) from error.__cause__
+                if "TaskGroup" in str(error) or "unhandled errors" in str(error):
+                    raise TimeoutError(f"MCP connection error: {error}") from error
+                raise
             return content_blocks_to_text(result.content) if result.content else str(result)
 
         return execute_tool

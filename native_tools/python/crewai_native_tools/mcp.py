@@ -62,6 +62,7 @@ class Connections:
         # From here on only the loop's thread looks at them.
         self._idle: dict[Hashable, list[_Connection]] = {}
         self._open: set[_Connection] = set()
+        self._dropping: set[asyncio.Task[None]] = set()
         self._opened = 0
         # Whether servers answer when they are asked whether they are there; by their hashes, because
         # their identities have credentials in them.
@@ -156,7 +157,10 @@ class Connections:
             connection.in_use()
             if await self._is_alive(connection):
                 return connection
-            await self._drop(connection)
+            # Nobody waits while a server that says nothing is told good-bye.
+            task = asyncio.create_task(self._drop(connection))
+            self._dropping.add(task)
+            task.add_done_callback(self._dropping.discard)
         connection = _Connection(key, client)
         self._open.add(connection)
         self._opened += 1
@@ -185,7 +189,11 @@ class Connections:
         run, server = connection.key
         answers = self._answers.get(hash(server))
         if run is None or answers is False or not connection.good:
+            has_failed = connection.failed
             await self._drop(connection)
+            # As CrewAI: what the server has refused is known when the connection is taken down.
+            if has_failed and connection.refusal is not None:
+                raise connection.refusal
             return
         self._idle.setdefault(connection.key, []).append(connection)
         connection.idle_for(self._time_idle, lambda: asyncio.ensure_future(self._drop(connection)))
@@ -207,7 +215,8 @@ class Connections:
                     await self._drop(connection)
 
     async def _close_all(self) -> None:
-        await asyncio.gather(*(self._drop(connection) for connection in list(self._open)))
+        drops = [self._drop(connection) for connection in list(self._open)]
+        await asyncio.gather(*drops, *self._dropping)
 
 
 class _Connection:
@@ -216,13 +225,18 @@ class _Connection:
     Attributes:
         key: The run, or None outside of one, and the server that it belongs to.
         good: Whether it may be used again.
+        failed: Whether a call has failed.
+        refusal: What the server was found to have refused when it was closed.
     """
 
     def __init__(self, key: Any, client: Any) -> None:
         self.key = key
         self.good = True
+        self.failed = False
+        self.refusal: Exception | None = None
         self._client = client
         self._enough = asyncio.Event()
+        self._connected = False
         self._life: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -241,16 +255,21 @@ class _Connection:
                     error if isinstance(error, Exception) else ConnectionError(repr(error))
                 )
             return
+        self._connected = True
         try:
             if not connected.done():
                 connected.set_result(None)
             await self._enough.wait()
         finally:
             self.good = False
-            # The server may be gone, and what its transport has to say about that was said to
-            # whoever was calling.
-            with contextlib.suppress(Exception):
-                await self._client.disconnect()
+            await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        try:
+            await self._client.disconnect()
+        except Exception as error:  # noqa: BLE001 - the server may be gone, in whatever way
+            if _is_refusal(error):
+                self.refusal = error
 
     async def call(self, name: str, *args: Any) -> Any:
         """Await a method of the client; if that fails the connection is not used again."""
@@ -260,10 +279,10 @@ class _Connection:
             if call.done():
                 return call.result()
         except BaseException:
-            self.good = False
+            self.good, self.failed = False, True
             call.cancel()
             raise
-        self.good = False
+        self.good, self.failed = False, True
         call.cancel()
         raise ConnectionError("the connection to the MCP server ended during the call")
 
@@ -303,8 +322,14 @@ class _Connection:
         """Disconnect."""
         self.in_use()
         self._enough.set()
-        if self._life is not None:
-            await asyncio.wait({self._life}, timeout=_CLOSING)
+        if self._life is None:
+            return
+        if not self._connected:
+            # There is nobody to take leave of, and a server that says nothing would never be left.
+            self._life.cancel()
+        _, too_long = await asyncio.wait({self._life}, timeout=_CLOSING)
+        for life in too_long:
+            life.cancel()
 
     def _lives(self) -> set[asyncio.Task[None]]:
         return set() if self._life is None or self._life.done() else {self._life}
@@ -380,6 +405,16 @@ def _run() -> tuple[str | None, str | None]:
         if kind == "task_started":
             break
     return None, None
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a server has answered with an HTTP status that says no."""
+    # CrewAI has it since it tells them apart.
+    with contextlib.suppress(ImportError):
+        from crewai.mcp.exceptions import MCPConnectionError
+
+        return isinstance(error, MCPConnectionError)
+    return False
 
 
 def _bus() -> Any:
