@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import io
 import json
 import logging
@@ -14,6 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import weakref
 from contextlib import closing
 from pathlib import Path
 
@@ -30,7 +32,7 @@ from crewai.state.provider.sqlite_provider import SqliteProvider
 from crewai.state.runtime import RuntimeState
 from crewai.tools import BaseTool, tool
 from crewai_cli import checkpoint_cli
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 from typer.testing import CliRunner
 
 import crewai_native
@@ -686,6 +688,29 @@ class TestLineage:
         assert sorted(filter(None, rows.values())) == sorted(set(filter(None, rows.values())))
         assert state._parent_id in rows
         assert state._parent_id not in rows.values()
+
+    def test_classes_that_a_program_makes_for_a_run_go_with_it(self, config):
+        def run(number):
+            output = create_model("Output", answer=(int, number))
+            agent = Agent(role="r", goal="g", backstory="b", llm=ScriptedLLM('{"answer": 3}'))
+            task = Task(description="d", expected_output="e", agent=agent, output_pydantic=output)
+            made = config(on_events=["*"])
+            result = Crew(agents=[agent], tasks=[task], checkpoint=made).kickoff()
+            assert result.pydantic.answer == 3
+
+            class Answering(Flow[output]):
+                @start()
+                def only(self):
+                    return self.state
+
+            Answering(checkpoint=made).kickoff()
+            crewai_event_bus.flush()
+            crewai_event_bus.reset_runtime_state()
+            return weakref.ref(output), weakref.ref(Answering)
+
+        made = [kind for number in range(3) for kind in run(number)]
+        gc.collect()
+        assert [kind() for kind in made] == [None] * 6
 
     def test_locations_of_runs_that_are_over_are_not_kept_open(self, tmp_path):
         def run(count):

@@ -11,11 +11,11 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import enum
-import functools
 import json
 import operator
 import types
 import uuid
+import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from crewai.agents.agent_builder.base_agent import BaseAgent
@@ -32,6 +32,7 @@ from pydantic import BaseModel
 
 from crewai_native_db import _native
 from crewai_native_db.checkpoints.assembly import HEAD, Parts
+from crewai_native_db.checkpoints.classes import once
 from crewai_native_db.checkpoints.likeness import likeness
 from crewai_native_db.checkpoints.placeholders import Placeholders
 from crewai_native_db.checkpoints.settled import REFERRED, classify, fields_of, is_transparent
@@ -76,8 +77,10 @@ _DOUBTS: Final = 3
 _SCHEMAS: Final = ("args_schema", "result_schema")
 
 # Whether the parts in a field came to what CrewAI dumps there, by (class, field, their classes):
-# True once they did, or how often they did not.
+# True once they did, or how often they did not. Of classes there are references, so that they are
+# let go, and that another at the same address is not taken for one.
 _proofs: dict[tuple[Any, ...], bool | int] = {}
+_MOST_PROOFS: Final = 10_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -403,8 +406,9 @@ class Recorder:
         if not known:
             if not items or not all(isinstance(item, nested or BaseModel) for item in items):
                 return None
-            names = sorted(f"{kind.__qualname__} {id(kind)}" for kind in case[-1])
-            proof = (view, field, nested, *names)
+            kinds = frozenset(map(weakref.ref, case[-1]))
+            inside = None if nested is None else weakref.ref(nested)
+            proof = (weakref.ref(view), field, inside, kinds)
             known = _proofs.get(proof, 0)
             if known is not True and known >= _DOUBTS:
                 return None
@@ -419,9 +423,9 @@ class Recorder:
             if Parts(self._bodies()).expand(ref) != direct:
                 # What differs only because the run went on between the two says nothing.
                 if not self._watch.moved(self._within({field: ref})):
-                    _proofs[proof] = known + 1
+                    _note(proof, known + 1)
                 return None
-            _proofs[proof] = True
+            _note(proof, True)
         self._proven.add(case)
         if issubclass(view, BaseEvent):
             self._events.refer(view, field, items, many, _json(ref))
@@ -459,12 +463,18 @@ class Recorder:
         raise AssertionError
 
 
-@functools.cache
+def _note(proof: tuple[Any, ...], found: bool | int) -> None:
+    if len(_proofs) >= _MOST_PROOFS:
+        _proofs.clear()  # those of classes that are gone among them
+    _proofs[proof] = found
+
+
+@once
 def _nested(view: Any) -> dict[str, type[BaseModel] | None]:
     return next((_NESTED[base] for base in view.__mro__ if base in _NESTED), {})
 
 
-@functools.cache
+@once
 def _fields_but(view: type[BaseModel], left_out: frozenset[str]) -> tuple[str, ...]:
     return tuple(name for name in fields_of(view) if name not in left_out)
 

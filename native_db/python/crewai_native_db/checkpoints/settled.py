@@ -10,7 +10,6 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
-import functools
 import pathlib
 import types
 import uuid
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from crewai.utilities.constants import NOT_SPECIFIED
 from pydantic import BaseModel
+
+from crewai_native_db.checkpoints.classes import once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,14 +64,14 @@ def classify(kind: type) -> tuple[tuple[str, ...], bool] | bool | None:
     return None
 
 
-@functools.cache
+@once
 def fields_of(kind: type[BaseModel]) -> tuple[str, ...]:
     """The fields of a model that are dumped and that it takes a look inside to compare."""
     fields = kind.model_fields.items()
     return tuple(name for name, field in fields if not field.exclude and name not in REFERRED)
 
 
-@functools.cache
+@once
 def is_transparent(kind: type[BaseModel]) -> bool:
     """Whether what is dumped of a model follows from its fields."""
     return all(

@@ -7,8 +7,9 @@ serializer of its own, of a declaration under which values are converted.
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from crewai_native_db.checkpoints.classes import once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,7 @@ _WRAPPERS: Final = ("default", "function-before", "function-after", "function-wr
 _CONVERTED: Final = frozenset({"int", "float", "bool", "time"})
 
 
-@functools.cache
+@once
 def plan(kind: type[BaseModel]) -> list[tuple[str, Shape]] | None:
     """Return the shapes of the fields of a class, or None if pydantic has to dump its objects.
 
