@@ -284,6 +284,32 @@ def test_a_copy_that_finds_no_room_leaves_nothing_and_is_named(place, script, re
     assert lines == str(there / "lines.jsonl")
 
 
+FULL_FOR_CODES = """
+import resource, sys
+from crewai_native_memory import NativeStorage
+
+storage = NativeStorage(sys.argv[1])
+storage.count()
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+try:
+    storage.optimize()
+except OSError as error:
+    print(error.filename)
+"""
+
+
+def test_codes_that_find_no_room_are_told_as_such(place, script, record):
+    storage = NativeStorage(place)
+    storage.save([record(f"r{n}", embedding=[float(n), 1.0]) for n in range(3000)])
+    storage.close()
+    done = subprocess.run(script(FULL_FOR_CODES, place), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{place}-codes/")
+    assert [file for file in Path(f"{place}-codes").iterdir() if file.stat().st_size] == []
+    storage.optimize()
+    assert storage.check() == []
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -315,6 +315,7 @@ impl Mirror {
             let written = Segment::write(&path, self.dimension, &sources, false, fetch, go_on)
                 .map_err(|error| match error {
                     SegmentError::Stopped(_) => StoreError::Stopped,
+                    SegmentError::Io { path, source, .. } => StoreError::io(&path, source),
                     other => StoreError::Failed {
                         path,
                         detail: other.to_string(),
