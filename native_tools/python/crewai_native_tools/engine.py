@@ -11,13 +11,13 @@ import inspect
 import json
 import queue
 import re
-import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final
 
 from crewai_native_tools import _native, isolation, measures, processes, workers
 from crewai_native_tools.errors import ToolSkipped
 from crewai_native_tools.execution import Plan, Run, Shared, from_engine
+from crewai_native_tools.locks import Lock
 from crewai_native_tools.plans import Plans
 from crewai_native_tools.policy import Layers, Policy, check_policy
 
@@ -74,7 +74,7 @@ class ToolEngine:
         self._shared = Shared(max_threads)
         self._tools: dict[str, _Tool] = {}
         self._runs: dict[Hashable, Run] = {None: Run()}
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._plans = self._resolved(self._policies)
 
     def register(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextvars
 import functools
-import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -19,6 +18,7 @@ from crewai_native_tools.budget import Purse
 from crewai_native_tools.errors import RunStopped, ToolStopped
 from crewai_native_tools.execution import Run, Shared, in_engine
 from crewai_native_tools.flights import Flights
+from crewai_native_tools.locks import Lock
 from crewai_native_tools.plans import Plans
 from crewai_native_tools.policy import MOST_ROUNDS, Layers
 
@@ -54,7 +54,7 @@ class _Remembered(Generic[_Value]):
 
     def __init__(self, make: Callable[[], _Value]) -> None:
         self._make = make
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._entries: dict[tuple[int, ...], tuple[tuple[Callable[[], Any], ...], _Value]] = {}
 
     def of(self, *owners: Any) -> _Value:

@@ -27,7 +27,6 @@ import functools
 import hashlib
 import json
 import os
-import threading
 import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -35,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from crewai_native_tools import _native
 from crewai_native_tools.execution import answer
 from crewai_native_tools.kept import exact_json
+from crewai_native_tools.locks import Lock
 from crewai_native_tools.outputs import is_failure
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _outer: contextvars.ContextVar[frozenset[Future[None]]] = contextvars.ContextVar
     "crewai_native_tool_effects", default=frozenset()
 )
 _default: Journal | None = None
-_default_lock = threading.Lock()
+_default_lock = Lock()
 
 
 @contextlib.contextmanager

@@ -9,11 +9,11 @@ import functools
 import inspect
 import math
 import sys
-import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from crewai_native_tools import isolation
 from crewai_native_tools.execution import current
+from crewai_native_tools.locks import Lock
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _LIMITS: Final = ("cpu_seconds", "memory_mb", "open_files", "file_size")
 
 _pool: isolation.Pool | None = None
-_lock = threading.Lock()
+_lock = Lock()
 
 
 def pool() -> isolation.Pool:
