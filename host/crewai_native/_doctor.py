@@ -200,6 +200,8 @@ def _slots(host: Host) -> Iterator[Check]:
     grave = {State.BROKEN: error, State.TARGET_CHANGED: warning, State.INCOMPATIBLE: warning}
     grave[State.UNTRUSTED] = warning
     for slot in host.status().slots:
+        if slot.reason.startswith("ambiguous"):
+            yield warning(slot.slot, f"{slot.provider} serves it; {slot.reason}")
         for candidate in slot.candidates:
             if candidate.state in grave:
                 yield grave[candidate.state](

@@ -464,6 +464,13 @@ class Host:
         if not settings.strict:
             return
         unbound = []
+        for name, bound in self._bound.items():
+            choice = settings.slots.get(name, bound.offer.name)
+            for offer in self._offers[name]:
+                if offer.name == choice != bound.offer.name:
+                    source = settings.source(f"slots.{name}")
+                    why = f"{offer.candidate.reason}; chosen by {source}"
+                    unbound.append(f"{name} ({offer.candidate.distribution}: {why})")
         for name in self._offers.keys() - self._bound.keys():
             candidates = [offer.candidate for offer in self._offers[name]]
             # What the user turned off is not missed, unless the user requires it as well.

@@ -299,3 +299,10 @@ def test_the_exit_status_tells_errors_from_warnings(miniature, tmp_path):
     for health, status in (("ok", 0), ("warning", 0), ("error", 1)):
         site.add("acme-index", source.replace("{health}", health))
         assert doctor() == (status, health)
+
+
+def test_a_slot_that_two_others_offer_is_told(examine):
+    ambiguous = slot("locks", State.BOUND)
+    ambiguous.reason = "ambiguous: 2 third-party candidates, taken by name"
+    found = examine(FakeHost(ambiguous))["locks"]
+    assert found == warning("locks", f"acme serves it; {ambiguous.reason}")

@@ -535,6 +535,17 @@ def test_a_package_of_crewais_name_is_left_alone(miniature):
     assert {slot["state"] for slot in status["slots"]} == {"stock"}
 
 
+def test_strict_wants_the_provider_that_was_chosen(miniature):
+    miniature.site.broken("acme-broken")
+    miniature.site.valid("acme-valid")
+    variables = {"CREWAI_NATIVE_SLOT_MEMORY_STORAGE": "acme-broken", "CREWAI_NATIVE_STRICT": "1"}
+    done = miniature.run("import crewai", check=False, **variables)
+    assert "not bound: memory.storage (acme-broken: RuntimeError: acme is broken" in done.stderr
+    assert "; chosen by CREWAI_NATIVE_SLOT_MEMORY_STORAGE)" in done.stderr
+    variables["CREWAI_NATIVE_SLOT_MEMORY_STORAGE"] = "acme-valid"
+    assert miniature.status(**variables).slot(SLOT)["provider"] == "acme-valid"
+
+
 def test_strict_is_not_content_with_a_package_of_crewais_name(miniature):
     done = miniature.run(f"{NO_CREWAI}\nimport crewai", check=False, CREWAI_NATIVE_STRICT="1")
     assert "CrewAI is not installed" in done.stderr
