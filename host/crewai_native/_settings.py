@@ -364,7 +364,12 @@ def _number(value: Any, setting: str, accepts: str, low: float, high: float) -> 
 
 def _names(value: Any, setting: str) -> frozenset[str]:
     if isinstance(value, str):
-        return frozenset(name.strip() for name in value.split(",") if name.strip())
+        names = frozenset(name.strip() for name in value.split(",") if name.strip())
+        if not names:  # a variable that came out empty would turn everything off, unseen
+            raise ConfigurationError(
+                f"{setting} is {value!r}; it accepts names, with commas between"
+            )
+        return names
     if isinstance(value, list | tuple | set | frozenset) and all(
         isinstance(name, str) for name in value
     ):

@@ -152,6 +152,8 @@ ENVIRONMENT = [
     ({"CREWAI_NATIVE_VERIFY": "nan"}, ["CREWAI_NATIVE_VERIFY", "0 to 1"]),
     ({"CREWAI_NATIVE_PROBE_TIMEOUT": "soon"}, ["CREWAI_NATIVE_PROBE_TIMEOUT", "seconds"]),
     ({"CREWAI_NATIVE_LOCK": ""}, ["CREWAI_NATIVE_LOCK", "a path"]),
+    ({"CREWAI_NATIVE_PLUGINS": ""}, ["CREWAI_NATIVE_PLUGINS", "''", "names, with commas"]),
+    ({"CREWAI_NATIVE_DENY": " , "}, ["CREWAI_NATIVE_DENY", "' , '", "names, with commas"]),
     ({"CREWAI_NATIVE_TURST": "all"}, ["CREWAI_NATIVE_TURST", "CREWAI_NATIVE_TRUST?"]),
     ({"CREWAI_NATIVE_SLOT_MEMROY": "x"}, ["SLOT_MEMROY", "CREWAI_NATIVE_SLOT_MEMORY_STORAGE"]),
     ({"CREWAI_NATIVE_SLOT_LOCKS": " "}, ["locks", "CREWAI_NATIVE_SLOT_LOCKS", "'stock'"]),
