@@ -306,12 +306,16 @@ class CheckpointWriter:
                 return
             batch, run.waiting = run.waiting, []
             run.recording = True
-        snapshot = error = None
-        stores = False
+        snapshot, stores = None, False
+        error: Exception | None = None
         begun = time.thread_time_ns()
         try:
             snapshot = run.recorder.snapshot(due.state)
-        except Exception as failure:  # noqa: BLE001 - raised by each of those who wait
+        except BaseException as failure:
+            # Raised by each of those who wait. What is no error, as Ctrl-C, is one to the others.
+            if not isinstance(failure, Exception):
+                error = RuntimeError(f"no snapshot was taken: {failure!r}")
+                raise
             error = failure
         finally:
             with run.changed:
