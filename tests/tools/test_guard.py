@@ -491,6 +491,40 @@ class TestBudgets:
             agent.kickoff("do it")
         assert len(llm.calls) == 2
 
+    @BOTH
+    def test_what_a_tool_calls_is_refused_by_exceptions(self, native):
+        configure(tools={"count": Policy(max_calls=1)})
+        counter = Counter(calls=[])
+
+        @tool("outer")
+        def outer() -> str:
+            """Call another tool twice."""
+            first = counter.run(q="a")
+            try:
+                return str(counter.run(q="b"))
+            except ToolRefused as refused:
+                return f"{first}, then {refused.code}"
+
+        out = kickoff([ToolCall("outer", {}), last], [outer], native=native)
+        assert "then max_calls" in out.raw
+        assert counter.calls == ["a"]
+
+    @BOTH
+    def test_a_budget_ends_a_tool_that_calls_others_without_end(self, native):
+        configure(default=Policy(run_budget={"tool_calls": 5}))
+        counter = Counter(calls=[])
+
+        @tool("outer")
+        def outer() -> str:
+            """Call another tool until it is tired."""
+            for n in range(1000):
+                counter.run(q=str(n))
+            return "tired"
+
+        with pytest.raises(failures.ToolExecutionFailedError, match="tool_calls of 5 are spent"):
+            kickoff([ToolCall("outer", {}), last], [outer], native=native)
+        assert len(counter.calls) == 4
+
     def test_an_agent_inherits_nothing_from_one_that_is_gone(self):
         configure(default=Policy(agent_budget={"tool_calls": 1}))
         for _ in range(20):

@@ -86,6 +86,16 @@ class _Remembered(Generic[_Value]):
             del self._entries[key]
 
 
+def _is_inside(call: ToolCall) -> bool:
+    """Whether a tool calls another, on its own, in the middle of the agent's call of it."""
+    return _occasion.get()() is call.occasion
+
+
+def _is_code_s(call: ToolCall) -> bool:
+    """Whether code makes a call, which is told by exceptions."""
+    return call.agent is None or (call.occasion is not None and _is_inside(call))
+
+
 def _are(held: tuple[Callable[[], Any], ...], owners: tuple[Any, ...]) -> bool:
     return all(ref() is owner for ref, owner in zip(held, owners, strict=True))
 
@@ -149,7 +159,7 @@ class NativeGuard:
         """Run a call and return its result."""
         plan = self._plan(call)
         agent = call.agent
-        if self._cancels and (told := self._cancelled(plan.tool, agent)) is not None:
+        if self._cancels and (told := self._cancelled(plan.tool, call)) is not None:
             return told
         if agent is not None:
             proceed = _inside(call.occasion, proceed)
@@ -165,7 +175,7 @@ class NativeGuard:
                 make = functools.partial(self._made, call, plan, proceed)
                 result = self._flights.once(key, call, plan, self._run_of(), make)
         except Exception as error:
-            if agent is None:
+            if _is_code_s(call):
                 raise
             found = self._watched(call, plan, error)
             if found is None:
@@ -177,7 +187,7 @@ class NativeGuard:
         """Run a call that the caller awaits and return its result."""
         plan = self._plan(call)
         agent = call.agent
-        if self._cancels and (told := self._cancelled(plan.tool, agent)) is not None:
+        if self._cancels and (told := self._cancelled(plan.tool, call)) is not None:
             return told
         if agent is not None:
             proceed = _ainside(call.occasion, proceed)
@@ -193,7 +203,7 @@ class NativeGuard:
                 make = functools.partial(self._amade, call, plan, proceed)
                 result = await self._flights.aonce(key, call, plan, self._run_of(), make)
         except Exception as error:
-            if agent is None:
+            if _is_code_s(call):
                 raise
             found = self._watched(call, plan, error)
             if found is None:
@@ -260,12 +270,12 @@ class NativeGuard:
         runs = self._runs.whose(lambda context: getattr(context, "id", None) == str(crew.id))
         return sum(run.cancel() for run in runs)
 
-    def _cancelled(self, tool: str, agent: Any) -> Any:
+    def _cancelled(self, tool: str, call: ToolCall) -> Any:
         """Return what an agent whose run was cancelled is told, else None."""
         if not self._run_of().cancelled:
             return None
         stopped = _run_cancelled(f"'{tool}' was not run")
-        if agent is None:
+        if _is_code_s(call):
             raise stopped
         return self._told(stopped)
 
@@ -325,7 +335,7 @@ class NativeGuard:
         if not ended:
             told = self._told(outcome)
         # What a tool calls of its own, and how often, is no step of the agent's way.
-        if not plan.watches_loops or _occasion.get()() is call.occasion:
+        if not plan.watches_loops or _is_inside(call):
             return told
         execution = self._execution(call)
         if execution is None:
