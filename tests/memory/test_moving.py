@@ -245,6 +245,23 @@ def test_qdrant_edge_is_imported_too(crewai_home, native, script):
     dying._closed = True  # its atexit handler would merge the shards into what pytest removes
 
 
+def test_a_store_whose_library_is_gone_stays_behind(crewai_home, native, monkeypatch, caplog):
+    from crewai.memory.storage.qdrant_edge_storage import QdrantEdgeStorage
+
+    stock = QdrantEdgeStorage()
+    stock.save([make(1)])
+    stock.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(imports, "find_spec", lambda name: None)
+        with caplog.at_level(logging.WARNING, "crewai_native_memory"):
+            assert native().count() == 0
+            native().save([make(2)])
+    assert len(caplog.messages) == 1
+    assert "qdrant_edge is not installed" in caplog.text
+    imports._settled.clear()
+    assert set(everything(native())) == {"r2"}  # as it is in use
+
+
 def test_vectors_of_qdrant_edge_take_the_room_of_float32(crewai_home):
     from crewai.memory.storage.qdrant_edge_storage import QdrantEdgeStorage
 

@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -134,7 +135,17 @@ def import_first(storage: NativeStorage, look: Callable[[], Source | None]) -> N
     """
     if storage.path not in _settled:
         source = look()
-        if source is not None:
+        if source is not None and find_spec(source.library) is None:
+            # CrewAI itself would go on without that store.
+            _settled.add(storage.path)
+            _logger.warning(
+                "%s is not brought to %s, as %s is not installed; once it is, "
+                "`crewai-native memory import` brings it",
+                source.name,
+                storage.path,
+                source.library,
+            )
+        elif source is not None:
             storage.do_first(functools.partial(_import_once, storage.path, source))
     return storage
 

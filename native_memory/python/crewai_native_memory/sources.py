@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from crewai_native_memory import location
 
@@ -56,11 +56,14 @@ class Source(ABC):
     told of.
 
     Attributes:
+        library: The module that reads it.
         duplicates: Rows left out because a newer one has the same id; known once opened.
         left: Ids of the records that stay behind, each with the reason; known once all are read.
         bare: Records that come without their vector, which holds something else than finite
             numbers or has another length than those before it; known once all are read.
     """
+
+    library: ClassVar[str]
 
     def __init__(self) -> None:
         self.duplicates = 0
@@ -179,6 +182,8 @@ class LanceSource(Source):
     is the record.
     """
 
+    library: ClassVar = "lancedb"
+
     def __init__(self, directory: Path) -> None:
         super().__init__()
         self._directory = directory
@@ -240,6 +245,8 @@ class LanceSource(Source):
 
 class QdrantSource(Source):
     """CrewAI's Qdrant-edge shards: the central one and those that processes left behind."""
+
+    library: ClassVar = "qdrant_edge"
 
     def __init__(self, directory: Path) -> None:
         super().__init__()
@@ -305,6 +312,8 @@ class QdrantSource(Source):
 class ChromaSource(Source):
     """Passages of one of CrewAI's knowledge collections, in a Chroma database."""
 
+    library: ClassVar = "chromadb"
+
     def __init__(self, directory: Path, collection: str) -> None:
         super().__init__()
         self._directory = directory
@@ -367,6 +376,8 @@ class JsonLinesSource(Source):
 
     Whoever names a file can put a line right: none is left out.
     """
+
+    library: ClassVar = "json"
 
     def __init__(self, path: Path) -> None:
         super().__init__()
