@@ -132,6 +132,7 @@ def test_backup_is_a_store_of_its_own(run, default, tmp_path):
     assert restored.check() == []
     assert "exists already" in run("backup", copy, code=1)
     assert "there is no store" in run("backup", "x.db", "--store", tmp_path / "no.db", code=1)
+    assert "there is no store" in run("stats", "--store", tmp_path / "no.db", code=1)
 
 
 def test_backups_to_one_file_at_once_make_one_whole_copy(default, tmp_path):

@@ -31,6 +31,8 @@ def stats(store: AStore = None, as_json: AsJson = False) -> None:
     """Show what a store holds and how much room it takes."""
     with _told():
         storage = _open(store)
+        if store is not None:
+            _existing(storage)
         sizes = storage.stats()._asdict()
         rows = {
             "path": storage.path,
