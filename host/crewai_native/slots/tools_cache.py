@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from crewai_native.slots._base import Slot, Target
@@ -116,7 +115,6 @@ class _Caches:
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
         self._name = f"_crewai_native_{next(_bindings)}"
-        self._lock = threading.Lock()
 
     def of(self, handler: Any) -> ToolCache:
         private = handler.__pydantic_private__
@@ -124,13 +122,12 @@ class _Caches:
         return self._new(handler, private) if cache is None else cache
 
     def _new(self, handler: Any, private: dict[str, Any]) -> ToolCache:
-        with self._lock:
-            if self._name not in private:
-                provider = self._provider
-                cache = provider.call(handler=handler)
-                private[self._name] = provider.require(cache, PROTOCOL, "a ToolCache")
-            new: ToolCache = private[self._name]
-            return new
+        provider = self._provider
+        cache = provider.require(provider.call(handler=handler), PROTOCOL, "a ToolCache")
+        # One step, and no lock: a fork would leave it taken to the child. Of two threads that make
+        # one, both get the first.
+        kept: ToolCache = private.setdefault(self._name, cache)
+        return kept
 
 
 def _forget(handler: Any, tool: str, input: str) -> None:  # noqa: A002

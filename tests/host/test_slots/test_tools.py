@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import os
+import signal
 import sys
 import threading
 import types
+import warnings
 import weakref
 
 import pytest
@@ -573,6 +576,32 @@ class TestCache:
         assert ran == ["a"]
         (used,) = [cache for cache in caches if cache.kept]
         assert used.kept[("look_up", '{"key": "a"}')] == "A"
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+    def test_a_child_waits_for_no_cache_that_its_parent_makes(self, serve):
+        making, go = threading.Event(), threading.Event()
+
+        def hook(handler):
+            if threading.current_thread() is not threading.main_thread():
+                making.set()
+                go.wait(60)
+            return DictCache()
+
+        serve("tools.cache", hook)
+        thread = threading.Thread(target=CacheHandler().read, args=("t", "1"))
+        thread.start()
+        assert making.wait(60)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            handler = CacheHandler()
+            handler.add("t", "1", "one")
+            os._exit(0 if handler.read("t", "1") == "one" else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        go.set()
+        thread.join()
 
     def test_failures_never_come_there(self, serve):
         cache = DictCache()
