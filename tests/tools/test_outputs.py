@@ -111,6 +111,14 @@ def test_files_are_bounded_in_number_and_age(tmp_path):
     until(lambda: {file.name for file in tmp_path.iterdir()} == {handles[2], handles[4], last})
 
 
+def test_a_result_is_kept_where_no_thread_can_be_started(kept, monkeypatch):
+    def refuse(_thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert "The whole is kept" in kept.cap("x" * 1000, Size(300, "bytes"), tool="t")
+
+
 def test_threads_that_prune_at_once(tmp_path):
     kept, start, errors = Outputs(tmp_path, keep=2), threading.Barrier(8), []
 

@@ -6,6 +6,7 @@ alone, and go when they are old or too many. A file is found by its handle, whic
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -151,9 +152,12 @@ class Outputs:
             raise
         if next(self._written) % max(self._keep // 20, 1) == 0:
             # Nobody waits for that: among busy threads, looking at a thousand files takes seconds.
-            threading.Thread(
+            prune = threading.Thread(
                 target=self._prune, args=(directory,), name="crewai-native-outputs", daemon=True
-            ).start()
+            )
+            # Where the system has no more threads, a later result's will do it.
+            with contextlib.suppress(RuntimeError):
+                prune.start()
         return handle
 
     def _prune(self, directory: Path) -> None:
