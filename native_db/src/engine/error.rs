@@ -72,12 +72,17 @@ pub enum DbError {
 impl From<rusqlite::Error> for DbError {
     fn from(error: rusqlite::Error) -> Self {
         match error {
+            // SQLite calls that an I/O error.
+            rusqlite::Error::SqliteFailure(failure, _)
+                if failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE =>
+            {
+                Self::Sqlite {
+                    code: ErrorCode::DiskFull,
+                    detail: "no room for the index of the log".to_owned(),
+                }
+            }
             rusqlite::Error::SqliteFailure(failure, message) => Self::Sqlite {
-                // There is no room for the index of the log, and SQLite calls that an I/O error.
-                code: match failure.extended_code {
-                    ffi::SQLITE_IOERR_SHMSIZE => ErrorCode::DiskFull,
-                    _ => failure.code,
-                },
+                code: failure.code,
                 detail: message.unwrap_or_else(|| failure.to_string()),
             },
             rusqlite::Error::SqlInputError { error, msg, .. } => Self::Sqlite {
