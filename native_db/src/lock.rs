@@ -7,6 +7,7 @@
 //! lock comes and nobody is left, it is released.
 
 use std::collections::{HashMap, VecDeque};
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -16,7 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crewai_native_sdk::process::PerProcess;
+use crewai_native_sdk::process::{self, PerProcess};
 
 use crate::process::Process;
 
@@ -26,7 +27,8 @@ const SHARE: Duration = Duration::from_millis(50);
 /// How many locks that nobody uses are kept, each with an open file.
 const IDLE: usize = 64;
 
-static LOCKS: PerProcess<Mutex<HashMap<PathBuf, Arc<NamedLock>>>> = PerProcess::new();
+/// By the spelling of the path: to compare and hash paths by their parts takes as long as a system call.
+static LOCKS: PerProcess<Mutex<HashMap<OsString, Arc<NamedLock>>>> = PerProcess::new();
 
 /// The result of what touches a lock's file.
 pub type Result<T> = std::result::Result<T, Arc<io::Error>>;
@@ -92,7 +94,7 @@ impl NamedLock {
     pub fn at(path: &Path) -> Arc<Self> {
         let locks = LOCKS.get_or_init(Mutex::default);
         let mut locks = locks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lock) = locks.get(path) {
+        if let Some(lock) = locks.get(path.as_os_str()) {
             return Arc::clone(lock);
         }
         if locks.len() >= IDLE {
@@ -105,7 +107,7 @@ impl NamedLock {
             turnstile: turnstile.into(),
             state: Mutex::default(),
         });
-        locks.insert(path.to_owned(), Arc::clone(&lock));
+        locks.insert(path.as_os_str().to_owned(), Arc::clone(&lock));
         lock
     }
 
@@ -128,14 +130,14 @@ impl NamedLock {
         Ok(Attempt::Waiting(Waiting {
             place,
             lock: Some(Arc::clone(self)),
-            pid: std::process::id(),
+            pid: process::id(),
         }))
     }
 
     /// The process that holds the lock, as far as the system tells.
     pub fn holder(&self) -> Option<u32> {
         if self.state().held.is_some() {
-            return Some(std::process::id());
+            return Some(process::id());
         }
         holder_of(&self.path)
     }
@@ -231,7 +233,7 @@ impl NamedLock {
     fn guard(self: &Arc<Self>) -> Guard {
         Guard {
             lock: Arc::clone(self),
-            pid: std::process::id(),
+            pid: process::id(),
         }
     }
 
@@ -285,7 +287,7 @@ impl Drop for Waiting {
         let Some(lock) = self.lock.take() else {
             return;
         };
-        if self.pid != std::process::id() {
+        if self.pid != process::id() {
             std::mem::forget(lock);
             return;
         }
@@ -309,7 +311,7 @@ impl Drop for Waiting {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if self.pid == std::process::id() {
+        if self.pid == process::id() {
             self.lock.release();
         } else {
             // What the lock refers to is the parent's.

@@ -431,8 +431,10 @@ def _named(name: str, timeout: float) -> Any:
 def _lock(side: str) -> Iterator[Callable[[], Any]]:
     from crewai_core import lock_store
 
+    from crewai_native_db.locks import NamedLock
+
     name = f"crewai-native-bench-{os.getpid()}"
-    backend = _named if side == "native" else None
+    backend = NamedLock if side == "native" else None
 
     def take() -> None:
         # The two sides take turns in one process.
