@@ -76,6 +76,9 @@ def rivals(side):
         raise Unavailable("pip install rival")
     return sleepy(side)
 
+def approximate(side):
+    return lambda: Measured(0.001, [1, 3] if side == "rival" else [1, 2])
+
 def lonely(side):
     raise Unavailable(f"no {side} here")
 
@@ -106,6 +109,8 @@ def crewai_native_benchmarks():
     yield case("hanging", hanging, timeout=1.0)
     yield case("late", late)
     yield case("rivals", rivals, sides=three)
+    yield case("approximate", approximate, sides=three)
+    yield case("mistaken", differing, sides=three)
     yield case("lonely", lonely)
     yield case("cleaned", cleaned)
     yield case("last", sleepy)
@@ -179,7 +184,7 @@ def results(ran):
 def test_every_case_is_reported_and_a_failure_is_the_exit_status(ran, results):
     done, _, folder = ran
     assert done.returncode == 1
-    assert len(results) == 16
+    assert len(results) == 18
     assert "Traceback" not in done.stderr
     assert (folder / "chart.svg").read_text().startswith("<svg")
 
@@ -230,6 +235,18 @@ def test_a_case_that_fails_says_which_side_and_why_and_costs_only_itself(results
     assert found["outcome"] == "failed"
     assert found["reason"].startswith(reason)
     assert found["timings"] == []
+
+
+def test_a_case_is_measured_without_a_rival_whose_result_differs(results):
+    found = results["acme.approximate"]
+    assert found["outcome"] == "measured"
+    assert found["unavailable"] == {"rival": "rival gave another result than stock"}
+    assert [timing["side"] for timing in found["timings"]] == ["stock", "native"]
+
+
+def test_a_native_result_that_differs_is_a_failure_whatever_rivals_give(results):
+    assert results["acme.mistaken"]["outcome"] == "failed"
+    assert "native, rival gave another result" in results["acme.mistaken"]["reason"]
 
 
 def test_a_case_is_measured_without_a_rival_that_is_not_there(results):

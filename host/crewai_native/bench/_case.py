@@ -62,6 +62,7 @@ class Case:
 
     Every side must do the same work on the same data, as durably as the others, and give the same
     result: that is checked before anything is timed, and a case whose results differ has failed.
+    A rival whose result differs, such as an approximation, is left out instead.
 
     Attributes:
         name: Unique in its group together with ``parameters``: lower case, digits, ``. _ / -``.

@@ -305,7 +305,9 @@ def _measure(subject: Subject, workers: _Workers, seconds: float) -> Result:
             result.reason = "; ".join(f"{s}: {why}" for s, why in result.unavailable.items())
         else:
             if subject.compared:
-                _check(workers.of(""), subject, found)
+                differing = _check(workers.of(""), subject, found)
+                result.unavailable.update(differing)
+                sides = [side for side in sides if side not in differing]
             _time(result, {side: side_workers[side] for side in sides}, seconds)
         for worker in set(side_workers.values()):
             worker.ask("close", subject.timeout)
@@ -316,11 +318,33 @@ def _measure(subject: Subject, workers: _Workers, seconds: float) -> Result:
     return result
 
 
-def _check(worker: _Worker, subject: Subject, results: dict[str, Any]) -> None:
-    answer = worker.ask("check", subject.timeout, case=subject.id, results=results)
-    if answer["difference"] is not None:
-        what = "the results differ" if len(results) > 1 else "the result is wrong"
-        raise _Failure(f"{what}: {answer['difference']}")
+def _check(worker: _Worker, subject: Subject, results: dict[str, Any]) -> dict[str, str]:
+    """Compare what the sides gave; return the rivals that gave something else, and what.
+
+    A rival may be an approximation. It is not measured then; native and the first side still are.
+
+    Raises:
+        _Failure: Native, or the side that all are compared with, gave something else.
+    """
+
+    def difference(of: dict[str, Any]) -> str | None:
+        answer = worker.ask("check", subject.timeout, case=subject.id, results=of)
+        found: str | None = answer["difference"]
+        return found
+
+    found = difference(results)
+    if found is None:
+        return {}
+    first = next(iter(results))
+    rivals = [side for side in results if side not in {first, "native"}]
+    ours = {side: result for side, result in results.items() if side not in rivals}
+    if rivals and len(ours) > 1 and difference(ours) is None:
+        pairs = {side: {first: results[first], side: results[side]} for side in rivals}
+        apart = {side: said for side, pair in pairs.items() if (said := difference(pair))}
+        if apart:
+            return apart
+    what = "the results differ" if len(results) > 1 else "the result is wrong"
+    raise _Failure(f"{what}: {found}")
 
 
 def _ask(worker: _Worker, subject: Subject, side: str, op: str, **arguments: Any) -> dict[str, Any]:
