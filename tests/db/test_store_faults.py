@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -150,21 +151,28 @@ def test_a_full_disk_costs_the_write_that_met_it_and_no_other(tmp_path, kind, li
     assert done.returncode == 0, done.stderr
 
 
+@contextlib.contextmanager
+def read_only(directory):
+    """Let a user without privileges read a directory and what is in it, and nothing else."""
+    for file in directory.iterdir():
+        file.chmod(0o444)
+    directory.chmod(0o555)
+    for above in directory.parents[:2]:
+        above.chmod(0o755)
+    try:
+        yield
+    finally:
+        directory.chmod(0o755)
+
+
 @STORES
 def test_a_directory_that_turns_read_only_is_an_error_that_names_it(tmp_path, kind):
     place = tmp_path / "store.db"
     assert run("store.add('w', 0); store.store.close()", kind, place).returncode == 0
-    for file in tmp_path.iterdir():
-        file.chmod(0o444)
-    tmp_path.chmod(0o555)
-    for above in tmp_path.parents[:2]:
-        above.chmod(0o755)
-    try:
+    with read_only(tmp_path):
         done = run(UNPRIVILEGED, kind, place, env={**os.environ, "HOME": str(tmp_path)})
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(str(place))
-    finally:
-        tmp_path.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(place))
 
 
 @STORES
@@ -178,16 +186,9 @@ def test_what_is_in_a_read_only_directory_can_be_read(tmp_path, kind, copied):
             if file != place:
                 file.unlink()
     names = sorted(file.name for file in tmp_path.iterdir())
-    for file in tmp_path.iterdir():
-        file.chmod(0o444)
-    tmp_path.chmod(0o555)
-    for above in tmp_path.parents[:2]:
-        above.chmod(0o755)
-    try:
+    with read_only(tmp_path):
         done = run(READING, kind, place, env={**os.environ, "HOME": str(tmp_path)})
-        assert (done.returncode, done.stdout) == (0, f"{names}\n"), done.stderr
-    finally:
-        tmp_path.chmod(0o755)
+    assert (done.returncode, done.stdout) == (0, f"{names}\n"), done.stderr
 
 
 @STORES
